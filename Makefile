@@ -1,0 +1,34 @@
+# Every command of the README. "make" alone lists them.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help train test gradcheck lint tensorboard
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+train: .venv/installed  ## train on MNIST; flags by ARGS="--epochs 3 --activation gelu"
+	$(BIN)/python train.py $(ARGS)
+
+test: .venv/installed  ## run the whole suite
+	$(BIN)/python -m pytest $(ARGS)
+
+gradcheck: .venv/installed  ## prove every gradient and print the table of errors
+	$(BIN)/python -m pytest tests/test_gradcheck.py --quiet --error-table $(ARGS)
+
+lint: .venv/installed  ## ruff, ruff format, mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+tensorboard: .venv/installed  ## open runs/
+	$(BIN)/tensorboard --logdir runs $(ARGS)
+
+# Made once, and again only when pyproject.toml is newer.
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	@touch $@
