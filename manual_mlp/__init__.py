@@ -1,0 +1,9 @@
+"""Dense layers for PyTorch whose backward pass is written by hand."""
+
+from manual_mlp import activations
+from manual_mlp.activations import Activation
+from manual_mlp.dense import dense
+from manual_mlp.modules import MLP, Dense, Linear
+from manual_mlp.output import dense_squared_error
+
+__all__ = ["MLP", "Activation", "Dense", "Linear", "activations", "dense", "dense_squared_error"]

@@ -1,0 +1,334 @@
+"""The activations: f, f′ and f″, each written beside its formula.
+
+The conventions at kinks and the stable forms are those of ``torch.nn.functional``.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manual_mlp.activations.record import Activation, Entrywise, register
+
+aten = torch.ops.aten
+
+
+@register
+def identity() -> Activation:
+    """f = z."""
+    return Activation(
+        f=lambda z: z,
+        df=torch.ones_like,
+        d2f=torch.zeros_like,
+        df_y=torch.ones_like,
+        d2f_y=torch.zeros_like,
+        kernel=lambda dy, _: dy,
+    )
+
+
+@register
+def relu() -> Activation:
+    """f = max(z, 0); f′(0) = 0."""
+    return Activation(
+        f=torch.relu,
+        df=lambda z: _step(z, 0.0),
+        d2f=torch.zeros_like,
+        df_y=lambda y: _step(y, 0.0),
+        d2f_y=torch.zeros_like,
+        kernel=lambda dy, y: aten.threshold_backward.default(dy, y, 0),
+    )
+
+
+@register
+def leaky_relu(negative_slope: float = 0.01) -> Activation:
+    """f = z if z > 0 else a z; f′(0) = a."""
+    a = negative_slope
+    # With a < 0 the function falls and rises: y does not tell which side z was on.
+    one_to_one = a >= 0
+    return Activation(
+        f=lambda z: F.leaky_relu(z, a),
+        df=lambda z: _step(z, a),
+        d2f=torch.zeros_like,
+        df_y=(lambda y: _step(y, a)) if one_to_one else None,
+        d2f_y=torch.zeros_like if one_to_one else None,
+        kernel=lambda dy, kept: aten.leaky_relu_backward.default(dy, kept, a, one_to_one),
+    )
+
+
+@register
+def elu(alpha: float = 1.0) -> Activation:
+    """f = z if z > 0 else α(eᶻ − 1); f′(0) = α."""
+    return _exponential(lambda z: F.elu(z, alpha), alpha, 1.0, 1.0)
+
+
+@register
+def celu(alpha: float = 1.0) -> Activation:
+    """f = z if z > 0 else α(exp(z/α) − 1)."""
+    return _exponential(lambda z: F.celu(z, alpha), alpha, 1.0, 1.0 / alpha)
+
+
+@register
+def selu() -> Activation:
+    """f = s z if z > 0 else s α(eᶻ − 1), with the constants of Klambauer et al. (2017)."""
+    return _exponential(F.selu, 1.6732632423543772, 1.0507009873554805, 1.0)
+
+
+@register
+def sigmoid() -> Activation:
+    """f = σ(z) = 1/(1 + e⁻ᶻ); f′ = y(1 − y); f″ = y(1 − y)(1 − 2y)."""
+
+    def df_y(y: Tensor) -> Tensor:
+        return y * (1 - y)
+
+    def d2f_y(y: Tensor) -> Tensor:
+        return y * (1 - y) * (1 - 2 * y)
+
+    return Activation(
+        f=torch.sigmoid,
+        df=lambda z: df_y(torch.sigmoid(z)),
+        d2f=lambda z: d2f_y(torch.sigmoid(z)),
+        df_y=df_y,
+        d2f_y=d2f_y,
+        kernel=aten.sigmoid_backward.default,
+    )
+
+
+@register
+def logsigmoid() -> Activation:
+    """f = ln σ(z); f′ = σ(−z) = 1 − eʸ; f″ = −σ(z) σ(−z)."""
+    return Activation(
+        f=F.logsigmoid,
+        df=lambda z: torch.sigmoid(-z),
+        d2f=lambda z: -torch.sigmoid(z) * torch.sigmoid(-z),
+        df_y=lambda y: -torch.expm1(y),
+        d2f_y=lambda y: torch.exp(y) * torch.expm1(y),
+    )
+
+
+@register
+def tanh() -> Activation:
+    """f = tanh z; f′ = 1 − y²; f″ = −2y(1 − y²)."""
+
+    def df_y(y: Tensor) -> Tensor:
+        return 1 - y * y
+
+    def d2f_y(y: Tensor) -> Tensor:
+        return -2 * y * (1 - y * y)
+
+    return Activation(
+        f=torch.tanh,
+        df=lambda z: df_y(torch.tanh(z)),
+        d2f=lambda z: d2f_y(torch.tanh(z)),
+        df_y=df_y,
+        d2f_y=d2f_y,
+        kernel=aten.tanh_backward.default,
+    )
+
+
+@register
+def softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
+    """f = ln(1 + exp(βz))/β, and z itself past βz > threshold; f′ = σ(βz); f″ = β σ(βz) σ(−βz)."""
+    return Activation(
+        f=lambda z: F.softplus(z, beta, threshold),
+        df=lambda z: torch.sigmoid(beta * z).masked_fill(beta * z > threshold, 1.0),
+        d2f=lambda z: (beta * torch.sigmoid(beta * z) * torch.sigmoid(-beta * z)).masked_fill(
+            beta * z >= threshold, 0.0
+        ),
+        kernel=lambda dy, z: aten.softplus_backward.default(dy, z, beta, threshold),
+    )
+
+
+@register
+def softsign() -> Activation:
+    """f = z/(1 + |z|); f′ = 1/(1 + |z|)² = (1 − |y|)²; f″ = −2 sgn(z)/(1 + |z|)³."""
+    return Activation(
+        f=F.softsign,
+        df=lambda z: (1 + z.abs()) ** -2,
+        d2f=lambda z: -2 * z.sgn() * (1 + z.abs()) ** -3,
+        df_y=lambda y: (1 - y.abs()) ** 2,
+        d2f_y=lambda y: -2 * y.sgn() * (1 - y.abs()) ** 3,
+    )
+
+
+@register
+def hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Activation:
+    """f = min(max(z, a), b); f′ = 1 strictly between a and b, else 0."""
+    if not min_val < max_val:
+        raise ValueError(f"expected min_val < max_val, got min_val={min_val}, max_val={max_val}")
+    return _clipped(lambda z: F.hardtanh(z, min_val, max_val), min_val, max_val)
+
+
+@register
+def relu6() -> Activation:
+    """f = min(max(z, 0), 6); f′ = 1 strictly between 0 and 6, else 0."""
+    return _clipped(F.relu6, 0.0, 6.0)
+
+
+@register
+def hardsigmoid() -> Activation:
+    """f = min(max(z/6 + ½, 0), 1); f′ = 1/6 strictly between −3 and 3, else 0."""
+    # f′ is not taken from y: close to a corner y rounds to 0 or 1 before z gets there.
+    return Activation(
+        f=F.hardsigmoid,
+        df=lambda z: _between(z, -3.0, 3.0) / 6,
+        d2f=torch.zeros_like,
+        kernel=aten.hardsigmoid_backward.default,
+    )
+
+
+@register
+def hardswish() -> Activation:
+    """f = z min(max(z/6 + ½, 0), 1); f′ = z/3 + ½ between −3 and 3, then 0 below and 1 above."""
+    return Activation(
+        f=F.hardswish,
+        df=lambda z: (z / 3 + 0.5).masked_fill(z <= -3, 0.0).masked_fill(z >= 3, 1.0),
+        d2f=lambda z: _between(z, -3.0, 3.0) / 3,
+        kernel=aten.hardswish_backward.default,
+    )
+
+
+@register
+def gelu(approximate: str = "none") -> Activation:
+    """f = z Φ(z), Φ the normal distribution function (Hendrycks & Gimpel, 2016).
+
+    "none": f′ = Φ + zφ; f″ = φ(2 − z²), φ the normal density.
+    "tanh": f = ½z(1 + t), t = tanh u, u = √(2/π)(z + 0.044715 z³).
+    """
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"expected approximate 'none' or 'tanh', got {approximate!r}")
+
+    def df(z: Tensor) -> Tensor:
+        return 0.5 * torch.erfc(-z * math.sqrt(0.5)) + z * density(z)
+
+    def d2f(z: Tensor) -> Tensor:
+        return density(z) * (2 - z * z)
+
+    def density(z: Tensor) -> Tensor:
+        return torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+
+    def df_tanh(z: Tensor) -> Tensor:
+        t, du, _ = inner(z)
+        return 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * du
+
+    def d2f_tanh(z: Tensor) -> Tensor:
+        t, du, d2u = inner(z)
+        return (1 - t * t) * (du + 0.5 * z * d2u - z * t * du * du)
+
+    def inner(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        k, c = math.sqrt(2 / math.pi), 0.044715
+        return torch.tanh(k * (z + c * z**3)), k * (1 + 3 * c * z * z), 6 * k * c * z
+
+    return Activation(
+        f=lambda z: F.gelu(z, approximate=approximate),
+        df=df if approximate == "none" else df_tanh,
+        d2f=d2f if approximate == "none" else d2f_tanh,
+        kernel=lambda dy, z: aten.gelu_backward.default(dy, z, approximate=approximate),
+    )
+
+
+@register
+def gelu_tanh() -> Activation:
+    """GELU in its tanh form, by name."""
+    return gelu("tanh")
+
+
+@register
+def silu() -> Activation:
+    """f = zσ(z); f′ = σ(1 + z(1 − σ)); f″ = σ(1 − σ)(2 + z(1 − 2σ))."""
+
+    def df(z: Tensor) -> Tensor:
+        s = torch.sigmoid(z)
+        return s * (1 + z * (1 - s))
+
+    def d2f(z: Tensor) -> Tensor:
+        s = torch.sigmoid(z)
+        return s * (1 - s) * (2 + z * (1 - 2 * s))
+
+    return Activation(f=F.silu, df=df, d2f=d2f, kernel=aten.silu_backward.default)
+
+
+@register
+def mish() -> Activation:
+    """f = zt, t = tanh(ln(1 + eᶻ)) (Misra, 2019); t′ = σ(1 − t²); f′ = t + zt′; f″ = 2t′ + zt″."""
+
+    def df(z: Tensor) -> Tensor:
+        t, s = torch.tanh(F.softplus(z)), torch.sigmoid(z)
+        return t + z * s * (1 - t * t)
+
+    def d2f(z: Tensor) -> Tensor:
+        t, s = torch.tanh(F.softplus(z)), torch.sigmoid(z)
+        return s * (1 - t * t) * (2 + z * (1 - s - 2 * s * t))
+
+    return Activation(f=F.mish, df=df, d2f=d2f, kernel=aten.mish_backward.default)
+
+
+@register
+def squared_relu() -> Activation:
+    """f = max(z, 0)² (So et al., 2021); f′ = 2 max(z, 0); f″ = 2 where z > 0."""
+    # f′ = 2√y is not taken from y: its own derivative is infinite at 0.
+    return Activation(
+        f=lambda z: torch.relu(z).square(),
+        df=lambda z: 2 * torch.relu(z),
+        d2f=lambda z: 2 * _step(z, 0.0),
+    )
+
+
+@register
+def sin(omega: float = 1.0) -> Activation:
+    """f = sin(ωz) (SIREN, Sitzmann et al., 2020: ω = 30); f′ = ω cos(ωz); f″ = −ω² sin(ωz)."""
+    return Activation(
+        f=lambda z: torch.sin(omega * z),
+        df=lambda z: omega * torch.cos(omega * z),
+        d2f=lambda z: -(omega**2) * torch.sin(omega * z),
+    )
+
+
+@register
+def lecun_tanh() -> Activation:
+    """f = a tanh(bz), a = 1.7159, b = ⅔ (LeCun et al., 1998); f′ = ab(1 − (y/a)²)."""
+    a, b = 1.7159, 2 / 3
+
+    def df_y(y: Tensor) -> Tensor:
+        return a * b * (1 - (y / a) ** 2)
+
+    def d2f_y(y: Tensor) -> Tensor:
+        return -2 * b * b * y * (1 - (y / a) ** 2)
+
+    def f(z: Tensor) -> Tensor:
+        return a * torch.tanh(b * z)
+
+    return Activation(f=f, df=lambda z: df_y(f(z)), d2f=lambda z: d2f_y(f(z)), df_y=df_y, d2f_y=d2f_y)
+
+
+def _step(z: Tensor, below: float) -> Tensor:
+    """1 where z > 0, else ``below``; 1 at NaN, as torch has it."""
+    return torch.ones_like(z).masked_fill(z <= 0, below)
+
+
+def _between(z: Tensor, low: float, high: float) -> Tensor:
+    """1 strictly between ``low`` and ``high``, else 0."""
+    return ((z > low) & (z < high)).to(z.dtype)
+
+
+def _clipped(f: Entrywise, low: float, high: float) -> Activation:
+    return Activation(
+        f=f,
+        df=lambda z: _between(z, low, high),
+        d2f=torch.zeros_like,
+        df_y=lambda y: _between(y, low, high),
+        d2f_y=torch.zeros_like,
+        kernel=lambda dy, y: aten.hardtanh_backward.default(dy, y, low, high),
+    )
+
+
+def _exponential(f: Entrywise, alpha: float, scale: float, rate: float) -> Activation:
+    """f = s z if z > 0 else s α(exp(rz) − 1); f′ = s or s α r exp(rz); f″ = 0 or s α r² exp(rz)."""
+    # f′ = y + sα is not taken from y: in float16 it loses twice torch's accuracy.
+    tail = scale * alpha * rate
+    return Activation(
+        f=f,
+        df=lambda z: (tail * torch.exp(rate * z.clamp(max=0))).masked_fill(z > 0, scale),
+        d2f=lambda z: (tail * rate * torch.exp(rate * z.clamp(max=0))).masked_fill(z >= 0, 0.0),
+        kernel=lambda dy, z: aten.elu_backward.default(dy, alpha, scale, rate, False, z),
+    )

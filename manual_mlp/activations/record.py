@@ -1,0 +1,128 @@
+"""The record of an activation, and what the layers ask of it."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any, ParamSpec
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+Entrywise = Callable[[Tensor], Tensor]
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """Hold an entrywise function with its first and second derivative.
+
+    Every function here maps tensors to a new tensor of the same shape and dtype.
+    Derivatives of third order and above differentiate ``d2f`` by autograd.
+
+    Attributes:
+        f: the function, of the pre-activation z.
+        df: f′, of z.
+        d2f: f″, of z.
+        df_y: f′ of the output y = f(z). Give it only where it is exact: the layer then keeps y,
+            which the next layer keeps anyway, instead of z.
+        d2f_y: f″ of the output y.
+        kernel: ``(dy, kept) -> dy ⊙ f′(z)`` in one pass over memory, where ``kept`` is y if
+            ``df_y`` is given, else z. For speed alone: first-order gradients use it.
+        name: shown by ``repr``.
+        params: the arguments that made it, shown by ``repr``.
+
+    Example::
+
+        cubic = Activation(f=lambda z: z**3, df=lambda z: 3 * z**2, d2f=lambda z: 6 * z)
+        y = manual_mlp.dense(input, weight, bias, cubic)
+    """
+
+    f: Entrywise
+    df: Entrywise
+    d2f: Entrywise
+    df_y: Entrywise | None = None
+    d2f_y: Entrywise | None = None
+    kernel: Callable[[Tensor, Tensor], Tensor] | None = None
+    name: str = "custom"
+    params: tuple[Any, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(map(repr, self.params))})"
+
+    def __reduce__(self) -> Any:
+        # Ours is made again by name, so pickle and deepcopy give the one object it is.
+        # A user's own is its functions, which pickle by reference.
+        if _MADE.get((self.name, self.params)) is self:
+            return FACTORIES[self.name], self.params
+        return super().__reduce__()
+
+
+def slope(z: Tensor, activation: Activation) -> Tensor:
+    """Compute f′(z) as an operation whose own derivative is f″, whatever ``df`` is made of."""
+    if torch.compiler.is_compiling():
+        # A compiled graph has no second derivative, and the compiler refuses a Function that defines jvp.
+        return activation.df(_widen(z)).to(z.dtype)
+    return _SlopeFunction.apply(_widen(z), activation).to(z.dtype)  # type: ignore[no-any-return]
+
+
+def times_slope(dy: Tensor, kept: Tensor, activation: Activation, plain: bool) -> Tensor:
+    """Compute dy ⊙ f′ from what the layer kept: y where f′ comes from y, else z.
+
+    ``plain`` allows the record's kernel. The result is a constant to second derivatives.
+    """
+    if plain and activation.kernel is not None:
+        return activation.kernel(dy, kept)
+    df = activation.df_y or activation.df
+    return (_widen(dy) * df(_widen(kept))).to(dy.dtype)
+
+
+def _widen(t: Tensor) -> Tensor:
+    # Half precision is evaluated in float32 and rounded once, as torch's own kernels do.
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+class _SlopeFunction(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, activation: Activation) -> Tensor:
+        return activation.df(z)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        z, ctx.activation = inputs
+        ctx.save_for_backward(z)
+        ctx.save_for_forward(z)
+
+    @staticmethod
+    def backward(ctx: Any, dslope: Tensor) -> Any:
+        (z,) = ctx.saved_tensors
+        return dslope * ctx.activation.d2f(z), None
+
+    @staticmethod
+    def jvp(ctx: Any, dz: Tensor, _: None) -> Tensor:
+        (z,) = ctx.saved_tensors
+        return dz * ctx.activation.d2f(z)  # type: ignore[no-any-return]
+
+
+FACTORIES: dict[str, Callable[..., Activation]] = {}
+_MADE: dict[tuple[str, tuple[Any, ...]], Activation] = {}
+
+
+def register(make: Callable[P, Activation]) -> Callable[P, Activation]:
+    """List a factory under its name, and let equal arguments give the same object."""
+    name, signature = make.__name__, inspect.signature(make)
+
+    @wraps(make)
+    def factory(*args: P.args, **kwargs: P.kwargs) -> Activation:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        params = tuple(bound.arguments.values())
+        if (name, params) not in _MADE:
+            _MADE[name, params] = replace(make(*args, **kwargs), name=name, params=params)
+        return _MADE[name, params]
+
+    FACTORIES[name] = factory
+    return factory

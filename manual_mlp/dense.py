@@ -1,0 +1,230 @@
+"""One dense layer, ``Y = f(HW + B)``, with its derivatives written out.
+
+A tag names the formula that its line computes; ``docs/derivation.md`` proves each of them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from manual_mlp.activations import IDENTITY, Activation, get, slope, times_slope
+from manual_mlp.transforms import Caller, caller, plain, without_jvp
+
+
+def dense(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | nn.Module | Activation | None = None,
+) -> Tensor:
+    r"""Compute ``f(input @ weight.T + bias)``, whose gradients are written by hand.
+
+    The value and every derivative equal those of ``f(F.linear(input, weight, bias))``.
+
+    Args:
+        input: floating-point tensor.
+        weight: of the input's dtype and device; under autocast dtypes may differ.
+        bias: likewise, or None.
+        activation: a name among :func:`manual_mlp.activations.names`, an ``nn`` module, an
+            :class:`~manual_mlp.Activation`, or None for the identity.
+
+    Shape:
+        - input: :math:`(*, D_{in})`
+        - weight: :math:`(D_{out}, D_{in})`
+        - bias: :math:`(D_{out})`
+        - Output: :math:`(*, D_{out})`
+
+    Raises:
+        ValueError: shapes or devices do not fit together, or the activation is not known.
+        TypeError: dtypes differ or are not floating point, or the activation is of a wrong type.
+    """
+    if not isinstance(activation, Activation):
+        activation = get(activation)
+    check_layer(input, weight, bias)
+    who = caller()
+    if who is Caller.EAGER:
+        y = _EagerDenseFunction.apply(input, weight, bias, activation)
+    elif who is Caller.COMPOSITE:
+        y = activation.f(F.linear(input, weight, bias))
+    else:
+        function = _CompiledDenseFunction if who is Caller.COMPILER else DenseFunction
+        y, _ = function.apply(input, weight, bias, activation)
+    return y  # type: ignore[no-any-return]
+
+
+class DenseFunction(Function):
+    """The layer under any transform. Inputs: h (*, D_in), w (D_out, D_in), b (D_out,) or None."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h: Tensor, w: Tensor, b: Tensor | None, activation: Activation) -> tuple[Tensor, Tensor]:
+        z = F.linear(h, w, b)  # (F1)
+        y = activation.f(z)  # (F2)
+        # z is an output, which dense() hides: were it only saved, second derivatives would see a constant.
+        return y if y is not z else z.clone(), z
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        h, w, _, ctx.activation = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(h, w, output[1])
+        ctx.save_for_forward(h, w, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> Any:
+        h, w, z = ctx.saved_tensors
+        delta = None if dy is None else (dy * slope(z, ctx.activation)).to(z.dtype)  # (B1)
+        return *gradients(add(delta, dz), h, w, ctx.needs_input_grad), None
+
+    @staticmethod
+    def jvp(ctx: Any, h_dot: Tensor | None, w_dot: Tensor | None, b_dot: Tensor | None, _: None) -> Any:
+        h, w, z = ctx.saved_tensors
+        z_dot = tangent(h_dot, w_dot, b_dot, h, w, z)
+        return None if z_dot is None else z_dot * slope(z, ctx.activation), z_dot  # (J2)
+
+
+_CompiledDenseFunction = without_jvp(DenseFunction)
+
+
+class _EagerDenseFunction(Function):
+    # The layer outside of any transform, where a call must be quick and keep little: one output, no
+    # setup_context (25 µs a call), and y kept instead of z where f′ comes from y.
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, w: Tensor, b: Tensor | None, activation: Activation) -> Tensor:
+        z = F.linear(h, w, b)  # (F1)
+        y = activation.f(z)  # (F2)
+        if activation is IDENTITY:
+            ctx.save_for_backward(h, w)
+        else:
+            ctx.save_for_backward(h, w, z if activation.df_y is None else y)
+        ctx.activation, ctx.dtype = activation, z.dtype
+        # First-order formulas do not read b, so it is watched instead of saved.
+        ctx.b, ctx.b_version = b, version(b)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        h, w, *kept = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            delta = dy * slope(_z_again(ctx, h, w), ctx.activation)  # (B1)
+        elif kept:
+            delta = times_slope(dy, kept[0], ctx.activation, plain(dy))  # (B1)
+        else:
+            delta = dy
+        return *gradients(like(delta, ctx.dtype), h, w, ctx.needs_input_grad), None
+
+
+def _z_again(ctx: Any, h: Tensor, w: Tensor) -> Tensor:
+    """Compute z as a function of h, w and b: with ``create_graph``, a second derivative goes through it."""
+    b = ctx.b
+    if version(b) != ctx.b_version:
+        raise RuntimeError(
+            f"expected the bias at version {ctx.b_version}, got version {version(b)}: it was modified by an inplace "
+            "operation between the forward pass and a backward pass with create_graph=True"
+        )
+    return F.linear(like(h, ctx.dtype), like(w, ctx.dtype), b if b is None else like(b, ctx.dtype))  # (F1)
+
+
+def gradients(
+    delta: Tensor | None, h: Tensor, w: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Compute dh, dw and db from δ, each if it is needed.
+
+    The products run in δ's dtype: under autocast h and w may be wider.
+    """
+    if delta is None:
+        return None, None, None
+    delta_rows = rows(delta)  # (N, D_out)
+    dh = delta @ like(w, delta.dtype) if needed[0] else None  # (B2)
+    dw = delta_rows.mT @ like(rows(h), delta.dtype) if needed[1] else None  # (B3)
+    db = delta_rows.sum(0) if needed[2] else None  # (B4)
+    return dh, dw, db
+
+
+def tangent(
+    h_dot: Tensor | None, w_dot: Tensor | None, b_dot: Tensor | None, h: Tensor, w: Tensor, z: Tensor
+) -> Tensor | None:
+    """Compute ż from the tangents of h, w and b, where None is zero."""
+    z_dot = None if h_dot is None else F.linear(h_dot, w)  # (J1)
+    z_dot = add(z_dot, None if w_dot is None else F.linear(h, w_dot))  # (J1)
+    return add(z_dot, None if b_dot is None else b_dot.expand_as(z))  # (J1)
+
+
+def rows(t: Tensor) -> Tensor:
+    """View ``(*, D)`` as ``(N, D)``."""
+    return t if t.dim() == 2 else t.reshape(t.shape[:-1].numel(), t.shape[-1])
+
+
+def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Add two tensors, where None is zero."""
+    if a is None or b is None:
+        return a if b is None else b
+    return a + b
+
+
+def like(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast to a dtype, at no cost where it is the tensor's own."""
+    return t if t.dtype is dtype else t.to(dtype)
+
+
+def version(t: Tensor | None) -> int | None:
+    """Count the in-place changes of a tensor; inference tensors do not."""
+    return None if t is None or t.is_inference() else t._version
+
+
+def check_layer(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise an error that says what was expected and what came, unless the three fit together."""
+    if not (
+        isinstance(input, Tensor)
+        and isinstance(weight, Tensor)
+        and weight.dim() == 2
+        and input.dim() > 0
+        and input.shape[-1] == weight.shape[1]
+        and input.dtype is weight.dtype
+        and input.is_floating_point()
+        and input.device == weight.device
+        and input.layout is weight.layout is torch.strided
+        and (
+            bias is None
+            or (
+                isinstance(bias, Tensor)
+                and bias.dim() == 1
+                and bias.shape[0] == weight.shape[0]
+                and bias.dtype is weight.dtype
+                and bias.device == weight.device
+            )
+        )
+    ):
+        _explain(input, weight, bias)
+
+
+def _explain(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    given = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
+    for name, t in given.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"expected {name} to be a tensor, got {type(t).__name__}")
+        if not t.is_floating_point():
+            raise TypeError(f"expected {name} of a floating-point dtype, got {t.dtype}")
+        if t.layout is not torch.strided:
+            raise TypeError(f"expected {name} of layout torch.strided, got {t.layout}")
+    if weight.dim() != 2:
+        raise ValueError(f"expected weight (D_out, D_in), got {tuple(weight.shape)}")
+    d_out, d_in = weight.shape
+    if input.dim() == 0 or input.shape[-1] != d_in:
+        raise ValueError(f"expected input (*, {d_in}) for weight ({d_out}, {d_in}), got {tuple(input.shape)}")
+    if bias is not None and tuple(bias.shape) != (d_out,):
+        raise ValueError(f"expected bias ({d_out},) for weight ({d_out}, {d_in}), got {tuple(bias.shape)}")
+    if len({t.device for t in given.values()}) > 1:
+        raise ValueError(f"expected one device, got {_list(given, 'device')}")
+    if len({t.dtype for t in given.values()}) > 1 and not torch.is_autocast_enabled(input.device.type):
+        raise TypeError(f"expected one dtype, got {_list(given, 'dtype')}")
+
+
+def _list(given: dict[str, Tensor], attribute: str) -> str:
+    return ", ".join(f"{name} {getattr(t, attribute)}" for name, t in given.items())

@@ -1,0 +1,227 @@
+"""Modules that hold parameters and call the functions: no formula lives here."""
+
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import init
+
+from manual_mlp.activations import IDENTITY, Activation, get, to_module
+from manual_mlp.dense import dense
+
+Known: TypeAlias = str | nn.Module | Activation | None
+
+
+class Linear(nn.Linear):
+    """Replace ``nn.Linear``: the same in everything, with gradients written by hand.
+
+    Shape:
+        - Input: :math:`(*, D_{in})`
+        - Output: :math:`(*, D_{out})`
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return dense(input, self.weight, self.bias)
+
+
+class Dense(nn.Module):
+    """Apply a linear map and an activation in one layer.
+
+    Names, shapes and initialisation of the parameters are those of ``nn.Linear``, whose state_dict it
+    loads. It is not an ``nn.Linear``: tools that rewrite those (LoRA, quantizers) would lose the activation.
+
+    Args:
+        in_features: D_in.
+        out_features: D_out.
+        activation: a name among :func:`manual_mlp.activations.names`, an ``nn`` module, an
+            :class:`~manual_mlp.Activation`, or None for the identity.
+        bias: whether to add a learnt bias.
+
+    Shape:
+        - Input: :math:`(*, D_{in})`
+        - Output: :math:`(*, D_{out})`
+
+    Raises:
+        ValueError: a size is negative, or the activation is not known.
+        TypeError: a size is not an int, or the activation is of a wrong type.
+    """
+
+    weight: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        activation: Known = None,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = _check_size("in_features", in_features)
+        self.out_features = _check_size("out_features", out_features)
+        self.activation = get(activation)
+        self.weight = nn.Parameter(torch.empty(self.out_features, self.in_features, device=device, dtype=dtype))
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype)) if bias else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters as ``nn.Linear`` does: uniform within ±1/√D_in."""
+        bound = 1 / math.sqrt(self.in_features) if self.in_features else 0.0
+        if self.weight.numel():
+            init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return dense(input, self.weight, self.bias, self.activation)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"activation={self.activation}, bias={self.bias is not None}"
+        )
+
+
+class MLP(nn.Module):
+    """Chain :class:`Dense` layers, ``layers.0``, ``layers.1``, …
+
+    Args:
+        sizes: D_in, the hidden widths, D_out.
+        activation: of the hidden layers, as in :class:`Dense`.
+        output_activation: of the last layer.
+        bias: whether the layers add a learnt bias.
+        dropout: probability of zeroing an entry of a hidden layer's output in training; one for all
+            hidden layers, or one for each.
+
+    Shape:
+        - Input: :math:`(*, D_{in})`
+        - Output: :math:`(*, D_{out})`
+
+    Raises:
+        ValueError: fewer than two sizes, a negative size, a wrong number of dropouts, a dropout
+            outside [0, 1], or an unknown activation.
+        TypeError: a size is not an int, or an activation is of a wrong type.
+    """
+
+    def __init__(
+        self,
+        sizes: Iterable[int],
+        activation: Known = "relu",
+        output_activation: Known = None,
+        bias: bool = True,
+        dropout: float | Sequence[float] = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = list(sizes)
+        if len(sizes) < 2:
+            raise ValueError(f"expected sizes (D_in, ..., D_out), got {sizes}")
+        hidden = len(sizes) - 2
+        self.dropout = tuple(dropout) if isinstance(dropout, Sequence) else (dropout,) * hidden
+        if len(self.dropout) != hidden or not all(0 <= p <= 1 for p in self.dropout):
+            raise ValueError(f"expected a dropout within [0, 1] for each of {hidden} hidden layers, got {dropout}")
+        activations = [activation] * hidden + [output_activation]
+        self.layers = nn.ModuleList(
+            Dense(d_in, d_out, activation, bias, device, dtype)
+            for d_in, d_out, activation in zip(sizes, sizes[1:], activations, strict=False)
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        y = input
+        for layer, p in zip(self.layers, (*self.dropout, 0.0), strict=True):
+            y = layer(y)
+            if p and self.training:
+                y = F.dropout(y, p)
+        return y
+
+    @classmethod
+    def from_sequential(cls, sequential: nn.Sequential) -> "MLP":
+        """Build the MLP of ``nn.Sequential(Linear, activation, Dropout, Linear, …)``, over the same parameters.
+
+        Activations and dropouts may be missing.
+
+        Raises:
+            TypeError: a module is not one of these, stands where an MLP has none, or has hooks.
+        """
+        blocks: list[list[nn.Module]] = []
+        for name, module in sequential.named_children():
+            _refuse_hooks(name, module)
+            if type(module) in (nn.Linear, Linear):
+                blocks.append([module])
+            elif blocks:
+                blocks[-1].append(module)
+            else:
+                raise TypeError(f"expected Linear first, got {name}: {module}")
+        parsed = [_parse(block) for block in blocks]
+        if parsed and parsed[-1][2]:
+            raise TypeError(f"expected no dropout after the last Linear, got {blocks[-1][-1]}")
+        linears = [linear for linear, _, _ in parsed]
+        widths = [linear.in_features for linear in linears[:1]] + [linear.out_features for linear in linears]
+        mlp = cls(widths, None, dropout=[p for _, _, p in parsed[:-1]], device="meta")
+        for layer, (linear, activation, _) in zip(mlp.layers.children(), parsed, strict=True):
+            assert isinstance(layer, Dense)
+            if layer.in_features != linear.in_features:
+                raise TypeError(f"expected Linear with in_features={layer.in_features}, got {linear}")
+            layer.weight, layer.bias, layer.activation = linear.weight, linear.bias, activation
+        return mlp.train(sequential.training)
+
+    def to_sequential(self) -> nn.Sequential:
+        """Build ``nn.Sequential(nn.Linear, activation, Dropout, …)`` from torch's own layers, over the same parameters.
+
+        Raises:
+            TypeError: a layer was replaced or has hooks.
+        """
+        modules: list[nn.Module] = []
+        for (name, layer), p in zip(self.layers.named_children(), (*self.dropout, 0.0), strict=True):
+            _refuse_hooks(name, layer)
+            if type(layer) is not Dense:
+                raise TypeError(f"expected layer {name} to be Dense, got {type(layer).__name__}")
+            linear = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+            linear.weight = layer.weight
+            linear.register_parameter("bias", layer.bias)
+            modules.append(linear)
+            if layer.activation is not IDENTITY:
+                modules.append(to_module(layer.activation))
+            if p:
+                modules.append(nn.Dropout(p))
+        return nn.Sequential(*modules).train(self.training)
+
+    def extra_repr(self) -> str:
+        return f"dropout={self.dropout}" if any(self.dropout) else ""
+
+
+def _parse(block: list[nn.Module]) -> tuple[nn.Linear, Activation, float]:
+    """Read (Linear), (Linear, activation), (Linear, Dropout) or (Linear, activation, Dropout)."""
+    linear, *rest = block
+    assert isinstance(linear, nn.Linear)
+    p = 0.0
+    if rest and type(rest[-1]) is nn.Dropout:
+        p = rest.pop().p  # type: ignore[assignment]
+    activation = get(rest.pop() if rest else None)
+    if rest:
+        raise TypeError(f"expected Linear, an activation and Dropout, in this order, got {nn.Sequential(*block)}")
+    return linear, activation, p
+
+
+def _refuse_hooks(name: str, module: nn.Module) -> None:
+    if any(getattr(module, f"_{kind}hooks") for kind in ("forward_", "forward_pre_", "backward_", "backward_pre_")):
+        raise TypeError(f"expected a module without hooks, got hooks on {name}: {module}")
+
+
+def _check_size(name: str, size: int) -> int:
+    try:
+        size = operator.index(size)
+    except TypeError:
+        raise TypeError(f"expected {name} to be an int, got {size!r}") from None
+    if size < 0:
+        raise ValueError(f"expected {name} >= 0, got {size}")
+    return size

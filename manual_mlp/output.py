@@ -1,0 +1,126 @@
+"""The last layer and its loss in one step, with δ in closed form."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from manual_mlp.activations import Activation, get, slope
+from manual_mlp.dense import add, check_layer, gradients, tangent
+from manual_mlp.transforms import Caller, caller, without_jvp
+
+
+def dense_squared_error(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    activation: str | nn.Module | Activation | None = None,
+    reduction: str = "sum",
+) -> Tensor:
+    r"""Compute the textbook's J = ½Σ(Y − Y*)² of a dense layer, whose gradient is δ = (Y − Y*) ⊙ f′(Z).
+
+    The value and every derivative equal those of ``0.5 * F.mse_loss(y, target, reduction=reduction)``
+    with ``y = f(F.linear(input, weight, bias))``.
+
+    Args:
+        input: floating-point tensor.
+        weight: of the input's dtype and device; under autocast dtypes may differ.
+        bias: likewise, or None.
+        target: Y*, on the same device. It may require grad.
+        activation: as in :func:`manual_mlp.dense`.
+        reduction: ``"sum"`` over all entries, ``"mean"`` over all entries, or ``"none"``.
+
+    Shape:
+        - input: :math:`(*, D_{in})`
+        - weight: :math:`(D_{out}, D_{in})`
+        - bias: :math:`(D_{out})`
+        - target: :math:`(*, D_{out})`
+        - Output: scalar; :math:`(*, D_{out})` if ``reduction`` is ``"none"``.
+
+    Raises:
+        ValueError: shapes or devices do not fit together, or a name is not known.
+        TypeError: dtypes differ or are not floating point, or the activation is of a wrong type.
+    """
+    if not isinstance(activation, Activation):
+        activation = get(activation)
+    check_layer(input, weight, bias)
+    _check_target(input, weight, target)
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"expected reduction 'none', 'mean' or 'sum', got {reduction!r}")
+    args = input, weight, bias, target, activation, reduction
+    who = caller()
+    if who is Caller.COMPOSITE:
+        loss, _ = DenseSquaredErrorFunction.forward(*args)
+    else:
+        function = DenseSquaredErrorFunction if who is Caller.TRANSFORM else _QuickDenseSquaredErrorFunction
+        loss, _ = function.apply(*args)
+    return loss
+
+
+class DenseSquaredErrorFunction(Function):
+    """The step under any transform; t is the target Y*."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        h: Tensor, w: Tensor, b: Tensor | None, t: Tensor, activation: Activation, reduction: str
+    ) -> tuple[Tensor, Tensor]:
+        z = F.linear(h, w, b)  # (F1)
+        y = activation.f(z)  # (F2)
+        # z is an output, as in DenseFunction, for second derivatives.
+        return 0.5 * _reduce((y - t).square(), reduction), z
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        h, w, _, t, ctx.activation, ctx.reduction = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(h, w, t, output[1])
+        ctx.save_for_forward(h, w, t, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor | None, dz: Tensor | None) -> Any:
+        h, w, t, z = ctx.saved_tensors
+        delta, dt = None, None
+        if dloss is not None:
+            dy = dloss * (ctx.activation.f(z) - t)
+            if ctx.reduction == "mean":
+                dy = dy / z.numel()
+            delta = (dy * slope(z, ctx.activation)).to(z.dtype)  # (O1)
+            dt = -dy if ctx.needs_input_grad[3] else None
+        return *gradients(add(delta, dz), h, w, ctx.needs_input_grad), dt, None, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any, h_dot: Tensor | None, w_dot: Tensor | None, b_dot: Tensor | None, t_dot: Tensor | None, *_: None
+    ) -> Any:
+        h, w, t, z = ctx.saved_tensors
+        z_dot = tangent(h_dot, w_dot, b_dot, h, w, z)
+        y_dot = None if z_dot is None else z_dot * slope(z, ctx.activation)  # (J2)
+        e_dot = add(y_dot, None if t_dot is None else -t_dot)
+        if e_dot is None:
+            return None, None
+        return _reduce((ctx.activation.f(z) - t) * e_dot, ctx.reduction), z_dot
+
+
+_QuickDenseSquaredErrorFunction = without_jvp(DenseSquaredErrorFunction)
+
+
+def _reduce(t: Tensor, reduction: str) -> Tensor:
+    return t if reduction == "none" else t.mean() if reduction == "mean" else t.sum()
+
+
+def _check_target(input: Tensor, weight: Tensor, target: Tensor) -> None:
+    if not isinstance(target, Tensor) or not target.is_floating_point():
+        got = target.dtype if isinstance(target, Tensor) else type(target).__name__
+        raise TypeError(f"expected target to be a floating-point tensor, got {got}")
+    shape = (*input.shape[:-1], weight.shape[0])
+    if target.shape != shape:
+        raise ValueError(f"expected target {tuple(shape)}, got {tuple(target.shape)}")
+    if target.device != input.device:
+        raise ValueError(f"expected target on {input.device}, got {target.device}")
+    if target.dtype is not input.dtype and not torch.is_autocast_enabled(input.device.type):
+        raise TypeError(f"expected target of dtype {input.dtype}, got {target.dtype}")

@@ -1,0 +1,179 @@
+"""Hold docs/derivation.md against the code: its tags, its worked numbers, its formulas."""
+
+import ast
+import builtins
+import io
+import math
+import re
+import tokenize
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from manual_mlp import activations, reference
+
+ROOT = Path(__file__).parents[1]
+DOCUMENT = (ROOT / "docs" / "derivation.md").read_text(encoding="utf-8")
+TAG = re.compile(r"\b[A-Z]\d\b")
+
+
+def tags_in_code() -> set[str]:
+    """Collect the tags in comments such as "# (B1)"."""
+    tags: set[str] = set()
+    for path in (ROOT / "manual_mlp").rglob("*.py"):
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+            if token.type == tokenize.COMMENT:
+                for parenthesis in re.findall(r"\(([^()]*)\)", token.string):
+                    tags.update(TAG.findall(parenthesis))
+    return tags
+
+
+def tags_of_headings() -> list[str]:
+    return re.findall(r"^#+ \(([A-Z]\d)\) ", DOCUMENT, re.MULTILINE)
+
+
+def test_every_tag_in_the_code_is_proved_in_the_document_and_the_reverse() -> None:
+    assert sorted(tags_in_code()) == sorted(tags_of_headings())
+
+
+def test_the_code_computes_every_formula_of_a_first_order_layer() -> None:
+    assert {"F1", "F2", "B1", "B2", "B3", "B4", "J1", "J2", "O1"} <= tags_in_code()
+
+
+def test_the_opening_table_lists_every_proof() -> None:
+    assert sorted(re.findall(r"^\| ([A-Z]\d) \|.*\(#", DOCUMENT, re.MULTILINE)) == sorted(tags_of_headings())
+
+
+def test_every_link_within_the_document_leads_to_a_heading() -> None:
+    headings = re.findall(r"^#+ (.*)", DOCUMENT, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#(.*?)\)", DOCUMENT)) <= anchors
+
+
+def worked_numbers() -> dict[str, Any]:
+    """Read the lines "name = value" of the worked example."""
+    found = {}
+    for block in re.findall(r"^```text\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            name, value = re.fullmatch(r"(.*?) += (\S+(?: \S+)*)(?:  .*)?", line).groups()
+            found[name] = ast.literal_eval(value)
+    return found
+
+
+def cost(H: torch.Tensor, W: torch.Tensor, B: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return (torch.sigmoid(H @ W + B) - target).square().sum() / 2
+
+
+def test_the_worked_example_is_what_autograd_finds() -> None:
+    told = {name: torch.tensor(value, dtype=torch.float64) for name, value in worked_numbers().items()}
+    W, B = (told[name].clone().requires_grad_() for name in ("W", "B"))
+
+    H = told["H"].clone().requires_grad_()
+    Z = H @ W + B
+    Y = torch.sigmoid(Z)
+    J = cost(H, W, B, told["Y*"])
+    dY, delta = torch.autograd.grad((Y - told["Y*"]).square().sum() / 2, (Y, Z))
+    dH, dW, dB = torch.autograd.grad(J, (H, W, B))
+    nudge = torch.zeros_like(W)
+    nudge[1, 1] = 0.0001
+
+    # The bias of one row alone has the derivative δ.
+    delta_2, dW_2 = torch.autograd.grad(cost(told["H of row 2"], W, B, told["Y* of row 2"]), (B, W))
+    h, t = (torch.stack((told[name], told[f"{name} of row 2"])) for name in ("H", "Y*"))
+    dW_both, dB_both = torch.autograd.grad(cost(h, W, B, t), (W, B))
+
+    given = ("H", "W", "B", "Y*", "H of row 2", "Y* of row 2")
+    found = {"Z": Z, "Y": Y, "J": J, "∂J/∂Y": dY, "f′(Z)": Y * (1 - Y), "δ": delta}
+    found |= {"∂J/∂B": dB, "∂J/∂W": dW, "∂J/∂H": dH, "ΔJ/ΔW₂₂": (cost(H, W + nudge, B, told["Y*"]) - J) / 0.0001}
+    found |= {"δ of row 2": delta_2, "Hᵀδ of row 2": dW_2, "∂J/∂W of both": dW_both, "∂J/∂B of both": dB_both}
+    assert set(found) | set(given) == set(told)
+    # The document prints six decimals.
+    wrong = {name: value for name, value in found.items() if not torch.allclose(told[name], value, rtol=0, atol=5.1e-7)}
+    assert not wrong
+
+
+def table_after(heading: str) -> dict[str, list[str]]:
+    """Read the first table after a heading: the name in its first column, the other cells."""
+    rows = re.findall(r"^\| (`.*) \|$", DOCUMENT.split(f"# {heading}\n")[1].split("\n#")[0], re.MULTILINE)
+    cells = [[cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", row)] for row in rows]
+    return {name: rest for name, *rest in cells}
+
+
+OF_Z = table_after("10. The activations")
+OF_Y = table_after("f′ from y")
+ARGUMENTS: dict[str, tuple[float, ...]] = {
+    "leaky_relu": (0.1,),
+    "elu": (1.5,),
+    "celu": (0.7,),
+    "softplus": (2.0, 4.0),
+    "hardtanh": (-0.5, 2.0),
+    "sin": (3.0,),
+}
+# Every kink and threshold of the functions with these arguments is among them.
+POINTS = [-40.0, -6.5, -3.0, -1.0, -0.5, 0.0, 0.3, 1.0, 2.0, 3.0, 6.0, 7.5, 15.0]
+
+
+def name_and_parameters(cell: str) -> tuple[str, dict[str, float]]:
+    name, symbols = re.match(r"`(\w+)(?:\((.*?)\))?`", cell).groups()
+    return name, dict(zip(symbols.split(", ") if symbols else (), ARGUMENTS.get(name, ()), strict=True))
+
+
+def evaluate(formula: str, variables: dict[str, float]) -> float:
+    """Compute a formula as the document writes it."""
+    formula = re.sub(r"\|(.+?)\|", r"abs(\1)", formula)
+    for written, meant in zip("−·≤≥²³√", ("-", "*", "<=", ">=", "**2", "**3", "sqrt"), strict=True):
+        formula = formula.replace(written, meant)
+    functions = {
+        **{name: getattr(math, name) for name in ("exp", "tanh", "sin", "cos", "sqrt")},
+        **{name: getattr(builtins, name) for name in ("abs", "min", "max")},
+        "π": math.pi,
+        "ln": math.log,
+        "sign": lambda x: (x > 0) - (x < 0),
+        "σ": lambda x: 1 / (1 + math.exp(-x)),
+        "φ": lambda x: math.exp(-(x**2) / 2) / math.sqrt(2 * math.pi),
+        "Φ": lambda x: (1 + math.erf(x / math.sqrt(2))) / 2,
+    }
+    return float(eval(formula.replace(", else", " else"), {"__builtins__": {}}, functions | variables))
+
+
+def with_abbreviations(where: str, variables: dict[str, float]) -> dict[str, float]:
+    """Add what a cell such as "a = 2/3, t = tanh(a·z)" defines."""
+    for definition in re.split(r", (?=\w = )", where) if where else ():
+        symbol, formula = definition.split(" = ")
+        variables = variables | {symbol: evaluate(formula, variables)}
+    return variables
+
+
+@pytest.mark.parametrize("cell", OF_Z)
+def test_the_table_of_activations_gives_f_and_its_two_derivatives(cell: str) -> None:
+    name, parameters = name_and_parameters(cell)
+    scalar = reference.ACTIVATIONS[name](*parameters.values())
+    *formulas, where = OF_Z[cell]
+    for z in POINTS:
+        variables = with_abbreviations(where, parameters | {"z": z})
+        told = [evaluate(formula, variables) for formula in formulas]
+        assert told == pytest.approx([scalar.f(z), scalar.df(z), scalar.d2f(z)], rel=1e-11, abs=1e-12), f"z = {z}"
+
+
+@pytest.mark.parametrize("cell", OF_Y)
+def test_the_table_of_slopes_from_y_gives_both_derivatives(cell: str) -> None:
+    name, parameters = name_and_parameters(cell)
+    scalar = reference.ACTIVATIONS[name](*parameters.values())
+    where = next(row[-1] for other, row in OF_Z.items() if name_and_parameters(other)[0] == name)
+    # Constants of the first table hold in the second; z does not.
+    constants = with_abbreviations(where, parameters | {"z": math.nan})
+    for z in POINTS:
+        variables = {**constants, "y": scalar.f(z)}
+        told = [evaluate(formula, variables) for formula in OF_Y[cell]]
+        assert told == pytest.approx([scalar.df(z), scalar.d2f(z)], rel=1e-11, abs=1e-12), f"z = {z}"
+
+
+def test_the_table_of_activations_lists_every_name() -> None:
+    assert sorted(name_and_parameters(cell)[0] for cell in OF_Z) == sorted(activations.names())
+
+
+def test_the_table_of_slopes_from_y_lists_the_activations_that_keep_y() -> None:
+    keep_y = [name for name in activations.names() if activations.get(name).df_y is not None]
+    assert sorted(name_and_parameters(cell)[0] for cell in OF_Y) == sorted(keep_y)
