@@ -85,7 +85,8 @@ class DenseFunction(Function):
     def jvp(ctx: Any, h_dot: Tensor | None, w_dot: Tensor | None, b_dot: Tensor | None, _: None) -> Any:
         h, w, z = ctx.saved_tensors
         z_dot = tangent(h_dot, w_dot, b_dot, h, w, z)
-        return None if z_dot is None else z_dot * slope(z, ctx.activation), z_dot  # (J2)
+        y_dot = None if z_dot is None else (z_dot * slope(z, ctx.activation)).to(z.dtype)  # (J2)
+        return y_dot, z_dot
 
 
 _CompiledDenseFunction = without_jvp(DenseFunction)
@@ -99,36 +100,31 @@ class _EagerDenseFunction(Function):
     def forward(ctx: Any, h: Tensor, w: Tensor, b: Tensor | None, activation: Activation) -> Tensor:
         z = F.linear(h, w, b)  # (F1)
         y = activation.f(z)  # (F2)
-        if activation is IDENTITY:
-            ctx.save_for_backward(h, w)
-        else:
-            ctx.save_for_backward(h, w, z if activation.df_y is None else y)
-        ctx.activation, ctx.dtype = activation, z.dtype
+        kept = None if activation is IDENTITY else z if activation.df_y is None else y
+        ctx.save_for_backward(h, w, kept)
         # First-order formulas do not read b, so it is watched instead of saved.
-        ctx.b, ctx.b_version = b, version(b)
+        ctx.layer = activation, b, None if b is None else b._version
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        h, w, *kept = ctx.saved_tensors
+        h, w, kept = ctx.saved_tensors
+        activation, b, b_version = ctx.layer
         if torch.is_grad_enabled():
-            delta = dy * slope(_z_again(ctx, h, w), ctx.activation)  # (B1)
-        elif kept:
-            delta = times_slope(dy, kept[0], ctx.activation, plain(dy))  # (B1)
+            delta = (dy * slope(_z_again(h, w, b, b_version, dy.dtype), activation)).to(dy.dtype)  # (B1)
         else:
-            delta = dy
-        return *gradients(like(delta, ctx.dtype), h, w, ctx.needs_input_grad), None
+            delta = dy if kept is None else times_slope(dy, kept, activation, plain(dy))  # (B1)
+        return *gradients(delta, h, w, ctx.needs_input_grad), None
 
 
-def _z_again(ctx: Any, h: Tensor, w: Tensor) -> Tensor:
-    """Compute z as a function of h, w and b: with ``create_graph``, a second derivative goes through it."""
-    b = ctx.b
-    if version(b) != ctx.b_version:
+def _z_again(h: Tensor, w: Tensor, b: Tensor | None, b_version: int | None, dtype: torch.dtype) -> Tensor:
+    """Compute z as a function of h, w and b: with ``create_graph``, second derivatives go through it."""
+    if b is not None and b._version != b_version:
         raise RuntimeError(
-            f"expected the bias at version {ctx.b_version}, got version {version(b)}: it was modified by an inplace "
+            f"expected the bias at version {b_version}, got version {b._version}: it was modified by an inplace "
             "operation between the forward pass and a backward pass with create_graph=True"
         )
-    return F.linear(like(h, ctx.dtype), like(w, ctx.dtype), b if b is None else like(b, ctx.dtype))  # (F1)
+    return F.linear(h.to(dtype), w.to(dtype), b if b is None else b.to(dtype))  # (F1)
 
 
 def gradients(
@@ -140,10 +136,13 @@ def gradients(
     """
     if delta is None:
         return None, None, None
+    if not h.dtype == w.dtype == delta.dtype:
+        h, w = h.to(delta.dtype), w.to(delta.dtype)
+    need_dh, need_dw, need_db, *_ = needed
     delta_rows = rows(delta)  # (N, D_out)
-    dh = delta @ like(w, delta.dtype) if needed[0] else None  # (B2)
-    dw = delta_rows.mT @ like(rows(h), delta.dtype) if needed[1] else None  # (B3)
-    db = delta_rows.sum(0) if needed[2] else None  # (B4)
+    dh = delta @ w if need_dh else None  # (B2)
+    dw = delta_rows.mT @ rows(h) if need_dw else None  # (B3)
+    db = delta_rows.sum(0) if need_db else None  # (B4)
     return dh, dw, db
 
 
@@ -168,39 +167,25 @@ def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a + b
 
 
-def like(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast to a dtype, at no cost where it is the tensor's own."""
-    return t if t.dtype is dtype else t.to(dtype)
-
-
-def version(t: Tensor | None) -> int | None:
-    """Count the in-place changes of a tensor; inference tensors do not."""
-    return None if t is None or t.is_inference() else t._version
-
-
 def check_layer(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Raise an error that says what was expected and what came, unless the three fit together."""
-    if not (
-        isinstance(input, Tensor)
-        and isinstance(weight, Tensor)
-        and weight.dim() == 2
-        and input.dim() > 0
-        and input.shape[-1] == weight.shape[1]
-        and input.dtype is weight.dtype
-        and input.is_floating_point()
-        and input.device == weight.device
-        and input.layout is weight.layout is torch.strided
-        and (
-            bias is None
-            or (
-                isinstance(bias, Tensor)
-                and bias.dim() == 1
-                and bias.shape[0] == weight.shape[0]
-                and bias.dtype is weight.dtype
-                and bias.device == weight.device
+    try:
+        fits = (
+            weight.dim() == 2
+            and input.dim() > 0
+            and input.shape[-1] == weight.shape[1]
+            and input.dtype == weight.dtype
+            and input.is_floating_point()
+            and input.device == weight.device
+            and input.layout == weight.layout == torch.strided
+            and (
+                bias is None
+                or (bias.shape == weight.shape[:1] and bias.dtype == weight.dtype and bias.device == weight.device)
             )
         )
-    ):
+    except AttributeError:
+        fits = False
+    if not fits:
         _explain(input, weight, bias)
 
 

@@ -99,7 +99,7 @@ class DenseSquaredErrorFunction(Function):
     ) -> Any:
         h, w, t, z = ctx.saved_tensors
         z_dot = tangent(h_dot, w_dot, b_dot, h, w, z)
-        y_dot = None if z_dot is None else z_dot * slope(z, ctx.activation)  # (J2)
+        y_dot = None if z_dot is None else (z_dot * slope(z, ctx.activation)).to(z.dtype)  # (J2)
         e_dot = add(y_dot, None if t_dot is None else -t_dot)
         if e_dot is None:
             return None, None

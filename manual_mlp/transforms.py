@@ -34,17 +34,11 @@ def caller() -> Caller:
 
 
 def plain(dy: Tensor) -> bool:
-    """Tell whether ``dy`` may enter an operation that no transform can see into.
+    """Tell whether no transform looks into what is done to ``dy`` while grad mode is off.
 
-    That needs grad mode off, no transform, no forward-mode level and no compiler, and a ``dy`` that
-    is not a batch of cotangents (``is_grads_batched``).
+    A batch of cotangents (``is_grads_batched``) counts as one.
     """
-    return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or transforming()
-        or _functorch.is_legacy_batchedtensor(dy)
-    )
+    return not (transforming() or _functorch.is_legacy_batchedtensor(dy))
 
 
 def transforming() -> bool:
@@ -52,10 +46,13 @@ def transforming() -> bool:
     return _functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
-# The compiler cannot trace the question. It enters the transforms itself while it traces, so the answer then holds.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _transforming_while_compiling() -> bool:
     return transforming()
+
+
+# The compiler cannot trace the question, but it enters the transforms itself while it traces, so the answer is a
+# constant. torch.compiler.assume_constant_result sets this same mark, and imports the compiler to do so: seconds.
+_transforming_while_compiling._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _nested_forward_mode() -> bool:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manual_mlp.activations.record import Activation, Entrywise, register
+from manual_mlp.activations.record import FACTORIES, Activation, Entrywise, register, widen
 
 aten = torch.ops.aten
 
@@ -227,10 +227,12 @@ def gelu(approximate: str = "none") -> Activation:
     )
 
 
-@register
 def gelu_tanh() -> Activation:
-    """GELU in its tanh form, by name."""
+    """GELU in its tanh form: ``gelu("tanh")`` by a name."""
     return gelu("tanh")
+
+
+FACTORIES["gelu_tanh"] = gelu_tanh
 
 
 @register
@@ -278,7 +280,7 @@ def squared_relu() -> Activation:
 def sin(omega: float = 1.0) -> Activation:
     """f = sin(ωz) (SIREN, Sitzmann et al., 2020: ω = 30); f′ = ω cos(ωz); f″ = −ω² sin(ωz)."""
     return Activation(
-        f=lambda z: torch.sin(omega * z),
+        f=lambda z: torch.sin(omega * widen(z)).to(z.dtype),
         df=lambda z: omega * torch.cos(omega * z),
         d2f=lambda z: -(omega**2) * torch.sin(omega * z),
     )

@@ -8,6 +8,7 @@ from manual_mlp.activations.catalogue import identity
 from manual_mlp.activations.record import FACTORIES, Activation
 
 IDENTITY = identity()
+_RECORDS = {name: factory() for name, factory in FACTORIES.items()}
 
 # A factory's parameters are named as the module's attributes, in the order of the module's arguments.
 _MODULES: dict[str, type[nn.Module]] = {
@@ -54,7 +55,7 @@ class Entrywise(nn.Module):
 
 def names() -> tuple[str, ...]:
     """List the activations known by name."""
-    return tuple(FACTORIES)
+    return tuple(_RECORDS)
 
 
 def get(activation: str | nn.Module | Activation | None) -> Activation:
@@ -73,9 +74,9 @@ def get(activation: str | nn.Module | Activation | None) -> Activation:
     if activation is None:
         return IDENTITY
     if isinstance(activation, str):
-        if activation not in FACTORIES:
+        if activation not in _RECORDS:
             raise ValueError(f"expected an activation among {', '.join(names())}, got {activation!r}")
-        return FACTORIES[activation]()
+        return _RECORDS[activation]
     if isinstance(activation, Entrywise):
         return activation.activation
     # A subclass may compute something else, so only the class itself will do.

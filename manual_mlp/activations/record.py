@@ -60,11 +60,11 @@ class Activation:
 
 
 def slope(z: Tensor, activation: Activation) -> Tensor:
-    """Compute f′(z) as an operation whose own derivative is f″, whatever ``df`` is made of."""
+    """Compute f′(z), in float32 at least, so that its own derivative is the record's f″."""
     if torch.compiler.is_compiling():
         # A compiled graph has no second derivative, and the compiler refuses a Function that defines jvp.
-        return activation.df(_widen(z)).to(z.dtype)
-    return _SlopeFunction.apply(_widen(z), activation).to(z.dtype)  # type: ignore[no-any-return]
+        return activation.df(widen(z))
+    return _SlopeFunction.apply(widen(z), activation)  # type: ignore[no-any-return]
 
 
 def times_slope(dy: Tensor, kept: Tensor, activation: Activation, plain: bool) -> Tensor:
@@ -75,11 +75,11 @@ def times_slope(dy: Tensor, kept: Tensor, activation: Activation, plain: bool) -
     if plain and activation.kernel is not None:
         return activation.kernel(dy, kept)
     df = activation.df_y or activation.df
-    return (_widen(dy) * df(_widen(kept))).to(dy.dtype)
+    return (widen(dy) * df(widen(kept))).to(dy.dtype)
 
 
-def _widen(t: Tensor) -> Tensor:
-    # Half precision is evaluated in float32 and rounded once, as torch's own kernels do.
+def widen(t: Tensor) -> Tensor:
+    """Turn half precision into float32, so that a result is rounded once, as in torch's own kernels."""
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 

@@ -1,0 +1,25 @@
+"""Run one benchmark: ``python -m benchmarks dense``."""
+
+import sys
+from importlib import import_module
+
+# A command is a module of this package with ``main(arguments) -> exit status``.
+COMMANDS = ("dense",)
+
+
+def main(arguments: list[str]) -> int:
+    """Hand the arguments to the command they name; return its exit status."""
+    usage = f"usage: python -m benchmarks {{{','.join(COMMANDS)}}} [--help]"
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(usage)
+        return 0
+    if not arguments or arguments[0] not in COMMANDS:
+        came = repr(arguments[0]) if arguments else "nothing"
+        print(f"python -m benchmarks: expected a command, one of {', '.join(COMMANDS)}, got {came}", file=sys.stderr)
+        return 2
+    status: int = import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

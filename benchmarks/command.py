@@ -1,0 +1,148 @@
+"""What every command shares: its flags, its tables, its JSON."""
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from benchmarks import machine
+from benchmarks.harness import BLOCK_SECONDS, MIN_ROUNDS
+
+RESULTS = Path(__file__).parent / "results"
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong in one line and exit with status 2."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def positive_int(text: str) -> int:
+    """Read a whole number from 1 up."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, got {text!r}")
+    return int(text)
+
+
+def positive_seconds(text: str) -> float:
+    """Read a positive, finite number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
+    return value
+
+
+def parser(command: str, description: str) -> Parser:
+    """Make the parser with the flags every command has."""
+    flags = Parser(prog=f"python -m benchmarks {command}", description=description)
+    flags.add_argument("--json", action="store_true", help="also write <results>/<machine>-<date>.json")
+    flags.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where --json writes")
+    flags.add_argument("--quick", action="store_true", help="small cases only, less time a row: a look, not a result")
+    flags.add_argument("--seconds", type=positive_seconds, help="time a row (2.5; --quick 0.2)")
+    flags.add_argument("--threads", type=positive_int, nargs="+", metavar="N", help="thread counts (1 2)")
+    flags.add_argument("--malloc", nargs="+", choices=machine.mallocs(), help="CPU allocators (all)")
+    flags.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
+    flags.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
+    return flags
+
+
+def complete(flags: Parser, options: argparse.Namespace) -> None:
+    """Fill in the defaults that depend on the machine and on each other; refuse what it cannot do."""
+    cuda = torch.cuda.is_available()
+    if options.device == "cuda" and not cuda:
+        flags.error("--device cuda: torch finds no CUDA device here")
+    options.device = torch.device(options.device or ("cuda" if cuda else "cpu"))
+    on_cpu = options.device.type == "cpu"
+    if not on_cpu and (options.threads or options.malloc):
+        flags.error("--threads and --malloc are for --device cpu")
+    cores = machine.cores()
+    options.threads = sorted(set(options.threads or ((1, min(2, cores)) if on_cpu else (1,))))
+    if options.threads[-1] > cores:
+        flags.error(f"--threads: expected at most {cores} (the cores there are), got {options.threads[-1]}")
+    options.malloc = tuple(dict.fromkeys(options.malloc or (machine.mallocs() if on_cpu else ("default",))))
+    options.seconds = options.seconds or (0.2 if options.quick else 2.5)
+    if options.json and options.results.exists() and not options.results.is_dir():
+        flags.error(f"--results: expected a directory, got the file {options.results}")
+
+
+def record(options: argparse.Namespace) -> dict[str, object]:
+    """Describe a run: when, on what, how."""
+    return {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": machine.describe(options.device),
+        "settings": {
+            "dtype": options.dtype,
+            "threads": options.threads,
+            "malloc": {name: machine.MALLOCS[name] for name in options.malloc},
+            "seconds_a_row": options.seconds,
+            "block_seconds": BLOCK_SECONDS,
+            "min_rounds": MIN_ROUNDS,
+            "flush_denormal": False,
+            "tf32": False,
+            "quick": options.quick,
+        },
+        "load": machine.load(),
+    }
+
+
+def layout(value: Any, depth: int = 3, pad: str = "") -> str:
+    """Write JSON with five digits, open for three levels (file, command, rows) and one line an entry below."""
+    if not (depth and value and isinstance(value, (dict, list))):
+        rounded = json.loads(json.dumps(value), parse_float=lambda text: float(f"{float(text):.5g}"))
+        return json.dumps(rounded, ensure_ascii=False)
+    entries = [json.dumps(str(key)) + ": " for key in value] if isinstance(value, dict) else [""] * len(value)
+    values = value.values() if isinstance(value, dict) else value
+    lines = [f"{pad} {entry}{layout(item, depth - 1, pad + ' ')}" for entry, item in zip(entries, values, strict=True)]
+    opened, closed = "{}" if isinstance(value, dict) else "[]"
+    return f"{opened}\n" + ",\n".join(lines) + f"\n{pad}{closed}"
+
+
+def save(command: str, run: dict[str, object], options: argparse.Namespace) -> Path:
+    """Write the run under its command's name into this machine's file of today, beside the other commands."""
+    date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    path: Path = options.results / f"{machine.slug(options.device)}-{date}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(layout(whole | {command: run}) + "\n", encoding="utf-8")
+    return path
+
+
+def heading(command: str, run: dict[str, object], options: argparse.Namespace) -> str:
+    """Say in one line what was run, on what and when."""
+    hardware = machine.describe(options.device)
+    where = f"{hardware['device']}, {hardware['cpu']}, {hardware['cores']} cores"
+    return (
+        f"{command}: {options.dtype}, {where}, torch {torch.__version__}, python {platform.python_version()}, "
+        f"{run['date']}, load {run['load']:.2f}"
+    )
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Align the columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [titles, *rows]
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def progress(done: int, total: int, what: str) -> None:
+    """Show on a terminal how far a run is."""
+    if sys.stderr.isatty():
+        end = "\r" if done < total else "\n"
+        print(f"\x1b[2K[{done}/{total}] {what}", end=end, file=sys.stderr, flush=True)

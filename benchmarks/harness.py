@@ -1,0 +1,178 @@
+"""Time providers in shuffled turns over the same tensors, and hold their numbers against float64."""
+
+import gc
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Step = Callable[[], object]
+Layer = Callable[..., Tensor]
+
+BLOCK_SECONDS = 3e-3
+WARMUP_SECONDS = 0.05
+MIN_ROUNDS = 20
+PATIENCE = 5  # a row that takes so many times its seconds ends before its rounds are full
+MAX_ROUNDS = 500
+
+
+class Estimate(NamedTuple):
+    """A median and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Timing(NamedTuple):
+    """Seconds per call of each provider: one entry a round, in the same order for all."""
+
+    seconds: dict[str, Tensor]
+    number: int  # calls in a block
+
+
+def now() -> float:
+    """Read the clock in seconds, once the accelerator (if any) has finished."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def fix(threads: int) -> None:
+    """Fix what a figure depends on: thread count, denormals as torch has them by default, no TF32."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+    torch.set_float32_matmul_precision("highest")
+
+
+def training_step(layer: Layer, tensors: Mapping[str, Tensor], cotangent: Tensor) -> Step:
+    """Make the step that is timed: gradients to None, forward, ``.backward(cotangent)``, as training does it."""
+    inputs = tuple(tensors.values())
+    leaves = [tensor for tensor in inputs if tensor.requires_grad]
+
+    def step() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        layer(*inputs).backward(cotangent)  # type: ignore[no-untyped-call]
+
+    return step
+
+
+def time_block(step: Step, number: int) -> float:
+    """Time ``number`` calls; return seconds per call. The collector rests meanwhile."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        start = now()
+        for _ in range(number):
+            step()
+        return (now() - start) / number
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def autorange(step: Step) -> int:
+    """Find how many calls make a block of at least ``BLOCK_SECONDS``: a power of two."""
+    number = 1
+    while time_block(step, number) * number < BLOCK_SECONDS:
+        number *= 2
+    return number
+
+
+def time_rounds(steps: Mapping[str, Step], seconds: float, seed: int = 0) -> Timing:
+    """Time every step once a round, in an order drawn anew each round, for about ``seconds`` in all."""
+    for step in steps.values():
+        warm = now() + WARMUP_SECONDS
+        step()
+        while now() < warm:
+            step()
+    # The quickest provider sets the block, so that no block is too short; the same for all keeps rounds paired.
+    number = max(autorange(step) for step in steps.values())
+    gc.collect()
+    turns = list(steps)
+    order = random.Random(seed)
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    start = now()
+    for rounds in range(MAX_ROUNDS):
+        spent = now() - start
+        if rounds and spent >= (seconds if rounds >= MIN_ROUNDS else PATIENCE * seconds):
+            break
+        order.shuffle(turns)
+        for name in turns:
+            taken[name].append(time_block(steps[name], number))
+    return Timing({name: torch.tensor(values, dtype=torch.float64) for name, values in taken.items()}, number)
+
+
+def percentile(samples: Tensor, percent: float) -> float:
+    """Return a percentile of the samples, linear between neighbours."""
+    return samples.quantile(percent / 100).item()
+
+
+def bootstrap_median(samples: Tensor, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """Return the median with its 95 % percentile-bootstrap interval."""
+    draw = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(samples), (resamples, len(samples)), generator=draw)
+    medians = samples[chosen].quantile(0.5, dim=1)
+    return Estimate(percentile(samples, 50), percentile(medians, 2.5), percentile(medians, 97.5))
+
+
+def paired_ratio(baseline: Tensor, ours: Tensor) -> Estimate:
+    """Estimate baseline over ours from the ratio of each round: above 1, ours is faster."""
+    return bootstrap_median(baseline / ours)
+
+
+def paired_difference(baseline: Tensor, ours: Tensor) -> Estimate:
+    """Estimate ours minus baseline from the difference of each round, in the unit of the samples."""
+    return bootstrap_median(ours - baseline)
+
+
+def summarise(timing: Timing, baseline: str) -> dict[str, dict[str, object]]:
+    """Turn a timing into the fields of each provider; times in µs."""
+    micros = {name: seconds * 1e6 for name, seconds in timing.seconds.items()}
+    return {
+        name: {
+            "median_us": percentile(samples, 50),
+            "p20_us": percentile(samples, 20),
+            "p80_us": percentile(samples, 80),
+            "ratio": list(paired_ratio(micros[baseline], samples)),
+            "extra_us": list(paired_difference(micros[baseline], samples)),
+        }
+        for name, samples in micros.items()
+    }
+
+
+def gradients(layer: Layer, tensors: Mapping[str, Tensor], cotangent: Tensor) -> dict[str, Tensor | None]:
+    """Run forward and backward once; return the output and the gradient of each leaf, by name."""
+    leaves = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+    for leaf in leaves.values():
+        leaf.grad = None
+    output = layer(*tensors.values())
+    output.backward(cotangent)  # type: ignore[no-untyped-call]
+    return {"output": output.detach()} | {f"d{name}": leaf.grad for name, leaf in leaves.items()}
+
+
+def in_float64(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy the tensors to float64 leaves that require what the originals require."""
+    return {name: t.detach().double().requires_grad_(t.requires_grad) for name, t in tensors.items()}
+
+
+def largest_error(result: Tensor | None, truth: Tensor) -> float:
+    """Return the largest absolute error; infinite where the result is missing, misshapen or NaN."""
+    if result is None or result.shape != truth.shape:
+        return float("inf")
+    error = (result.double() - truth).abs().amax().item() if truth.numel() else 0.0
+    return error if error == error else float("inf")
+
+
+def errors(results: Mapping[str, Tensor | None], truth: Mapping[str, Tensor | None]) -> dict[str, float]:
+    """Return the largest absolute error of every result against float64."""
+    return {name: largest_error(results.get(name), exact) for name, exact in truth.items() if exact is not None}
+
+
+def wrong(ours: Mapping[str, float], baseline: Mapping[str, float]) -> bool:
+    """Tell whether any error is more than twice the baseline's own, plus 1e-6."""
+    return not all(ours[name] <= 2 * baseline[name] + 1e-6 for name in baseline)

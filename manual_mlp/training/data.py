@@ -1,0 +1,104 @@
+"""Training, validation and test images as normalised tensors in the memory of the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manual_mlp.training.errors import InputError
+from manual_mlp.training.sources import Images, open_source
+
+_VALIDATION_SHARE = 12  # one in so many: 5,000 of MNIST's 60,000
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images `(N, height * width)` and labels `(N,)`."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every image once, `size` at a time, the rest last; shuffled where a CPU generator is given."""
+        if generator is None:
+            yield from zip(torch.split(self.images, size), torch.split(self.labels, size), strict=True)
+            return
+        order = torch.randperm(len(self), generator=generator).to(self.labels.device)
+        for rows in torch.split(order, size):
+            yield self.images[rows], self.labels[rows]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The three parts of a data set.
+
+    Attributes:
+        mean, std: of the training pixels, which lie in [0, 1]; every image is `(pixels - mean) / std`.
+        read_test: reads the test images; call it once, when training is over.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    read_test: Callable[[], Split]
+    image_shape: tuple[int, int]
+    mean: float
+    std: float
+    classes: int = 10
+
+    def __str__(self) -> str:
+        height, width = self.image_shape
+        return (
+            f"{self.name}: {len(self.train):,} training and {len(self.validation):,} validation images {height}x{width}"
+        )
+
+
+def load(dataset: str, data_dir: Path, device: torch.device) -> Data:
+    """Load a data set onto the device; the test images stay on disk until `read_test`.
+
+    The last twelfth of the training images is kept for validation.
+
+    Raises:
+        InputError: the files are missing and cannot be downloaded, or they are damaged.
+    """
+    source = open_source(dataset, data_dir)
+    (images, labels), read_test = source.train, source.read_test
+    held_out = len(labels) // _VALIDATION_SHARE
+    if held_out == 0:
+        raise InputError(f"expected at least {_VALIDATION_SHARE} training images in {data_dir}, got {len(labels)}")
+    std, mean = (value.item() for value in torch.std_mean(images[:-held_out]))
+
+    def split(part: Images) -> Split:
+        pixels, classes = (tensor.to(device) for tensor in part)
+        return Split(pixels.flatten(1).sub(mean).div_(std or 1.0), classes)
+
+    return Data(
+        name=source.name,
+        train=split((images[:-held_out], labels[:-held_out])),
+        validation=split((images[-held_out:], labels[-held_out:])),
+        read_test=lambda: split(read_test()),
+        image_shape=(images.shape[1], images.shape[2]),
+        mean=mean,
+        std=std,
+    )
+
+
+def shift(
+    images: Tensor, image_shape: tuple[int, int], pixels: int, background: float, generator: torch.Generator
+) -> Tensor:
+    """Move a batch by one random offset of up to `pixels` each way; what enters is background.
+
+    Shape:
+        images: `(N, height * width)`. Output: the same.
+    """
+    down, right = (torch.randint(-pixels, pixels + 1, (2,), generator=generator)).tolist()
+    moved = F.pad(images.view(-1, *image_shape), (right, -right, down, -down), value=background)
+    return moved.flatten(1)

@@ -1,0 +1,9 @@
+"""The two ways a training run is refused or ends badly."""
+
+
+class InputError(ValueError):
+    """What was asked cannot be done: bad flag, bad file, missing device."""
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a finite number."""

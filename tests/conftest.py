@@ -1,0 +1,71 @@
+"""Fixtures of the whole suite: devices, seeds, and memory that is NaN until it is written."""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import pytest
+import torch
+from torch import Tensor
+
+ERRORS = pytest.StashKey[dict[tuple[str, str], dict[str, float]]]()
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _seeded_and_poisoned() -> Iterator[None]:
+    # In deterministic mode torch fills the memory of torch.empty with NaN.
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def draw(device: str) -> Callable[..., Tensor]:
+    """Draw a float64 tensor of unit variance that requires grad."""
+
+    def normal(*shape: int, dtype: torch.dtype = torch.float64, requires_grad: bool = True) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64).to(device, dtype).requires_grad_(requires_grad)
+
+    return normal
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--error-table", action="store_true", help="print the largest error of every gradient proof")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ERRORS] = defaultdict(dict)
+
+
+@pytest.fixture
+def record_error(request: pytest.FixtureRequest) -> Callable[[str, str, str, float], None]:
+    """Note an error for the table, and keep the largest of each cell."""
+
+    def record(activation: str, bias: str, order: str, error: float) -> None:
+        row = request.config.stash[ERRORS][activation, bias]
+        row[order] = max(error, row.get(order, 0.0))
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    rows = config.stash[ERRORS]
+    if not rows or not config.getoption("--error-table"):
+        return
+    orders = list(next(iter(rows.values())))
+    write = terminalreporter.write_line
+    terminalreporter.section("largest error against central differences, float64")
+    write(f"{'activation':14}{'bias':6}" + "".join(f"{order:>22}" for order in orders))
+    for (activation, bias), row in rows.items():
+        write(f"{activation:14}{bias:6}" + "".join(f"{row[order]:22.1e}" for order in orders))
+    write(f"{'largest':20}" + "".join(f"{max(row[order] for row in rows.values()):22.1e}" for order in orders))

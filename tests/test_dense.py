@@ -1,0 +1,266 @@
+"""dense() against f(F.linear()), in every dtype and layout."""
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manual_mlp import Activation, activations, dense
+from manual_mlp.activations import get
+
+Draw = Callable[..., Tensor]
+every_name = pytest.mark.parametrize("name", activations.names())
+some_names = pytest.mark.parametrize("name", ["identity", "relu", "tanh", "gelu", "silu"])
+
+
+def composite(h: Tensor, w: Tensor, b: Tensor | None, activation: str | Activation) -> Tensor:
+    return get(activation).f(F.linear(h, w, b))
+
+
+def run(layer: Callable[..., Tensor], dy: Tensor, *inputs: Tensor) -> list[Tensor]:
+    """Return the output and the gradient of every input."""
+    y = layer(*inputs)
+    return [y, *torch.autograd.grad(y, [t for t in inputs if t.requires_grad], dy)]
+
+
+def assert_equal(ours: list[Tensor], theirs: list[Tensor], atol: float = 1e-12) -> None:
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+@every_name
+@pytest.mark.parametrize("shape", [(4,), (5, 4), (2, 3, 4), (2, 1, 3, 4), (0, 4), (3, 0, 4)], ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "none"])
+def test_values_and_gradients_are_the_composites(
+    draw: Draw, name: str, shape: tuple[int, ...], bias: bool
+) -> None:
+    h, w, dy = draw(*shape), draw(7, 4), draw(*shape[:-1], 7, requires_grad=False)
+    inputs = (h, w, draw(7)) if bias else (h, w)
+    assert_equal(
+        run(lambda h, w, b=None: dense(h, w, b, name), dy, *inputs),
+        run(lambda h, w, b=None: composite(h, w, b, name), dy, *inputs),
+    )
+
+
+@some_names
+@pytest.mark.parametrize("d_in", [0, 4])
+@pytest.mark.parametrize("d_out", [0, 7])
+def test_layers_without_inputs_or_outputs_work(draw: Draw, name: str, d_in: int, d_out: int) -> None:
+    inputs, dy = (draw(5, d_in), draw(d_out, d_in), draw(d_out)), draw(5, d_out, requires_grad=False)
+    assert_equal(
+        run(lambda *t: dense(*t, name), dy, *inputs), run(lambda *t: composite(*t, name), dy, *inputs)
+    )
+
+
+@some_names
+def test_an_empty_batch_gives_zero_gradients(draw: Draw, name: str) -> None:
+    h, w, b = draw(0, 4), draw(7, 4), draw(7)
+    dense(h, w, b, name).sum().backward()
+    assert h.grad is not None
+    assert h.grad.shape == (0, 4)
+    assert torch.equal(w.grad, torch.zeros_like(w))
+    assert torch.equal(b.grad, torch.zeros_like(b))
+
+
+LAYOUTS = {
+    "transposed": lambda t: t.mT.contiguous().mT,
+    "sliced": lambda t: torch.cat([t, t], -1)[..., ::2],
+    "expanded": lambda t: t[:1].expand_as(t),
+    "offset": lambda t: torch.cat([t[:1], t])[1:],
+}
+
+
+@some_names
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("which", ["input", "weight", "dy"])
+def test_any_memory_layout_gives_the_same(draw: Draw, name: str, layout: Callable[..., Tensor], which: str) -> None:
+    given = {"input": draw(5, 4), "weight": draw(7, 4), "dy": draw(5, 7, requires_grad=False)}
+    given[which] = layout(given[which])
+    inputs, dy = (given["input"], given["weight"], draw(7)), given["dy"]
+    assert_equal(
+        run(lambda *t: dense(*t, name), dy, *inputs), run(lambda *t: composite(*t, name), dy, *inputs)
+    )
+
+
+@some_names
+def test_the_expanded_dy_of_a_sum_is_read_and_not_written(draw: Draw, name: str) -> None:
+    h, w, b = draw(5, 4), draw(7, 4), draw(7)
+    dense(h, w, b, name).sum().backward()
+    expected = torch.autograd.grad(composite(h, w, b, name).sum(), (h, w, b))
+    assert_equal([h.grad, w.grad, b.grad], list(expected))
+    dy = draw(5, 7, requires_grad=False)
+    before = dy.clone()
+    dense(h, w, b, name).backward(dy)
+    assert torch.equal(dy, before)
+
+
+@some_names
+@pytest.mark.parametrize("frozen", list(product([True, False], repeat=3)), ids=str)
+def test_every_subset_of_frozen_inputs_gets_the_gradients_it_asks_for(
+    draw: Draw, name: str, frozen: tuple[bool, ...]
+) -> None:
+    inputs = [t.requires_grad_(not f) for t, f in zip((draw(5, 4), draw(7, 4), draw(7)), frozen, strict=True)]
+    y = dense(*inputs, name)
+    assert y.requires_grad == (not all(frozen))
+    if y.requires_grad:
+        dy = draw(5, 7, requires_grad=False)
+        assert_equal(run(lambda *t: dense(*t, name), dy, *inputs), run(lambda *t: composite(*t, name), dy, *inputs))
+
+
+@some_names
+def test_backward_twice_gives_the_same_twice(draw: Draw, name: str) -> None:
+    h, w, b, dy = draw(5, 4), draw(7, 4), draw(7), draw(5, 7, requires_grad=False)
+    y = dense(h, w, b, name)
+    first = torch.autograd.grad(y, (h, w, b), dy, retain_graph=True)
+    assert_equal(list(first), list(torch.autograd.grad(y, (h, w, b), dy)))
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(y, (h, w, b), dy)
+
+
+@every_name
+def test_saturated_inputs_give_the_composites_gradients(draw: Draw, name: str) -> None:
+    h = (1e4 * draw(5, 4, requires_grad=False)).requires_grad_()
+    inputs, dy = (h, draw(7, 4), draw(7)), draw(5, 7, requires_grad=False)
+    ours = run(lambda *t: dense(*t, name), dy, *inputs)
+    theirs = run(lambda *t: composite(*t, name), dy, *inputs)
+    assert all(t.isfinite().all() for t in ours)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-9)
+
+
+@every_name
+def test_nan_in_gives_nan_out(draw: Draw, name: str) -> None:
+    h, w, b = draw(5, 4), draw(7, 4), draw(7)
+    with torch.no_grad():
+        h[2, 1] = torch.nan
+    ours, theirs = dense(h, w, b, name), composite(h, w, b, name)
+    assert torch.equal(ours.isnan(), theirs.isnan())
+    assert ours[2].isnan().all()
+    grads = torch.autograd.grad(ours.sum(), (h, w, b)), torch.autograd.grad(theirs.sum(), (h, w, b))
+    for a, c in zip(*grads, strict=True):
+        assert torch.equal(a.isnan(), c.isnan())
+
+
+@every_name
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_the_error_is_at_most_twice_torchs_own(device: str, name: str, dtype: torch.dtype) -> None:
+    largest = torch.zeros(2, 4, dtype=torch.float64)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        h, w, b, dy = (torch.randn(*s, device=device).to(dtype) for s in ((33, 17), (29, 17), (29,), (33, 29)))
+        w /= 17**0.5
+        layers = (dense, composite)
+        ours, theirs = (
+            run(lambda *t, f=f: f(*t, name), dy, *(t.detach().requires_grad_() for t in (h, w, b))) for f in layers
+        )
+        truth = run(lambda *t: composite(*t, name), dy.double(), *(t.double().requires_grad_() for t in (h, w, b)))
+        for k, (a, c, exact) in enumerate(zip(ours, theirs, truth, strict=True)):
+            assert a.dtype == c.dtype == dtype
+            errors = torch.stack([(t.double() - exact).abs().max().cpu() for t in (a, c)])
+            largest[:, k] = torch.maximum(largest[:, k], errors.detach())
+    assert (largest[0] <= 2 * largest[1] + 1e-6).all(), largest
+
+
+AUTOCAST = [torch.bfloat16, torch.float16]
+
+
+@every_name
+@pytest.mark.parametrize("dtype", AUTOCAST, ids=str)
+@pytest.mark.parametrize("inside", [False, True], ids=["backward outside", "backward inside"])
+def test_autocast_computes_in_its_dtype_and_gives_gradients_in_the_inputs(
+    draw: Draw, device: str, name: str, dtype: torch.dtype, inside: bool
+) -> None:
+    wide = (draw(5, 4), draw(7, 4), draw(7))
+    truth = run(lambda *t: composite(*t, name), torch.ones(5, 7, device=device, dtype=torch.float64), *wide)
+    errors = []
+    for layer in (dense, composite):
+        inputs = [t.detach().float().requires_grad_() for t in wide]
+        with torch.autocast(device, dtype):
+            y = layer(*inputs, name)
+            if inside:
+                grads = torch.autograd.grad(y.sum(), inputs)
+        if not inside:
+            grads = torch.autograd.grad(y.sum(), inputs)
+        assert [g.dtype for g in grads] == [torch.float32] * 3
+        errors.append([(a.double() - b).abs().max().item() for a, b in zip((y, *grads), truth, strict=True)])
+    for ours, theirs in zip(*errors, strict=True):
+        assert ours <= 2 * theirs + 0.02
+    assert errors[0][0] == errors[1][0]
+
+
+def test_autocast_output_dtype_is_the_composites(draw: Draw, device: str) -> None:
+    h, w, b = (draw(*s, dtype=torch.float32) for s in ((5, 4), (7, 4), (7,)))
+    for name, dtype in product(activations.names(), AUTOCAST):
+        with torch.autocast(device, dtype):
+            assert dense(h, w, b, name).dtype == composite(h, w, b, name).dtype
+
+
+def test_under_autocast_a_half_input_and_float32_parameters_work(draw: Draw, device: str) -> None:
+    h, w, b = draw(5, 4, dtype=torch.bfloat16), draw(7, 4, dtype=torch.float32), draw(7, dtype=torch.float32)
+    with torch.autocast(device, torch.bfloat16):
+        y = dense(h, w, b, "gelu")
+    (dh,) = torch.autograd.grad(y.float().square().sum(), h, create_graph=True)
+    dh.float().square().sum().backward()
+    assert (dh.dtype, w.grad.dtype, b.grad.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+
+
+KEPT = {"identity": "nothing", "relu": "y", "sigmoid": "y", "tanh": "y", "gelu": "z", "silu": "z", "softplus": "z"}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_the_layer_keeps_its_input_its_weight_and_one_tensor_at_most(draw: Draw, name: str) -> None:
+    h, w, b = draw(5, 4), draw(7, 4), draw(7)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = dense(h, w, b, name)
+    pointers = [t.data_ptr() for t in kept]
+    assert pointers[:2] == [h.data_ptr(), w.data_ptr()]
+    assert [t.shape for t in kept[2:]] == ([] if KEPT[name] == "nothing" else [(5, 7)])
+    assert (y.data_ptr() in pointers) == (KEPT[name] == "y")
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_an_in_place_change_of_what_was_kept_raises(draw: Draw, which: int) -> None:
+    inputs = [draw(5, 4), draw(7, 4), draw(7)]
+    y = dense(*inputs, "tanh")
+    with torch.no_grad():
+        (inputs[0], inputs[1], y)[which].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_an_in_place_change_of_the_bias_matters_to_second_derivatives_alone(draw: Draw) -> None:
+    h, w, b = draw(5, 4), draw(7, 4), draw(7)
+    expected = torch.autograd.grad(dense(h, w, b, "tanh").sum(), (h, w, b))
+    y = dense(h, w, b, "tanh")
+    with torch.no_grad():
+        b.mul_(2)
+    assert_equal(list(torch.autograd.grad(y.sum(), (h, w, b), retain_graph=True)), list(expected))
+    with pytest.raises(RuntimeError, match="expected the bias at version 0, got version 1: it was modified by an inplace"):
+        torch.autograd.grad(y.sum(), (h, w, b), create_graph=True)
+
+
+def test_a_bias_that_is_computed_gets_its_second_derivative(draw: Draw) -> None:
+    h, w, b = draw(5, 4), draw(7, 4), draw(7)
+
+    def second(layer: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        (dh,) = torch.autograd.grad(layer(h, w, b.exp(), "tanh").sum(), h, create_graph=True)
+        return torch.autograd.grad(dh.square().sum(), (h, w, b))
+
+    assert_equal(list(second(dense)), list(second(composite)), atol=1e-11)
+
+
+def test_without_grad_mode_nothing_is_kept(draw: Draw) -> None:
+    h, w, b = draw(5, 4), draw(7, 4), draw(7)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            y = dense(h, w, b, "gelu")
+            again = dense(y, y.new_ones(2, 7), y.new_ones(2), "gelu")
+        assert not y.requires_grad
+        assert not again.requires_grad
+        torch.testing.assert_close(y.clone(), composite(h, w, b, "gelu").detach(), rtol=0, atol=0)

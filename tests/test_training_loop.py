@@ -1,0 +1,202 @@
+"""The recipe, the gradient check and the loop, on the embedded digits."""
+
+import functools
+import importlib
+import math
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("torchvision")
+
+import manual_mlp
+from manual_mlp.training import recipe
+from manual_mlp.training.check import GradientCheck
+from manual_mlp.training.config import Config
+from manual_mlp.training.data import load
+from manual_mlp.training.errors import DivergedError, InputError
+from manual_mlp.training.interrupt import Interrupt
+from manual_mlp.training.log import Log
+from manual_mlp.training.loop import Trainer
+
+CPU = torch.device("cpu")
+BASE = Config(dataset="digits", hidden=(32, 16), epochs=2, batch_size=64, check_every=7)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits", Path("unused"), CPU)
+
+
+@pytest.fixture
+def fit(digits, tmp_path):
+    def run(config, interrupt=None):
+        torch.manual_seed(config.seed)
+        trainer = Trainer(recipe.build_model(config, digits, CPU), digits, config)
+        with Log(tmp_path) as log:
+            result = trainer.fit(log, interrupt or Interrupt())
+        return trainer, result
+
+    return run
+
+
+def weights(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(fit):
+    config = replace(BASE, dropout=0.2, shift=0.2)
+    first, second = (weights(fit(config)[0]) for _ in range(2))
+    other = weights(fit(replace(config, seed=1))[0])
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_checking_gradients_does_not_change_what_is_learnt(fit):
+    config = replace(BASE, dropout=0.2)
+    assert torch.equal(weights(fit(config)[0]), weights(fit(replace(config, check_every=0))[0]))
+
+
+def test_every_image_is_trained_on_in_every_epoch(fit, digits):
+    trainer, result = fit(BASE)
+    assert result.steps == 2 * math.ceil(len(digits.train) / 64)
+    assert trainer.step == result.steps
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "rmsprop", "sgd"])
+def test_every_optimizer_learns(fit, digits, optimizer):
+    trainer, _ = fit(replace(BASE, optimizer=optimizer, lr=0.2 if optimizer == "sgd" else 0.004))
+    assert trainer.evaluate(digits.validation).accuracy > 0.6
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_learns_and_keeps_float32_parameters(fit, digits, precision):
+    trainer, result = fit(replace(BASE, precision=precision))
+    assert trainer.evaluate(digits.validation).accuracy > 0.6
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    assert result.gradient_error < 0.01
+
+
+def test_squared_error_learns_and_has_dropout(fit, digits):
+    trainer, _ = fit(replace(BASE, loss="squared-error", dropout=0.1))
+    assert trainer.evaluate(digits.validation).accuracy > 0.6
+
+
+def test_squared_error_is_half_the_squared_distance_from_one_hot_per_image():
+    loss = recipe.make_loss(Config(loss="squared-error", label_smoothing=0.0), 3)
+    outputs = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]])
+    first = ((1 - 0) ** 2 + (2 - 0) ** 2 + (3 - 1) ** 2) / 2
+    assert loss(outputs, torch.tensor([2, 1])).item() == pytest.approx((first + 0) / 2)
+
+
+def test_label_smoothing_spreads_its_share_over_all_classes():
+    outputs, labels = torch.randn(5, 4), torch.tensor([0, 3, 1, 2, 2])
+    target = torch.full((5, 4), 0.2 / 4)
+    target[range(5), labels] += 0.8
+    cross_entropy = recipe.make_loss(Config(label_smoothing=0.2), 4)(outputs, labels)
+    squared_error = recipe.make_loss(Config(label_smoothing=0.2, loss="squared-error"), 4)(outputs, labels)
+    torch.testing.assert_close(cross_entropy, -(target * F.log_softmax(outputs, 1)).sum(1).mean())
+    torch.testing.assert_close(squared_error, (outputs - target).pow(2).sum(1).mean() / 2)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 1000])
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule = recipe.make_schedule(optimizer, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    top = rates.index(max(rates))
+    assert max(rates) == pytest.approx(0.5)
+    assert min(rates) > 0
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert schedule.get_last_lr()[0] == 0
+
+
+def test_the_gradient_check_finds_the_manual_gradient_right_and_leaves_no_trace(digits):
+    model = manual_mlp.MLP([64, 7, 5, 10], "tanh", dropout=0.5)
+    check = GradientCheck(model, recipe.make_loss(BASE, 10))
+    state = torch.get_rng_state()
+    error = check(digits.train.images[:9], digits.train.labels[:9])
+    assert error < 1e-6
+    assert all(p.grad is None for p in model.parameters())
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("factor", [1.5, math.nan])
+def test_the_gradient_check_shows_a_wrong_manual_gradient(digits, monkeypatch, factor):
+    model = manual_mlp.MLP([64, 7, 10], "tanh")
+    check = GradientCheck(model, recipe.make_loss(BASE, 10))
+    # The package exports a function of the module's name.
+    dense = importlib.import_module("manual_mlp.dense")
+    right = dense.gradients
+    monkeypatch.setattr(dense, "gradients", lambda delta, *rest: right(factor * delta, *rest))
+    error = check(digits.train.images[:9], digits.train.labels[:9])
+    assert not error < 1e-3
+    assert not check.worst < 1e-3
+
+
+def test_gradients_are_checked_every_so_many_steps(fit):
+    assert fit(BASE)[1].checks == math.ceil(44 / 7)
+    assert fit(replace(BASE, check_every=0))[1].checks == 0
+
+
+def test_a_loss_that_diverges_ends_the_run_and_says_where(fit):
+    with pytest.raises(DivergedError, match=r"expected a finite loss, got (nan|inf) in epoch 1 at step \d+: .*--lr"):
+        fit(replace(BASE, lr=1e30, optimizer="sgd"))
+
+
+def test_the_first_signal_ends_the_epoch_after_the_step_and_validates(fit, capsys):
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        _, result = fit(BASE, interrupt)
+    assert result.steps == 1
+    assert interrupt.exit_status == 130
+    assert "validation loss" in capsys.readouterr().out
+
+
+def test_the_second_signal_acts_at_once():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.exit_status == 143
+        assert signal.getsignal(signal.SIGTERM) == before
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_compiled_run_learns_what_an_eager_one_does(fit, monkeypatch):
+    # The compiler's front end alone: it needs no C++ compiler.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    config = replace(BASE, epochs=1)
+    compiled, _ = fit(replace(config, compile=True))
+    torch.testing.assert_close(weights(compiled), weights(fit(config)[0]), rtol=1e-3, atol=1e-4)
+
+
+def test_a_compiler_that_fails_is_an_error_in_one_line(digits, monkeypatch):
+    def fail(model):
+        raise RuntimeError("no C++ compiler\nlong story")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(InputError, match=r"expected --compile to work on this machine, got: no C\+\+ compiler$"):
+        Trainer(recipe.build_model(BASE, digits, CPU), digits, replace(BASE, compile=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_learns_in_every_precision(tmp_path):
+    device = recipe.pick_device("auto")
+    data = load("digits", Path("unused"), device)
+    for precision in ("fp32", "bf16", "fp16"):
+        config = replace(BASE, precision=precision)
+        trainer = Trainer(recipe.build_model(config, data, device), data, config)
+        with Log(tmp_path) as log:
+            trainer.fit(log, Interrupt())
+        assert trainer.evaluate(data.read_test()).accuracy > 0.6
