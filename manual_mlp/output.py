@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from manual_mlp.activations import Activation, get, slope
+from manual_mlp.activations import Activation, get, slope, widen
 from manual_mlp.dense import add, check_layer, gradients, tangent
 from manual_mlp.transforms import Caller, caller, without_jvp
 
@@ -71,8 +71,9 @@ class DenseSquaredErrorFunction(Function):
     ) -> tuple[Tensor, Tensor]:
         z = F.linear(h, w, b)  # (F1)
         y = activation.f(z)  # (F2)
+        loss = 0.5 * _reduce((widen(y) - t).square(), reduction)
         # z is an output, as in DenseFunction, for second derivatives.
-        return 0.5 * _reduce((y - t).square(), reduction), z
+        return loss.to(torch.promote_types(y.dtype, t.dtype)), z
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -86,11 +87,11 @@ class DenseSquaredErrorFunction(Function):
         h, w, t, z = ctx.saved_tensors
         delta, dt = None, None
         if dloss is not None:
-            dy = dloss * (ctx.activation.f(z) - t)
+            dy = dloss * (widen(ctx.activation.f(z)) - t)
             if ctx.reduction == "mean":
                 dy = dy / z.numel()
             delta = (dy * slope(z, ctx.activation)).to(z.dtype)  # (O1)
-            dt = -dy if ctx.needs_input_grad[3] else None
+            dt = -dy.to(t.dtype) if ctx.needs_input_grad[3] else None
         return *gradients(add(delta, dz), h, w, ctx.needs_input_grad), dt, None, None
 
     @staticmethod
@@ -103,7 +104,8 @@ class DenseSquaredErrorFunction(Function):
         e_dot = add(y_dot, None if t_dot is None else -t_dot)
         if e_dot is None:
             return None, None
-        return _reduce((ctx.activation.f(z) - t) * e_dot, ctx.reduction), z_dot
+        loss_dot = _reduce((widen(ctx.activation.f(z)) - t) * e_dot, ctx.reduction)
+        return loss_dot.to(e_dot.dtype), z_dot
 
 
 _QuickDenseSquaredErrorFunction = without_jvp(DenseSquaredErrorFunction)

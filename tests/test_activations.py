@@ -14,7 +14,28 @@ from manual_mlp import Activation, activations
 from manual_mlp.activations import get, slope, times_slope, to_module
 
 # Smooth places, kinks, saturation and far beyond.
-POINTS = [-1e4, -88.0, -30.0, -6.0, -3.0, -1.0, -0.3, 0.0, 1e-6, 0.3, 0.5, 1.0, 2.0, 3.0, 5.9, 6.0, 20.0, 30.0, 88.0, 1e4]
+POINTS = [
+    -1e4,
+    -88.0,
+    -30.0,
+    -6.0,
+    -3.0,
+    -1.0,
+    -0.3,
+    0.0,
+    1e-6,
+    0.3,
+    0.5,
+    1.0,
+    2.0,
+    3.0,
+    5.9,
+    6.0,
+    20.0,
+    30.0,
+    88.0,
+    1e4,
+]
 
 # The functions as torch has them, and with parameters that are not the defaults.
 TORCH = {
@@ -94,7 +115,9 @@ def test_the_second_derivative_is_the_slope_of_the_slope(device: str, activation
     z = torch.linspace(-8, 8, 401, dtype=torch.float64, device=device) + 0.0123  # No kink within a step.
     step = 1e-5
     difference = (activation.df(z + step) - activation.df(z - step)) / (2 * step)
-    torch.testing.assert_close(activation.d2f(z), difference, rtol=1e-6, atol=1e-8 * max(1, abs(activation.d2f(z)).max()))
+    torch.testing.assert_close(
+        activation.d2f(z), difference, rtol=1e-6, atol=1e-8 * max(1, abs(activation.d2f(z)).max())
+    )
 
 
 @every_activation
@@ -215,7 +238,9 @@ def test_an_unknown_module_is_told_the_known_ones() -> None:
         pass
 
     for module in (nn.PReLU(), MyReLU()):
-        with pytest.raises(TypeError, match=f"expected an activation module among Identity, ReLU.*{type(module).__name__}"):
+        with pytest.raises(
+            TypeError, match=f"expected an activation module among Identity, ReLU.*{type(module).__name__}"
+        ):
             get(module)
 
 

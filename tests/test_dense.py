@@ -36,9 +36,7 @@ def assert_equal(ours: list[Tensor], theirs: list[Tensor], atol: float = 1e-12) 
 @every_name
 @pytest.mark.parametrize("shape", [(4,), (5, 4), (2, 3, 4), (2, 1, 3, 4), (0, 4), (3, 0, 4)], ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "none"])
-def test_values_and_gradients_are_the_composites(
-    draw: Draw, name: str, shape: tuple[int, ...], bias: bool
-) -> None:
+def test_values_and_gradients_are_the_composites(draw: Draw, name: str, shape: tuple[int, ...], bias: bool) -> None:
     h, w, dy = draw(*shape), draw(7, 4), draw(*shape[:-1], 7, requires_grad=False)
     inputs = (h, w, draw(7)) if bias else (h, w)
     assert_equal(
@@ -52,9 +50,7 @@ def test_values_and_gradients_are_the_composites(
 @pytest.mark.parametrize("d_out", [0, 7])
 def test_layers_without_inputs_or_outputs_work(draw: Draw, name: str, d_in: int, d_out: int) -> None:
     inputs, dy = (draw(5, d_in), draw(d_out, d_in), draw(d_out)), draw(5, d_out, requires_grad=False)
-    assert_equal(
-        run(lambda *t: dense(*t, name), dy, *inputs), run(lambda *t: composite(*t, name), dy, *inputs)
-    )
+    assert_equal(run(lambda *t: dense(*t, name), dy, *inputs), run(lambda *t: composite(*t, name), dy, *inputs))
 
 
 @some_names
@@ -82,9 +78,7 @@ def test_any_memory_layout_gives_the_same(draw: Draw, name: str, layout: Callabl
     given = {"input": draw(5, 4), "weight": draw(7, 4), "dy": draw(5, 7, requires_grad=False)}
     given[which] = layout(given[which])
     inputs, dy = (given["input"], given["weight"], draw(7)), given["dy"]
-    assert_equal(
-        run(lambda *t: dense(*t, name), dy, *inputs), run(lambda *t: composite(*t, name), dy, *inputs)
-    )
+    assert_equal(run(lambda *t: dense(*t, name), dy, *inputs), run(lambda *t: composite(*t, name), dy, *inputs))
 
 
 @some_names
@@ -241,7 +235,9 @@ def test_an_in_place_change_of_the_bias_matters_to_second_derivatives_alone(draw
     with torch.no_grad():
         b.mul_(2)
     assert_equal(list(torch.autograd.grad(y.sum(), (h, w, b), retain_graph=True)), list(expected))
-    with pytest.raises(RuntimeError, match="expected the bias at version 0, got version 1: it was modified by an inplace"):
+    with pytest.raises(
+        RuntimeError, match="expected the bias at version 0, got version 1: it was modified by an inplace"
+    ):
         torch.autograd.grad(y.sum(), (h, w, b), create_graph=True)
 
 

@@ -25,18 +25,14 @@ def operands(draw: Draw, shape: Sequence[int], bias: bool) -> tuple[Tensor, ...]
 
 
 def check(function: Function, inputs: tuple[Tensor, ...]) -> None:
-    assert gradcheck(
-        function, inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
-    )
+    assert gradcheck(function, inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
     assert gradgradcheck(function, inputs, check_fwd_over_rev=True, check_batched_grad=True)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("bias", BIAS.values(), ids=BIAS)
 @pytest.mark.parametrize("name", activations.names())
-def test_dense_passes_gradcheck_and_gradgradcheck(
-    draw: Draw, name: str, bias: bool, shape: tuple[int, ...]
-) -> None:
+def test_dense_passes_gradcheck_and_gradgradcheck(draw: Draw, name: str, bias: bool, shape: tuple[int, ...]) -> None:
     check(lambda h, w, b=None: dense(h, w, b, name), operands(draw, shape, bias))
 
 

@@ -173,6 +173,8 @@ def test_the_second_signal_acts_at_once():
             signal.raise_signal(signal.SIGINT)
 
 
+# torch 2.11 warns of its own compiler's doing.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_compiled_run_learns_what_an_eager_one_does(fit, monkeypatch):
     # The compiler's front end alone: it needs no C++ compiler.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))

@@ -25,7 +25,7 @@ from manual_mlp.activations.catalogue import (
     tanh,
 )
 from manual_mlp.activations.lookup import IDENTITY, Entrywise, get, names, to_module
-from manual_mlp.activations.record import Activation, slope, times_slope
+from manual_mlp.activations.record import Activation, slope, times_slope, widen
 
 __all__ = [
     "IDENTITY",
@@ -57,5 +57,6 @@ __all__ = [
     "squared_relu",
     "tanh",
     "times_slope",
+    "widen",
     "to_module",
 ]

@@ -1,0 +1,82 @@
+"""The rooms, and who may enter which."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import manual_mlp
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "manual_mlp"
+
+# Each room may import those listed, and itself.
+GROUND = {"activations", "transforms"}
+ROOMS = {
+    "activations": set(),
+    "transforms": set(),
+    "reference": set(),
+    "dense": GROUND,
+    "output": GROUND | {"dense"},
+    "modules": GROUND | {"dense", "output"},
+    "training": GROUND | {"dense", "output", "modules"},
+}
+CORE = set(ROOMS) - {"training"}
+
+
+def files(room: str) -> list[Path]:
+    file = PACKAGE / f"{room}.py"
+    return [file] if file.exists() else sorted((PACKAGE / room).rglob("*.py"))
+
+
+def imported(file: Path) -> set[str]:
+    """List the modules that a file imports, wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found.add(node.module)
+            if node.module == "manual_mlp":
+                found |= {f"manual_mlp.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_file_belongs_to_a_room() -> None:
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert rooms - {"__init__", "__main__"} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_rooms_below_it(room: str) -> None:
+    public = {name.rpartition(".")[2] for name in manual_mlp.__all__} if room == "training" else set()
+    for file in files(room):
+        for name in imported(file):
+            package, _, rest = name.partition(".")
+            if package == "manual_mlp" and rest:
+                assert rest.split(".")[0] in ROOMS[room] | {room} | public, f"{file.name} imports {name}"
+
+
+@pytest.mark.parametrize("room", sorted(CORE))
+def test_the_core_imports_torch_alone(room: str) -> None:
+    for file in files(room):
+        packages = {name.split(".")[0] for name in imported(file)} - set(sys.stdlib_module_names)
+        assert packages <= {"torch", "manual_mlp"}, file
+
+
+@pytest.mark.parametrize("room", sorted(set(ROOMS) - {"transforms"}))
+def test_only_transforms_touches_private_torch(room: str) -> None:
+    for file in files(room):
+        chains = [
+            ast.unparse(node) for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)
+        ]
+        private = [chain for chain in chains if re.fullmatch(r"torch(\.\w+)*\._\w+", chain)]
+        assert not private, file
+
+
+def test_the_public_names_are_listed_and_documented() -> None:
+    for name in manual_mlp.__all__:
+        assert getattr(manual_mlp, name).__doc__

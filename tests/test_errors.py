@@ -1,0 +1,96 @@
+"""Bad input: what was expected, and what came."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from manual_mlp import MLP, Dense, dense, dense_squared_error
+
+H, W, B, T = torch.ones(5, 4), torch.ones(7, 4), torch.ones(7), torch.ones(5, 7)
+
+LAYER = [
+    ((torch.ones(32, 10), W, B), ValueError, r"expected input \(\*, 4\) for weight \(7, 4\), got \(32, 10\)"),
+    ((torch.ones(()), W, B), ValueError, r"expected input \(\*, 4\) for weight \(7, 4\), got \(\)"),
+    ((H, torch.ones(4), None), ValueError, r"expected weight \(D_out, D_in\), got \(4,\)"),
+    ((H, torch.ones(1, 7, 4), None), ValueError, r"expected weight \(D_out, D_in\), got \(1, 7, 4\)"),
+    ((H, W, torch.ones(1)), ValueError, r"expected bias \(7,\) for weight \(7, 4\), got \(1,\)"),
+    ((H, W, torch.ones(1, 7)), ValueError, r"expected bias \(7,\) for weight \(7, 4\), got \(1, 7\)"),
+    ((H, W, torch.ones(())), ValueError, r"expected bias \(7,\) for weight \(7, 4\), got \(\)"),
+    ((H.double(), W, B), TypeError, "expected one dtype, got input torch.float64, weight torch.float32, bias torch.fl"),
+    ((H, W, B.half()), TypeError, "expected one dtype, got input torch.float32, weight torch.float32, bias torch.float16"),
+    ((H.to("meta"), W, B), ValueError, "expected one device, got input meta, weight cpu, bias cpu"),
+    ((H, W, B.to("meta")), ValueError, "expected one device, got input cpu, weight cpu, bias meta"),
+    ((H.long(), W.long(), B.long()), TypeError, "expected input of a floating-point dtype, got torch.int64"),
+    ((H, W.int(), B), TypeError, "expected weight of a floating-point dtype, got torch.int32"),
+    ((H.cfloat(), W.cfloat(), None), TypeError, "expected input of a floating-point dtype, got torch.complex64"),
+    ((H.to_sparse(), W, B), TypeError, "expected input of layout torch.strided, got torch.sparse_coo"),
+    (([[1.0] * 4], W, B), TypeError, "expected input to be a tensor, got list"),
+    ((H.numpy(), W, B), TypeError, "expected input to be a tensor, got ndarray"),
+    ((H, W, 0.5), TypeError, "expected bias to be a tensor, got float"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "error", "message"), LAYER, ids=[m[:60] for _, _, m in LAYER])
+@pytest.mark.parametrize(
+    "call", [dense, lambda h, w, b: dense_squared_error(h, w, b, T)], ids=["dense", "squared error"]
+)
+def test_a_layer_refuses_what_does_not_fit(
+    call: Callable[..., Tensor], given: tuple[object, ...], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call(*given)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_tensors_on_two_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected one device, got input cuda:0, weight cpu, bias cpu"):
+        dense(H.cuda(), W, B)
+
+
+def test_unknown_activations_and_reductions_are_told_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="expected an activation among identity.*got 'rleu'"):
+        dense(H, W, B, "rleu")
+    with pytest.raises(TypeError, match="expected a name, an nn.Module, an Activation or None, got function"):
+        dense(H, W, B, torch.nn.functional.silu)
+    with pytest.raises(ValueError, match="expected reduction 'none', 'mean' or 'sum', got 'avg'"):
+        dense_squared_error(H, W, B, T, reduction="avg")
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        (torch.ones(7), ValueError, r"expected target \(5, 7\), got \(7,\)"),
+        (torch.ones(5, 1), ValueError, r"expected target \(5, 7\), got \(5, 1\)"),
+        (T.long(), TypeError, "expected target to be a floating-point tensor, got torch.int64"),
+        (T.double(), TypeError, "expected target of dtype torch.float32, got torch.float64"),
+        (T.to("meta"), ValueError, "expected target on cpu, got meta"),
+        (3, TypeError, "expected target to be a floating-point tensor, got int"),
+    ],
+)
+def test_a_target_that_does_not_fit_is_refused(target: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        dense_squared_error(H, W, B, target)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Dense(-1, 3), ValueError, "expected in_features >= 0, got -1"),
+        (lambda: Dense(3, -1), ValueError, "expected out_features >= 0, got -1"),
+        (lambda: Dense(3.5, 1), TypeError, "expected in_features to be an int, got 3.5"),
+        (lambda: Dense(3, 1, "rleu"), ValueError, "expected an activation among"),
+        (lambda: MLP([]), ValueError, r"expected sizes \(D_in, ..., D_out\), got \[\]"),
+        (lambda: MLP([784]), ValueError, r"expected sizes \(D_in, ..., D_out\), got \[784\]"),
+        (lambda: MLP([784, -5, 10]), ValueError, "expected out_features >= 0, got -5"),
+        (lambda: MLP([4, 5, 3], "rleu"), ValueError, "expected an activation among"),
+        (lambda: MLP([4, 5, 3], output_activation="rleu"), ValueError, "expected an activation among"),
+        (lambda: MLP([4, 5, 3], dropout=1.5), ValueError, r"expected a dropout within \[0, 1\] .* got 1.5"),
+        (lambda: MLP([4, 5, 3], dropout=[0.1, 0.2]), ValueError, "each of 1 hidden layers, got"),
+        (lambda: MLP([4, 5, 3], dropout=float("nan")), ValueError, "expected a dropout within"),
+    ],
+)
+def test_a_module_refuses_what_it_cannot_be(make: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()

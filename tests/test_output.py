@@ -1,0 +1,111 @@
+"""dense_squared_error() against ½ F.mse_loss(f(F.linear()))."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manual_mlp import activations, dense, dense_squared_error
+from manual_mlp.activations import get
+
+Draw = Callable[..., Tensor]
+every_name = pytest.mark.parametrize("name", activations.names())
+every_reduction = pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
+
+
+def composite(h: Tensor, w: Tensor, b: Tensor | None, t: Tensor, name: str, reduction: str) -> Tensor:
+    return 0.5 * F.mse_loss(get(name).f(F.linear(h, w, b)), t, reduction=reduction)
+
+
+@every_name
+@every_reduction
+@pytest.mark.parametrize("shape", [(4,), (5, 4), (2, 3, 4)], ids=str)
+def test_value_and_gradients_are_the_composites(draw: Draw, name: str, reduction: str, shape: tuple[int, ...]) -> None:
+    inputs = draw(*shape), draw(7, 4), draw(7), draw(*shape[:-1], 7)
+    ours, theirs = dense_squared_error(*inputs, name, reduction), composite(*inputs, name, reduction)
+    torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
+    upstream = torch.randn_like(theirs)
+    grads = torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream)
+    # torch holds the slope of hardsigmoid in float32.
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-6 if name == "hardsigmoid" else 1e-12)
+
+
+@every_reduction
+def test_the_reductions_agree_with_each_other(draw: Draw, reduction: str) -> None:
+    inputs = draw(5, 4), draw(7, 4), draw(7), draw(5, 7)
+    every = dense_squared_error(*inputs, "tanh", "none")
+    reduce = {"sum": every.sum(), "mean": every.mean(), "none": every}
+    torch.testing.assert_close(dense_squared_error(*inputs, "tanh", reduction), reduce[reduction])
+
+
+def test_the_textbooks_row_finds_delta_and_the_outer_product(device: str) -> None:
+    # One row H (1×h), W (h×y), B (1×y), as in the textbook; the layer stores Wᵀ.
+    h, w, b, t = (torch.randn(*s, dtype=torch.float64, device=device) for s in ((1, 4), (4, 3), (1, 3), (1, 3)))
+    w.requires_grad_()
+    b.requires_grad_()
+    h.requires_grad_()
+    dense_squared_error(h, w.T, b[0], t, "sigmoid").backward()
+    with torch.no_grad():
+        y = torch.sigmoid(h @ w + b)
+        delta = (y - t) * y * (1 - y)
+        assert (w.grad.shape, b.grad.shape) == (w.shape, b.shape)
+        torch.testing.assert_close(b.grad, delta, rtol=0, atol=1e-15)
+        torch.testing.assert_close(w.grad, h.T @ delta, rtol=0, atol=1e-15)
+        torch.testing.assert_close(w.grad, torch.outer(h[0], delta[0]), rtol=0, atol=1e-15)
+        torch.testing.assert_close(h.grad, delta @ w.T, rtol=0, atol=1e-15)
+
+
+def test_the_loss_differentiates_as_the_layer_with_the_loss_on_top(draw: Draw) -> None:
+    h, w, b, t = draw(5, 4), draw(7, 4), draw(7), draw(5, 7)
+    one = torch.autograd.grad(dense_squared_error(h, w, b, t, "gelu"), (h, w, b, t))
+    two = torch.autograd.grad(0.5 * (dense(h, w, b, "gelu") - t).square().sum(), (h, w, b, t))
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+@every_reduction
+def test_second_derivatives_are_the_composites(draw: Draw, reduction: str) -> None:
+    inputs = draw(5, 4), draw(7, 4), draw(7), draw(5, 7)
+
+    def second(loss: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(loss(*inputs, "tanh", reduction).sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+
+    torch.testing.assert_close(second(dense_squared_error), second(composite), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("frozen", range(4))
+def test_a_frozen_input_gets_no_gradient(draw: Draw, frozen: int) -> None:
+    inputs = [draw(5, 4), draw(7, 4), draw(7), draw(5, 7)]
+    inputs[frozen].requires_grad_(False)
+    dense_squared_error(*inputs).backward()
+    assert [t.grad is None for t in inputs] == [k == frozen for k in range(4)]
+
+
+def test_an_empty_batch_has_zero_loss_and_zero_gradients(draw: Draw) -> None:
+    w, b = draw(7, 4), draw(7)
+    loss = dense_squared_error(draw(0, 4), w, b, draw(0, 7), "relu")
+    loss.backward()
+    assert loss == 0
+    assert not w.grad.any()
+    assert not b.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("autocast", [False, True], ids=["in half precision", "under autocast"])
+def test_the_error_is_at_most_twice_torchs_own(draw: Draw, device: str, dtype: torch.dtype, autocast: bool) -> None:
+    largest = torch.zeros(2, 4)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        inputs = [draw(*s, dtype=torch.float32 if autocast else dtype) for s in ((9, 4), (7, 4), (7,), (9, 7))]
+        wide = [t.detach().double().requires_grad_() for t in inputs]
+        truth = torch.autograd.grad(composite(*wide, "tanh", "sum"), wide)
+        for k, function in enumerate((dense_squared_error, composite)):
+            with torch.autocast(device, dtype, enabled=autocast):
+                loss = function(*inputs, "tanh", "sum")
+            grads = torch.autograd.grad(loss, inputs)
+            assert [g.dtype for g in grads] == [t.dtype for t in inputs]
+            errors = torch.stack([(g.double() - e).abs().max() for g, e in zip(grads, truth, strict=True)])
+            largest[k] = torch.maximum(largest[k], errors.float().cpu())
+    assert (largest[0] <= 2 * largest[1] + 1e-6).all(), largest
