@@ -229,7 +229,7 @@ def test_a_users_own_record_is_right_to_second_order_even_if_its_slope_hides_fro
 
 
 def test_an_unknown_name_is_told_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="expected an activation among identity, relu.*got 'rleu'"):
+    with pytest.raises(ValueError, match=r"expected an activation among identity, relu.*got 'rleu'"):
         get("rleu")
 
 
@@ -239,17 +239,17 @@ def test_an_unknown_module_is_told_the_known_ones() -> None:
 
     for module in (nn.PReLU(), MyReLU()):
         with pytest.raises(
-            TypeError, match=f"expected an activation module among Identity, ReLU.*{type(module).__name__}"
+            TypeError, match=rf"expected an activation module among Identity, ReLU.*{type(module).__name__}"
         ):
             get(module)
 
 
 def test_a_wrong_type_and_wrong_parameters_are_refused() -> None:
-    with pytest.raises(TypeError, match="expected a name, an nn.Module, an Activation or None, got int"):
+    with pytest.raises(TypeError, match=r"expected a name, an nn.Module, an Activation or None, got int"):
         get(3)
-    with pytest.raises(ValueError, match="expected min_val < max_val, got min_val=1.0, max_val=-1.0"):
+    with pytest.raises(ValueError, match=r"expected min_val < max_val, got min_val=1.0, max_val=-1.0"):
         activations.hardtanh(1.0, -1.0)
-    with pytest.raises(ValueError, match="expected approximate 'none' or 'tanh', got 'erf'"):
+    with pytest.raises(ValueError, match=r"expected approximate 'none' or 'tanh', got 'erf'"):
         activations.gelu("erf")
 
 

@@ -66,7 +66,9 @@ def test_every_derivative_equals_a_difference_of_the_order_below(
     def second(transform: Callable[..., Function]) -> Tensor:
         every = tuple(range(len(inputs)))
         blocks = transform(jacrev(value, every), every)(*inputs)
-        return torch.cat([torch.cat([b.reshape(a.numel(), -1) for b in row], 1) for a, row in zip(inputs, blocks)])
+        return torch.cat(
+            [torch.cat([b.reshape(a.numel(), -1) for b in row], 1) for a, row in zip(inputs, blocks, strict=True)]
+        )
 
     slope, curvature = difference(value, inputs), difference(gradient, inputs)
     errors = {

@@ -149,8 +149,8 @@ SEQUENTIALS = {
     "one layer": lambda: nn.Sequential(nn.Linear(4, 3)),
     "relu": lambda: nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 3)),
     "mixed": lambda: nn.Sequential(
-        nn.Linear(4, 7, bias=False), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(7, 6), nn.Linear(6, 5), nn.Dropout(0.1),
-        nn.Linear(5, 3), nn.Softplus(2.0, 3.0),
+        nn.Linear(4, 7, bias=False), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(7, 6), nn.Linear(6, 5),
+        nn.Dropout(0.1), nn.Linear(5, 3), nn.Softplus(2.0, 3.0),
     ),
     "ours": lambda: nn.Sequential(Linear(4, 7), nn.GELU("tanh"), Linear(7, 3, bias=False)),
     "no nn class": lambda: MLP([4, 7, 3], activations.sin(30.0), "lecun_tanh").to_sequential(),

@@ -57,6 +57,6 @@ __all__ = [
     "squared_relu",
     "tanh",
     "times_slope",
-    "widen",
     "to_module",
+    "widen",
 ]
