@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from manual_mlp.activations import IDENTITY, Activation, get, slope, times_slope
+from manual_mlp.activations import IDENTITY, Activation, cast, get, slope, times_slope
 from manual_mlp.transforms import Caller, caller, plain, without_jvp
 
 
@@ -65,8 +65,11 @@ class DenseFunction(Function):
     def forward(h: Tensor, w: Tensor, b: Tensor | None, activation: Activation) -> tuple[Tensor, Tensor]:
         z = F.linear(h, w, b)  # (F1)
         y = activation.f(z)  # (F2)
+        # Two outputs must be two tensors, and torch 2.11 compiles an f that ends in a no-op to zero gradients.
+        if y is z or torch.compiler.is_compiling():
+            y = y.clone()
         # z is an output, which dense() hides: were it only saved, second derivatives would see a constant.
-        return y if y is not z else z.clone(), z
+        return y, z
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -78,15 +81,16 @@ class DenseFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> Any:
         h, w, z = ctx.saved_tensors
-        delta = None if dy is None else (dy * slope(z, ctx.activation)).to(z.dtype)  # (B1)
-        return *gradients(add(delta, dz), h, w, ctx.needs_input_grad), None
+        delta = dz
+        if dy is not None:
+            delta = plus(cast(dy * slope(z, ctx.activation), z.dtype), dz)  # (B1)
+        return *gradients(delta, h, w, ctx.needs_input_grad), None
 
     @staticmethod
     def jvp(ctx: Any, h_dot: Tensor | None, w_dot: Tensor | None, b_dot: Tensor | None, _: None) -> Any:
         h, w, z = ctx.saved_tensors
         z_dot = tangent(h_dot, w_dot, b_dot, h, w, z)
-        y_dot = None if z_dot is None else (z_dot * slope(z, ctx.activation)).to(z.dtype)  # (J2)
-        return y_dot, z_dot
+        return cast(z_dot * slope(z, ctx.activation), z.dtype), z_dot  # (J2)
 
 
 _CompiledDenseFunction = without_jvp(DenseFunction)
@@ -111,7 +115,7 @@ class _EagerDenseFunction(Function):
         h, w, kept = ctx.saved_tensors
         activation, b, b_version = ctx.layer
         if torch.is_grad_enabled():
-            delta = (dy * slope(_z_again(h, w, b, b_version, dy.dtype), activation)).to(dy.dtype)  # (B1)
+            delta = cast(dy * slope(_z_again(h, w, b, b_version, dy.dtype), activation), dy.dtype)  # (B1)
         else:
             delta = dy if kept is None else times_slope(dy, kept, activation, plain(dy))  # (B1)
         return *gradients(delta, h, w, ctx.needs_input_grad), None
@@ -138,33 +142,36 @@ def gradients(
         return None, None, None
     if not h.dtype == w.dtype == delta.dtype:
         h, w = h.to(delta.dtype), w.to(delta.dtype)
-    need_dh, need_dw, need_db, *_ = needed
-    delta_rows = rows(delta)  # (N, D_out)
-    dh = delta @ w if need_dh else None  # (B2)
-    dw = delta_rows.mT @ rows(h) if need_dw else None  # (B3)
-    db = delta_rows.sum(0) if need_db else None  # (B4)
+    dh = delta @ w if needed[0] else None  # (B2)
+    if delta.dim() != 2:
+        delta, h = rows(delta), rows(h)
+    dw = delta.mT @ h if needed[1] else None  # (B3)
+    db = delta.sum(0) if needed[2] else None  # (B4)
     return dh, dw, db
 
 
 def tangent(
     h_dot: Tensor | None, w_dot: Tensor | None, b_dot: Tensor | None, h: Tensor, w: Tensor, z: Tensor
-) -> Tensor | None:
+) -> Tensor:
     """Compute ż from the tangents of h, w and b, where None is zero."""
-    z_dot = None if h_dot is None else F.linear(h_dot, w)  # (J1)
-    z_dot = add(z_dot, None if w_dot is None else F.linear(h, w_dot))  # (J1)
-    return add(z_dot, None if b_dot is None else b_dot.expand_as(z))  # (J1)
+    z_dot = torch.zeros_like(z)
+    if h_dot is not None:
+        z_dot = z_dot + F.linear(h_dot, w)  # (J1)
+    if w_dot is not None:
+        z_dot = z_dot + F.linear(h, w_dot)  # (J1)
+    if b_dot is not None:
+        z_dot = z_dot + b_dot  # (J1)
+    return z_dot
+
+
+def plus(delta: Tensor, dz: Tensor | None) -> Tensor:
+    """Add the cotangent that reaches z itself, where None is zero."""
+    return delta if dz is None else delta + dz
 
 
 def rows(t: Tensor) -> Tensor:
     """View ``(*, D)`` as ``(N, D)``."""
-    return t if t.dim() == 2 else t.reshape(t.shape[:-1].numel(), t.shape[-1])
-
-
-def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """Add two tensors, where None is zero."""
-    if a is None or b is None:
-        return a if b is None else b
-    return a + b
+    return t.reshape(t.shape[:-1].numel(), t.shape[-1])
 
 
 def check_layer(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:

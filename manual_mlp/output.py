@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from manual_mlp.activations import Activation, get, slope, widen
-from manual_mlp.dense import add, check_layer, gradients, tangent
+from manual_mlp.activations import Activation, cast, get, slope, widen
+from manual_mlp.dense import check_layer, gradients, plus, tangent
 from manual_mlp.transforms import Caller, caller, without_jvp
 
 
@@ -73,7 +73,7 @@ class DenseSquaredErrorFunction(Function):
         y = activation.f(z)  # (F2)
         loss = 0.5 * _reduce((widen(y) - t).square(), reduction)
         # z is an output, as in DenseFunction, for second derivatives.
-        return loss.to(torch.promote_types(y.dtype, t.dtype)), z
+        return cast(loss, torch.promote_types(y.dtype, t.dtype)), z
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -85,14 +85,14 @@ class DenseSquaredErrorFunction(Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, dz: Tensor | None) -> Any:
         h, w, t, z = ctx.saved_tensors
-        delta, dt = None, None
+        delta, dt = dz, None
         if dloss is not None:
             dy = dloss * (widen(ctx.activation.f(z)) - t)
             if ctx.reduction == "mean":
                 dy = dy / z.numel()
-            delta = (dy * slope(z, ctx.activation)).to(z.dtype)  # (O1)
-            dt = -dy.to(t.dtype) if ctx.needs_input_grad[3] else None
-        return *gradients(add(delta, dz), h, w, ctx.needs_input_grad), dt, None, None
+            delta = plus(cast(dy * slope(z, ctx.activation), z.dtype), dz)  # (O1)
+            dt = -cast(dy, t.dtype) if ctx.needs_input_grad[3] else None
+        return *gradients(delta, h, w, ctx.needs_input_grad), dt, None, None
 
     @staticmethod
     def jvp(
@@ -100,12 +100,10 @@ class DenseSquaredErrorFunction(Function):
     ) -> Any:
         h, w, t, z = ctx.saved_tensors
         z_dot = tangent(h_dot, w_dot, b_dot, h, w, z)
-        y_dot = None if z_dot is None else (z_dot * slope(z, ctx.activation)).to(z.dtype)  # (J2)
-        e_dot = add(y_dot, None if t_dot is None else -t_dot)
-        if e_dot is None:
-            return None, None
+        y_dot = cast(z_dot * slope(z, ctx.activation), z.dtype)  # (J2)
+        e_dot = y_dot if t_dot is None else y_dot - t_dot
         loss_dot = _reduce((widen(ctx.activation.f(z)) - t) * e_dot, ctx.reduction)
-        return loss_dot.to(e_dot.dtype), z_dot
+        return cast(loss_dot, e_dot.dtype), z_dot
 
 
 _QuickDenseSquaredErrorFunction = without_jvp(DenseSquaredErrorFunction)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from manual_mlp import activations, dense, dense_squared_error, transforms
+from manual_mlp import Activation, activations, dense, dense_squared_error, transforms
 from manual_mlp.activations import get
 from manual_mlp.transforms import Caller, caller, plain
 
@@ -153,6 +153,26 @@ def test_the_compiled_layer_is_right_forward_and_backward(draw: Draw, name: str,
         y, expected = layer(*inputs), get(name).f(F.linear(*inputs))
         assert_equal(y, expected)
         assert_equal(torch.autograd.grad(y.pow(3).sum(), inputs), torch.autograd.grad(expected.pow(3).sum(), inputs))
+
+
+@pytest.mark.parametrize("name", activations.names())
+def test_every_activation_compiles(draw: Draw, name: str) -> None:
+    torch.compiler.reset()
+    inputs = draw(5, 4), draw(7, 4), draw(7)
+    y = torch.compile(lambda *t: dense(*t, name), fullgraph=True, backend="aot_eager")(*inputs)
+    assert_equal(y, dense(*inputs, name))
+    tolerance = 1e-6 if name == "hardsigmoid" else 1e-12
+    grads = (torch.autograd.grad(t.pow(3).sum(), inputs) for t in (y, dense(*inputs, name)))
+    torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance)
+
+
+def test_a_compiled_activation_that_ends_in_a_no_op_is_right(draw: Draw) -> None:
+    torch.compiler.reset()
+    cubic = Activation(lambda z: (z**3).to(z.dtype), lambda z: 3 * z**2, lambda z: 6 * z)
+    inputs = draw(5, 4), draw(7, 4), draw(7)
+    y = torch.compile(lambda *t: dense(*t, cubic), fullgraph=True, backend="aot_eager")(*inputs)
+    expected = F.linear(*inputs) ** 3
+    assert_equal(torch.autograd.grad(y.sum(), inputs), torch.autograd.grad(expected.sum(), inputs))
 
 
 @few_names

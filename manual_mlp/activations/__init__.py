@@ -25,12 +25,13 @@ from manual_mlp.activations.catalogue import (
     tanh,
 )
 from manual_mlp.activations.lookup import IDENTITY, Entrywise, get, names, to_module
-from manual_mlp.activations.record import Activation, slope, times_slope, widen
+from manual_mlp.activations.record import Activation, cast, slope, times_slope, widen
 
 __all__ = [
     "IDENTITY",
     "Activation",
     "Entrywise",
+    "cast",
     "celu",
     "elu",
     "gelu",

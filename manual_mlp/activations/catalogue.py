@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manual_mlp.activations.record import FACTORIES, Activation, Entrywise, register, widen
+from manual_mlp.activations.record import FACTORIES, Activation, Entrywise, cast, register, widen
 
 aten = torch.ops.aten
 
@@ -280,7 +280,7 @@ def squared_relu() -> Activation:
 def sin(omega: float = 1.0) -> Activation:
     """f = sin(ωz) (SIREN, Sitzmann et al., 2020: ω = 30); f′ = ω cos(ωz); f″ = −ω² sin(ωz)."""
     return Activation(
-        f=lambda z: torch.sin(omega * widen(z)).to(z.dtype),
+        f=lambda z: cast(torch.sin(omega * widen(z)), z.dtype),
         df=lambda z: omega * torch.cos(omega * z),
         d2f=lambda z: -(omega**2) * torch.sin(omega * z),
     )

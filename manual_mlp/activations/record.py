@@ -75,12 +75,17 @@ def times_slope(dy: Tensor, kept: Tensor, activation: Activation, plain: bool) -
     if plain and activation.kernel is not None:
         return activation.kernel(dy, kept)
     df = activation.df_y or activation.df
-    return (widen(dy) * df(widen(kept))).to(dy.dtype)
+    return cast(widen(dy) * df(widen(kept)), dy.dtype)
 
 
 def widen(t: Tensor) -> Tensor:
     """Turn half precision into float32, so that a result is rounded once, as in torch's own kernels."""
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn a tensor into a dtype, and leave it alone if it is of that dtype."""
+    return t if t.dtype == dtype else t.to(dtype)
 
 
 class _SlopeFunction(Function):
