@@ -1,11 +1,13 @@
 """Train an MLP whose every gradient is written by hand. `python train.py --help` lists the flags."""
 
 import os
+import signal
 import sys
 
 
 def main() -> int:
-    # Loading torch takes seconds: inside main, Ctrl-C then ends in one line too.
+    # Loading torch takes seconds, and numpy does not survive a KeyboardInterrupt: until then Ctrl-C just ends.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     import torch
 
     from manual_mlp.training import checkpoint, recipe
@@ -15,6 +17,7 @@ def main() -> int:
     from manual_mlp.training.log import Log
     from manual_mlp.training.loop import Trainer
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with one_line_errors():
         config = parse()
         device = recipe.pick_device(config.device)

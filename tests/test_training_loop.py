@@ -179,7 +179,8 @@ def test_a_compiled_run_learns_what_an_eager_one_does(fit, monkeypatch):
     # The compiler's front end alone: it needs no C++ compiler.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     config = replace(BASE, epochs=1)
-    compiled, _ = fit(replace(config, compile=True))
+    compiled, result = fit(replace(config, compile=True))
+    assert result.gradient_error < 1e-6
     torch.testing.assert_close(weights(compiled), weights(fit(config)[0]), rtol=1e-3, atol=1e-4)
 
 

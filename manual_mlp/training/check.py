@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from manual_mlp.modules import MLP
-from manual_mlp.training.recipe import Loss
+from manual_mlp.training.recipe import Forward, Loss
 
 
 class GradientCheck:
@@ -14,13 +14,17 @@ class GradientCheck:
 
     Both networks hold the same Parameter objects. Their `.grad` is left alone, and so are the random numbers.
 
+    Args:
+        forward: what training calls instead of the model, such as its compiled form.
+
     Attributes:
         worst: the largest difference of any gradient entry so far, 0-d.
         count: how many batches were checked.
     """
 
-    def __init__(self, model: MLP, loss: Loss) -> None:
+    def __init__(self, model: MLP, loss: Loss, forward: Forward | None = None) -> None:
         self.model, self.loss = model, loss
+        self.forward = model if forward is None else forward
         self.composite = model.to_sequential().eval()
         self.count = 0
         self.worst = torch.zeros((), device=next(model.parameters()).device)
@@ -32,7 +36,7 @@ class GradientCheck:
         differences = [
             (manual.detach() - autograd.detach()).abs().max().float()
             for manual, autograd in zip(
-                self._gradients(self.model, images, labels),
+                self._gradients(self.forward, images, labels),
                 self._gradients(self.composite, images, labels),
                 strict=True,
             )
@@ -44,7 +48,7 @@ class GradientCheck:
         self.count += 1
         return error
 
-    def _gradients(self, network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    def _gradients(self, network: Forward, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             loss = self.loss(network(images), labels)
             return torch.autograd.grad(loss, list(self.model.parameters()))

@@ -46,7 +46,7 @@ class Config:
     loss: Literal["cross-entropy", "squared-error"] = "cross-entropy"
     """Loss on the last layer's output; squared-error is half the squared distance from the one-hot label."""
 
-    epochs: int = 5
+    epochs: int = 4
     """Passes over the training images."""
 
     batch_size: int = 256

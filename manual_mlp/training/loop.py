@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -64,11 +63,11 @@ class Trainer:
         self.autocast = torch.autocast(self.device.type, _DTYPES[config.precision], config.precision != "fp32")
         # A low first scale: should the very first step overflow, the schedule would warn of a step left out.
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=1024.0, enabled=config.precision == "fp16")
-        self.check = GradientCheck(model, self.loss)
-        self.forward: Callable[[Tensor], Tensor] = model
+        self.forward: recipe.Forward = model
         if config.compile:
             with self.autocast:
                 self.forward = recipe.compile_model(model, data.train.images[: config.batch_size])
+        self.check = GradientCheck(model, self.loss, self.forward)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.shift = round(config.shift * data.image_shape[1])  # pixels
         self.step = 0

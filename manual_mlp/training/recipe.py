@@ -14,6 +14,7 @@ from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data
 from manual_mlp.training.errors import InputError
 
+Forward = Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 _WARMUP = 0.2  # share of the steps
@@ -81,14 +82,14 @@ def make_schedule(optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
     return LambdaLR(optimizer, lambda step: min((step + 1) / warmup, max(0, steps - step) / max(1, steps - warmup)))
 
 
-def compile_model(model: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
+def compile_model(model: nn.Module, images: Tensor) -> Forward:
     """Compile the model and run it forward and backward once.
 
     Raises:
         InputError: torch.compile does not work here, for example for want of a C++ compiler.
     """
     try:
-        compiled: Callable[[Tensor], Tensor] = torch.compile(model)
+        compiled: Forward = torch.compile(model)
         compiled(images).sum().backward()  # type: ignore[no-untyped-call]
     except Exception as error:
         raise InputError(f"expected --compile to work on this machine, got: {_first_line(error)}") from error
