@@ -9,7 +9,7 @@ from torch.autograd import Function
 
 from manual_mlp.activations import Activation, cast, get, slope, widen
 from manual_mlp.dense import check_layer, gradients, plus, tangent
-from manual_mlp.transforms import Caller, caller, without_jvp
+from manual_mlp.transforms import caller, without_jvp
 
 
 def dense_squared_error(
@@ -52,10 +52,10 @@ def dense_squared_error(
         raise ValueError(f"expected reduction 'none', 'mean' or 'sum', got {reduction!r}")
     args = input, weight, bias, target, activation, reduction
     who = caller()
-    if who is Caller.COMPOSITE:
+    if who == "composite":
         loss, _ = DenseSquaredErrorFunction.forward(*args)
     else:
-        function = DenseSquaredErrorFunction if who is Caller.TRANSFORM else _QuickDenseSquaredErrorFunction
+        function = DenseSquaredErrorFunction if who == "transform" else _QuickDenseSquaredErrorFunction
         loss, _ = function.apply(*args)
     return loss
 

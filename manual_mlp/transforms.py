@@ -1,7 +1,6 @@
 """Who is asking for a derivative? The one place that touches torch's private API."""
 
-from enum import Enum, auto
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,27 +9,24 @@ from torch.autograd import Function, forward_ad
 _functorch = torch._C._functorch
 
 
-class Caller(Enum):
-    """Say which form of a Function serves the caller."""
+Caller = Literal["eager", "compiler", "transform", "composite"]
+"""Which form of a Function serves the caller.
 
-    EAGER = auto()
-    """Nothing but eager autograd: a Function without ``jvp``, quick to call, is enough."""
-    COMPILER = auto()
-    """``torch.compile`` traces the call, and refuses a Function that defines ``jvp``."""
-    TRANSFORM = auto()
-    """A ``torch.func`` transform or forward mode: a Function needs ``setup_context`` and ``jvp``."""
-    COMPOSITE = auto()
-    """torch's own operations serve best: it mishandles every Function here, or no gradient is asked for."""
+- eager: nothing but eager autograd, so a Function without ``jvp``, quick to call, is enough;
+- compiler: ``torch.compile`` traces the call, and refuses a Function that defines ``jvp``;
+- transform: a ``torch.func`` transform or forward mode needs a Function with ``setup_context`` and ``jvp``;
+- composite: torch's own operations serve best, as it mishandles every Function here or no gradient is asked for.
+"""
 
 
 def caller() -> Caller:
     """Find out who calls."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         # torch 2.15 is wrong for compile(grad(grad)) and crashes for compile(vmap(grad)).
-        return Caller.COMPOSITE if _transforming_while_compiling() else Caller.COMPILER
+        return "composite" if _transforming_while_compiling() else "compiler"
     if not transforming():
-        return Caller.EAGER if torch.is_grad_enabled() else Caller.COMPOSITE
-    return Caller.COMPOSITE if _nested_forward_mode() else Caller.TRANSFORM
+        return "eager" if torch.is_grad_enabled() else "composite"
+    return "composite" if _nested_forward_mode() else "transform"
 
 
 def plain(dy: Tensor) -> bool:
@@ -38,7 +34,11 @@ def plain(dy: Tensor) -> bool:
 
     A batch of cotangents (``is_grads_batched``) counts as one.
     """
-    return not (transforming() or _functorch.is_legacy_batchedtensor(dy))
+    return (
+        _functorch.maybe_current_level() is None
+        and forward_ad._current_level < 0
+        and not _functorch.is_legacy_batchedtensor(dy)
+    )
 
 
 def transforming() -> bool:
