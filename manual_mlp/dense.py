@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from manual_mlp.activations import IDENTITY, Activation, cast, get, slope, times_slope
-from manual_mlp.transforms import caller, plain, without_jvp
+from manual_mlp.activations import IDENTITY, Activation, get
+from manual_mlp.activations.record import cast, slope, times_slope
+from manual_mlp.transforms import caller, plain, version, without_jvp
 
 
 def dense(
@@ -110,25 +111,27 @@ class _EagerDenseFunction(Function):
         kept = None if activation is IDENTITY else z if activation.df_y is None else y
         ctx.save_for_backward(h, w, kept)
         # First-order formulas do not read b, so it is watched instead of saved.
-        ctx.layer = activation, b, None if b is None else b._version
+        ctx.layer = activation, b, version(b)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         h, w, kept = ctx.saved_tensors
         activation, b, b_version = ctx.layer
-        if torch.is_grad_enabled():
-            delta = cast(dy * slope(_z_again(h, w, b, b_version, dy.dtype), activation), dy.dtype)  # (B1)
+        if kept is None:
+            delta = dy
+        elif torch.is_grad_enabled():
+            delta = cast(dy * slope(_z_again(h, w, b, b_version, kept.dtype), activation), kept.dtype)  # (B1)
         else:
-            delta = dy if kept is None else times_slope(dy, kept, activation, plain(dy))  # (B1)
+            delta = cast(times_slope(dy, kept, activation, plain(dy)), kept.dtype)  # (B1)
         return *gradients(delta, h, w, ctx.needs_input_grad), None
 
 
 def _z_again(h: Tensor, w: Tensor, b: Tensor | None, b_version: int | None, dtype: torch.dtype) -> Tensor:
     """Compute z as a function of h, w and b: with ``create_graph``, second derivatives go through it."""
-    if b is not None and b._version != b_version:
+    if version(b) != b_version:
         raise RuntimeError(
-            f"expected the bias at version {b_version}, got version {b._version}: it was modified by an inplace "
+            f"expected the bias at version {b_version}, got version {version(b)}: it was modified by an inplace "
             "operation between the forward pass and a backward pass with create_graph=True"
         )
     return F.linear(h.to(dtype), w.to(dtype), b if b is None else b.to(dtype))  # (F1)
@@ -177,6 +180,12 @@ def rows(t: Tensor) -> Tensor:
     return t.reshape(t.shape[:-1].numel(), t.shape[-1])
 
 
+def autocasting(t: Tensor) -> bool:
+    """Tell whether autocast is on for the tensor's device."""
+    kind = t.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Look, with few questions, only for what ``F.linear`` itself would let pass."""
     try:
@@ -184,6 +193,7 @@ def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
             weight.dim() == 2
             and input.is_floating_point()
             and input.layout is weight.layout is torch.strided
+            and not input.is_nested
             and (bias is None or (bias.dim() == 1 and bias.size(0) == weight.size(0)))
         )
     except AttributeError:
@@ -198,8 +208,9 @@ def check_layer(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise TypeError(f"expected {name} to be a tensor, got {type(t).__name__}")
         if not t.is_floating_point():
             raise TypeError(f"expected {name} of a floating-point dtype, got {t.dtype}")
-        if t.layout is not torch.strided:
-            raise TypeError(f"expected {name} of layout torch.strided, got {t.layout}")
+        if t.layout is not torch.strided or t.is_nested:
+            got = "a nested tensor" if t.is_nested else t.layout
+            raise TypeError(f"expected {name} of layout torch.strided, got {got}")
     if weight.dim() != 2:
         raise ValueError(f"expected weight (D_out, D_in), got {tuple(weight.shape)}")
     d_out, d_in = weight.shape
@@ -209,7 +220,7 @@ def check_layer(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise ValueError(f"expected bias ({d_out},) for weight ({d_out}, {d_in}), got {tuple(bias.shape)}")
     if len({t.device for t in given.values()}) > 1:
         raise ValueError(f"expected one device, got {_list(given, 'device')}")
-    if len({t.dtype for t in given.values()}) > 1 and not torch.is_autocast_enabled(input.device.type):
+    if len({t.dtype for t in given.values()}) > 1 and not autocasting(input):
         raise TypeError(f"expected one dtype, got {_list(given, 'dtype')}")
 
 

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import torch
@@ -12,12 +12,13 @@ from torch.nn import init
 
 from manual_mlp.activations import IDENTITY, Activation, get, to_module
 from manual_mlp.dense import dense
+from manual_mlp.transforms import has_hooks
 
 Known: TypeAlias = str | nn.Module | Activation | None
 
 
 class Linear(nn.Linear):
-    """Replace ``nn.Linear``: the same in everything, with gradients written by hand.
+    """Replace ``nn.Linear``: the same parameters and the same answers, with gradients written by hand.
 
     Shape:
         - Input: :math:`(*, D_{in})`
@@ -117,18 +118,22 @@ class MLP(nn.Module):
         activation: Known = "relu",
         output_activation: Known = None,
         bias: bool = True,
-        dropout: float | Sequence[float] = 0.0,
+        dropout: float | Iterable[float] = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(sizes, Iterable):
+            raise TypeError(f"expected sizes (D_in, ..., D_out), got {sizes!r}")
         sizes = list(sizes)
         if len(sizes) < 2:
             raise ValueError(f"expected sizes (D_in, ..., D_out), got {sizes}")
         hidden = len(sizes) - 2
-        self.dropout = tuple(dropout) if isinstance(dropout, Sequence) else (dropout,) * hidden
-        if len(self.dropout) != hidden or not all(0 <= p <= 1 for p in self.dropout):
+        given = list(dropout) if isinstance(dropout, Iterable) else [dropout]
+        each = given if isinstance(dropout, Iterable) else given * hidden
+        if len(each) != hidden or not all(0 <= p <= 1 for p in given):
             raise ValueError(f"expected a dropout within [0, 1] for each of {hidden} hidden layers, got {dropout}")
+        self.dropout = tuple(map(float, each))
         activations = [activation] * hidden + [output_activation]
         self.layers = nn.ModuleList(
             Dense(d_in, d_out, activation, bias, device, dtype)
@@ -147,13 +152,20 @@ class MLP(nn.Module):
     def from_sequential(cls, sequential: nn.Sequential) -> "MLP":
         """Build the MLP of ``nn.Sequential(Linear, activation, Dropout, Linear, …)``, over the same parameters.
 
-        Activations and dropouts may be missing.
+        Activations and dropouts may be missing. ``nn.Identity`` and ``nn.Dropout(0)``, which do nothing,
+        do not come back in :meth:`to_sequential`.
 
         Raises:
-            TypeError: a module is not one of these, stands where an MLP has none, or has hooks.
+            TypeError: a module is not one of these, stands where an MLP has none, has hooks, or is
+                not in the training mode of the others.
         """
+        if type(sequential) is not nn.Sequential:
+            raise TypeError(f"expected nn.Sequential itself, got {type(sequential).__name__}")
+        _refuse_hooks("the whole", sequential)
+        if len({module.training for module in sequential.modules()}) > 1:
+            raise TypeError("expected all modules in training mode or all in evaluation mode, got both")
         blocks: list[list[nn.Module]] = []
-        for name, module in sequential.named_children():
+        for name, module in enumerate(sequential):
             _refuse_hooks(name, module)
             if type(module) in (nn.Linear, Linear):
                 blocks.append([module])
@@ -167,7 +179,7 @@ class MLP(nn.Module):
         linears = [linear for linear, _, _ in parsed]
         widths = [linear.in_features for linear in linears[:1]] + [linear.out_features for linear in linears]
         mlp = cls(widths, None, dropout=[p for _, _, p in parsed[:-1]], device="meta")
-        for layer, (linear, activation, _) in zip(mlp.layers.children(), parsed, strict=True):
+        for layer, (linear, activation, _) in zip(mlp.layers, parsed, strict=True):
             assert isinstance(layer, Dense)
             if layer.in_features != linear.in_features:
                 raise TypeError(f"expected Linear with in_features={layer.in_features}, got {linear}")
@@ -178,10 +190,11 @@ class MLP(nn.Module):
         """Build ``nn.Sequential(nn.Linear, activation, Dropout, …)`` from torch's own layers, over the same parameters.
 
         Raises:
-            TypeError: a layer was replaced or has hooks.
+            TypeError: a layer was replaced, or a module has hooks.
         """
+        _refuse_hooks("the whole", self)
         modules: list[nn.Module] = []
-        for (name, layer), p in zip(self.layers.named_children(), (*self.dropout, 0.0), strict=True):
+        for name, (layer, p) in enumerate(zip(self.layers, (*self.dropout, 0.0), strict=True)):
             _refuse_hooks(name, layer)
             if type(layer) is not Dense:
                 raise TypeError(f"expected layer {name} to be Dense, got {type(layer).__name__}")
@@ -212,8 +225,8 @@ def _parse(block: list[nn.Module]) -> tuple[nn.Linear, Activation, float]:
     return linear, activation, p
 
 
-def _refuse_hooks(name: str, module: nn.Module) -> None:
-    if any(getattr(module, f"_{kind}hooks") for kind in ("forward_", "forward_pre_", "backward_", "backward_pre_")):
+def _refuse_hooks(name: int | str, module: nn.Module) -> None:
+    if has_hooks(module):
         raise TypeError(f"expected a module without hooks, got hooks on {name}: {module}")
 
 

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from manual_mlp.activations import Activation, cast, get, slope, widen
-from manual_mlp.dense import check_layer, gradients, plus, tangent
-from manual_mlp.transforms import caller, without_jvp
+from manual_mlp.activations import Activation, get
+from manual_mlp.activations.record import cast, slope, times_slope, widen
+from manual_mlp.dense import autocasting, check_layer, gradients, plus, tangent
+from manual_mlp.transforms import caller, plain, without_jvp
 
 
 def dense_squared_error(
@@ -72,12 +73,15 @@ class DenseSquaredErrorFunction(Function):
         z = F.linear(h, w, b)  # (F1)
         y = activation.f(z)  # (F2)
         loss = 0.5 * _reduce((widen(y) - t).square(), reduction)
+        if not autocasting(h):  # which gives losses in float32
+            loss = cast(loss, torch.promote_types(y.dtype, t.dtype))
         # z is an output, as in DenseFunction, for second derivatives.
-        return cast(loss, torch.promote_types(y.dtype, t.dtype)), z
+        return loss, z
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         h, w, _, t, ctx.activation, ctx.reduction = inputs
+        ctx.loss_dtype = output[0].dtype
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(h, w, t, output[1])
         ctx.save_for_forward(h, w, t, output[1])
@@ -87,10 +91,16 @@ class DenseSquaredErrorFunction(Function):
         h, w, t, z = ctx.saved_tensors
         delta, dt = dz, None
         if dloss is not None:
-            dy = dloss * (widen(ctx.activation.f(z)) - t)
+            y = ctx.activation.f(z)
+            dy = dloss * (widen(y) - t)
             if ctx.reduction == "mean":
                 dy = dy / z.numel()
-            delta = plus(cast(dy * slope(z, ctx.activation), z.dtype), dz)  # (O1)
+            if not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and plain(dy):
+                kept = z if ctx.activation.df_y is None else y
+                delta = times_slope(dy, kept, ctx.activation, plain=True)  # (O1)
+            else:
+                delta = dy * slope(z, ctx.activation)  # (O1)
+            delta = plus(cast(delta, z.dtype), dz)
             dt = -cast(dy, t.dtype) if ctx.needs_input_grad[3] else None
         return *gradients(delta, h, w, ctx.needs_input_grad), dt, None, None
 
@@ -103,7 +113,7 @@ class DenseSquaredErrorFunction(Function):
         y_dot = cast(z_dot * slope(z, ctx.activation), z.dtype)  # (J2)
         e_dot = y_dot if t_dot is None else y_dot - t_dot
         loss_dot = _reduce((widen(ctx.activation.f(z)) - t) * e_dot, ctx.reduction)
-        return cast(loss_dot, e_dot.dtype), z_dot
+        return cast(loss_dot, ctx.loss_dtype), z_dot
 
 
 _QuickDenseSquaredErrorFunction = without_jvp(DenseSquaredErrorFunction)
@@ -122,5 +132,5 @@ def _check_target(input: Tensor, weight: Tensor, target: Tensor) -> None:
         raise ValueError(f"expected target {tuple(shape)}, got {tuple(target.shape)}")
     if target.device != input.device:
         raise ValueError(f"expected target on {input.device}, got {target.device}")
-    if target.dtype is not input.dtype and not torch.is_autocast_enabled(input.device.type):
+    if target.dtype is not input.dtype and not autocasting(input):
         raise TypeError(f"expected target of dtype {input.dtype}, got {target.dtype}")

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 
 _functorch = torch._C._functorch
@@ -26,7 +26,7 @@ def caller() -> Caller:
         return "composite" if _transforming_while_compiling() else "compiler"
     if not transforming():
         return "eager" if torch.is_grad_enabled() else "composite"
-    return "composite" if _nested_forward_mode() else "transform"
+    return "composite" if _no_function_is_right() else "transform"
 
 
 def plain(dy: Tensor) -> bool:
@@ -55,10 +55,22 @@ def _transforming_while_compiling() -> bool:
 _transforming_while_compiling._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _nested_forward_mode() -> bool:
-    # Two levels of jvp through any Function give silent errors in torch 2.15.
-    stack = _functorch.get_interpreter_stack() or []
-    return sum(interpreter.key() == _functorch.TransformType.Jvp for interpreter in stack) > 1
+def _no_function_is_right() -> bool:
+    # Two levels of jvp through any Function give silent errors in torch 2.15; functionalize refuses all of them.
+    kinds = [interpreter.key() for interpreter in _functorch.get_interpreter_stack() or ()]
+    of = _functorch.TransformType
+    return kinds.count(of.Jvp) > 1 or of.Functionalize in kinds
+
+
+def version(t: Tensor | None) -> int | None:
+    """Count the in-place changes of a tensor; an inference tensor has no count."""
+    return None if t is None or t.is_inference() else t._version
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether a forward or backward hook is registered on the module itself."""
+    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    return any(getattr(module, f"_{kind}") for kind in kinds)
 
 
 def without_jvp(function: type[Function]) -> type[Function]:

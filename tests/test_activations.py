@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import warnings
 
 import pytest
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 
 import manual_mlp
 from manual_mlp import Activation, activations
-from manual_mlp.activations import get, slope, times_slope, to_module
+from manual_mlp.activations import get, to_module
+from manual_mlp.activations.record import slope, times_slope
 
 # Smooth places, kinks, saturation and far beyond.
 POINTS = [
@@ -249,12 +249,15 @@ def test_a_wrong_type_and_wrong_parameters_are_refused() -> None:
         get(3)
     with pytest.raises(ValueError, match=r"expected min_val < max_val, got min_val=1.0, max_val=-1.0"):
         activations.hardtanh(1.0, -1.0)
+    with pytest.raises(ValueError, match=r"expected alpha other than 0, got 0.0"):
+        activations.celu(0.0)
     with pytest.raises(ValueError, match=r"expected approximate 'none' or 'tanh', got 'erf'"):
         activations.gelu("erf")
 
 
-def test_no_record_warns() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for activation in TORCH:
-            activation.df(torch.randn(3))
+def test_a_users_record_is_copied_whatever_its_name_and_parameters() -> None:
+    for name, params in (("relu", ()), ("elu", ("x",)), ("own", ([1, 2],))):
+        mine = Activation(torch.sin, torch.cos, opaque_slope, name=name, params=params)
+        twin = copy.deepcopy(mine)
+        assert (twin.f, twin.df, twin.d2f, twin.name, twin.params) == (mine.f, mine.df, mine.d2f, name, params)
+        assert get(to_module(mine)) is mine

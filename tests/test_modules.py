@@ -189,6 +189,35 @@ def test_conversion_keeps_training_mode_dtype_and_shared_parameters() -> None:
     assert mlp(torch.randn(5, 4).double()).dtype == torch.float64
 
 
+def test_modules_that_stand_in_a_sequential_twice_are_taken_twice() -> None:
+    linear, activation = nn.Linear(4, 4), nn.Tanh()
+    sequential = nn.Sequential(linear, activation, linear, activation)
+    mlp = MLP.from_sequential(sequential)
+    assert mlp.layers[0].weight is mlp.layers[1].weight
+    x = torch.randn(5, 4)
+    for model in (mlp, mlp.to_sequential()):
+        torch.testing.assert_close(model(x), sequential(x))
+    mlp.layers[1] = mlp.layers[0]
+    torch.testing.assert_close(mlp.to_sequential()(x), mlp(x))
+
+
+def test_a_sequential_with_a_life_of_its_own_is_refused() -> None:
+    class Residual(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            return input + super().forward(input)
+
+    with pytest.raises(TypeError, match=r"expected nn.Sequential itself, got Residual"):
+        MLP.from_sequential(Residual(nn.Linear(4, 4)))
+    watched = nn.Sequential(nn.Linear(4, 4))
+    watched.register_forward_hook(lambda *_: None)
+    with pytest.raises(TypeError, match="got hooks on the whole"):
+        MLP.from_sequential(watched)
+    mixed = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, 4))
+    mixed[1].eval()
+    with pytest.raises(TypeError, match="all modules in training mode or all in evaluation mode"):
+        MLP.from_sequential(mixed)
+
+
 def hooked() -> nn.Linear:
     linear = nn.Linear(4, 4)
     linear.register_forward_hook(lambda *_: None)

@@ -100,12 +100,23 @@ def test_the_error_is_at_most_twice_torchs_own(draw: Draw, device: str, dtype: t
         torch.manual_seed(seed)
         inputs = [draw(*s, dtype=torch.float32 if autocast else dtype) for s in ((9, 4), (7, 4), (7,), (9, 7))]
         wide = [t.detach().double().requires_grad_() for t in inputs]
-        truth = torch.autograd.grad(composite(*wide, "tanh", "sum"), wide)
+        truth_loss = composite(*wide, "tanh", "sum")
+        truth = torch.autograd.grad(truth_loss, wide)
         for k, function in enumerate((dense_squared_error, composite)):
             with torch.autocast(device, dtype, enabled=autocast):
                 loss = function(*inputs, "tanh", "sum")
+            assert loss.dtype == (torch.float32 if autocast else dtype)
+            torch.testing.assert_close(loss.double(), truth_loss, rtol=0.05, atol=0)
             grads = torch.autograd.grad(loss, inputs)
             assert [g.dtype for g in grads] == [t.dtype for t in inputs]
             errors = torch.stack([(g.double() - e).abs().max() for g, e in zip(grads, truth, strict=True)])
             largest[k] = torch.maximum(largest[k], errors.float().cpu())
     assert (largest[0] <= 2 * largest[1] + 1e-6).all(), largest
+
+
+def test_under_autocast_the_loss_is_float32_and_does_not_overflow(draw: Draw, device: str) -> None:
+    inputs = [draw(*s, dtype=torch.float16) * 16 for s in ((64, 40), (70, 40), (70,), (64, 70))]
+    with torch.autocast(device, torch.float16):
+        ours, theirs = dense_squared_error(*inputs), composite(*inputs, "identity", "sum")
+    assert ours.dtype == theirs.dtype == torch.float32
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=0)

@@ -57,6 +57,9 @@ TRANSFORMS: dict[str, Callable[[Loss], Callable[..., Any]]] = {
     ),
     "vmap(hessian)": lambda f: vmap(hessian(f), in_dims=(0, None, None)),
     "grad(grad)": lambda f: grad(lambda *t: sum(g.square().sum() for g in grad(f, EVERY)(*t)), EVERY),
+    "grad(jvp)": lambda f: grad(lambda *t: jvp(f, t, t)[1], EVERY),
+    "jvp(grad)": lambda f: lambda *t: jvp(grad(f, EVERY), t, t),
+    "functionalize": torch.func.functionalize,
     "jacrev(jacrev)": lambda f: jacrev(jacrev(f, EVERY), EVERY),
     "jvp(jvp)": lambda f: lambda h, w, b: jvp(lambda h: jvp(lambda w: f(h, w, b), (w,), (w,))[1], (h,), (h,)),
     "jacfwd(jacfwd)": lambda f: jacfwd(jacfwd(f, EVERY), EVERY),
@@ -139,6 +142,21 @@ def test_dual_numbers_over_reverse_are_right(draw: Draw, name: str, created: str
     assert_equal(directional(lambda *t: dense(*t, name)), directional(lambda h, w, b: f(F.linear(h, w, b))))
 
 
+@some_names
+def test_reverse_over_dual_numbers_is_right(draw: Draw, name: str) -> None:
+    inputs = draw(3, 4), draw(2, 4), draw(2)
+
+    def gradient_of_tangent(f: Loss) -> tuple[Tensor, ...]:
+        with forward_ad.dual_level():
+            y = f(*(forward_ad.make_dual(t, t.detach().sin()) for t in inputs))
+            return torch.autograd.grad(forward_ad.unpack_dual(y).tangent, inputs)
+
+    # torch has no forward mode over the backward of its silu.
+    f = {"silu": lambda z: z * torch.sigmoid(z)}.get(name, get(name).f)
+    expected = gradient_of_tangent(lambda h, w, b: f(F.linear(h, w, b)).pow(3).sum())
+    assert_equal(gradient_of_tangent(ours(name)), expected)
+
+
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="no g++"))]
 
 
@@ -164,6 +182,19 @@ def test_every_activation_compiles(draw: Draw, name: str) -> None:
     tolerance = 1e-6 if name == "hardsigmoid" else 1e-12
     grads = (torch.autograd.grad(t.pow(3).sum(), inputs) for t in (y, dense(*inputs, name)))
     torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance)
+
+
+@few_names
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_compiled_layer_is_accurate_in_half_precision(draw: Draw, name: str, dtype: torch.dtype) -> None:
+    torch.compiler.reset()
+    layer = torch.compile(lambda *t: dense(*t, name), fullgraph=True, backend="aot_eager")
+    inputs = [draw(*s, dtype=dtype) for s in ((33, 17), (29, 17), (29,))]
+    wide = [t.detach().double().requires_grad_() for t in inputs]
+    truth = torch.autograd.grad(get(name).f(F.linear(*wide)).sum(), wide)
+    results = [torch.autograd.grad(y.sum(), inputs) for y in (layer(*inputs), get(name).f(F.linear(*inputs)))]
+    for mine, torchs, exact in zip(*results, truth, strict=True):
+        assert (mine.double() - exact).abs().max() <= 2 * (torchs.double() - exact).abs().max() + 1e-6
 
 
 def test_a_compiled_activation_that_ends_in_a_no_op_is_right(draw: Draw) -> None:

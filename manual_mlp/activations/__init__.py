@@ -25,13 +25,12 @@ from manual_mlp.activations.catalogue import (
     tanh,
 )
 from manual_mlp.activations.lookup import IDENTITY, Entrywise, get, names, to_module
-from manual_mlp.activations.record import Activation, cast, slope, times_slope, widen
+from manual_mlp.activations.record import Activation
 
 __all__ = [
     "IDENTITY",
     "Activation",
     "Entrywise",
-    "cast",
     "celu",
     "elu",
     "gelu",
@@ -52,12 +51,9 @@ __all__ = [
     "sigmoid",
     "silu",
     "sin",
-    "slope",
     "softplus",
     "softsign",
     "squared_relu",
     "tanh",
-    "times_slope",
     "to_module",
-    "widen",
 ]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manual_mlp.activations.record import FACTORIES, Activation, Entrywise, cast, register, widen
+from manual_mlp.activations.record import FACTORIES, Activation, Map, cast, register, widen
 
 aten = torch.ops.aten
 
@@ -65,6 +65,8 @@ def elu(alpha: float = 1.0) -> Activation:
 @register
 def celu(alpha: float = 1.0) -> Activation:
     """f = z if z > 0 else α(exp(z/α) − 1)."""
+    if alpha == 0:
+        raise ValueError(f"expected alpha other than 0, got {alpha}")
     return _exponential(lambda z: F.celu(z, alpha), alpha, 1.0, 1.0 / alpha)
 
 
@@ -96,13 +98,12 @@ def sigmoid() -> Activation:
 
 @register
 def logsigmoid() -> Activation:
-    """f = ln σ(z); f′ = σ(−z) = 1 − eʸ; f″ = −σ(z) σ(−z)."""
+    """f = ln σ(z); f′ = σ(−z); f″ = −σ(z) σ(−z)."""
+    # f′ = 1 − eʸ is not taken from y: in float16 it loses more than twice torch's accuracy.
     return Activation(
         f=F.logsigmoid,
         df=lambda z: torch.sigmoid(-z),
         d2f=lambda z: -torch.sigmoid(z) * torch.sigmoid(-z),
-        df_y=lambda y: -torch.expm1(y),
-        d2f_y=lambda y: torch.exp(y) * torch.expm1(y),
     )
 
 
@@ -141,13 +142,12 @@ def softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
 
 @register
 def softsign() -> Activation:
-    """f = z/(1 + |z|); f′ = 1/(1 + |z|)² = (1 − |y|)²; f″ = −2 sgn(z)/(1 + |z|)³."""
+    """f = z/(1 + |z|); f′ = 1/(1 + |z|)²; f″ = −2 sgn(z)/(1 + |z|)³."""
+    # f′ = (1 − |y|)² is not taken from y: in float16 it loses more than twice torch's accuracy.
     return Activation(
         f=F.softsign,
         df=lambda z: (1 + z.abs()) ** -2,
         d2f=lambda z: -2 * z.sgn() * (1 + z.abs()) ** -3,
-        df_y=lambda y: (1 - y.abs()) ** 2,
-        d2f_y=lambda y: -2 * y.sgn() * (1 - y.abs()) ** 3,
     )
 
 
@@ -156,13 +156,26 @@ def hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Activation:
     """f = min(max(z, a), b); f′ = 1 strictly between a and b, else 0."""
     if not min_val < max_val:
         raise ValueError(f"expected min_val < max_val, got min_val={min_val}, max_val={max_val}")
-    return _clipped(lambda z: F.hardtanh(z, min_val, max_val), min_val, max_val)
+    # f′ is not taken from y: half precision rounds the bounds, and y with them.
+    return Activation(
+        f=lambda z: F.hardtanh(z, min_val, max_val),
+        df=lambda z: _between(z, min_val, max_val),
+        d2f=torch.zeros_like,
+        kernel=lambda dy, z: aten.hardtanh_backward.default(dy, z, min_val, max_val),
+    )
 
 
 @register
 def relu6() -> Activation:
     """f = min(max(z, 0), 6); f′ = 1 strictly between 0 and 6, else 0."""
-    return _clipped(F.relu6, 0.0, 6.0)
+    return Activation(
+        f=F.relu6,
+        df=lambda z: _between(z, 0.0, 6.0),
+        d2f=torch.zeros_like,
+        df_y=lambda y: _between(y, 0.0, 6.0),
+        d2f_y=torch.zeros_like,
+        kernel=lambda dy, y: aten.hardtanh_backward.default(dy, y, 0.0, 6.0),
+    )
 
 
 @register
@@ -288,19 +301,19 @@ def sin(omega: float = 1.0) -> Activation:
 
 @register
 def lecun_tanh() -> Activation:
-    """f = a tanh(bz), a = 1.7159, b = ⅔ (LeCun et al., 1998); f′ = ab(1 − (y/a)²)."""
+    """f = a tanh(bz), a = 1.7159, b = ⅔ (LeCun et al., 1998); f′ = ab(1 − t²), t = tanh(bz); f″ = −2ab² t(1 − t²)."""
     a, b = 1.7159, 2 / 3
 
-    def df_y(y: Tensor) -> Tensor:
-        return a * b * (1 - (y / a) ** 2)
+    def df(z: Tensor) -> Tensor:
+        t = torch.tanh(b * z)
+        return a * b * (1 - t * t)
 
-    def d2f_y(y: Tensor) -> Tensor:
-        return -2 * b * b * y * (1 - (y / a) ** 2)
+    def d2f(z: Tensor) -> Tensor:
+        t = torch.tanh(b * z)
+        return -2 * a * b * b * t * (1 - t * t)
 
-    def f(z: Tensor) -> Tensor:
-        return a * torch.tanh(b * z)
-
-    return Activation(f=f, df=lambda z: df_y(f(z)), d2f=lambda z: d2f_y(f(z)), df_y=df_y, d2f_y=d2f_y)
+    # f′ is not taken from y: y is rounded past a, and 1 − (y/a)² below 0.
+    return Activation(f=lambda z: a * torch.tanh(b * z), df=df, d2f=d2f)
 
 
 def _step(z: Tensor, below: float) -> Tensor:
@@ -313,18 +326,7 @@ def _between(z: Tensor, low: float, high: float) -> Tensor:
     return ((z > low) & (z < high)).to(z.dtype)
 
 
-def _clipped(f: Entrywise, low: float, high: float) -> Activation:
-    return Activation(
-        f=f,
-        df=lambda z: _between(z, low, high),
-        d2f=torch.zeros_like,
-        df_y=lambda y: _between(y, low, high),
-        d2f_y=torch.zeros_like,
-        kernel=lambda dy, y: aten.hardtanh_backward.default(dy, y, low, high),
-    )
-
-
-def _exponential(f: Entrywise, alpha: float, scale: float, rate: float) -> Activation:
+def _exponential(f: Map, alpha: float, scale: float, rate: float) -> Activation:
     """f = s z if z > 0 else s α(exp(rz) − 1); f′ = s or s α r exp(rz); f″ = 0 or s α r² exp(rz)."""
     # f′ = y + sα is not taken from y: in float16 it loses twice torch's accuracy.
     tail = scale * alpha * rate

@@ -32,6 +32,7 @@ _MODULES: dict[str, type[nn.Module]] = {
     "mish": nn.Mish,
 }
 _NAMES = {module: name for name, module in _MODULES.items()}
+_PARAMETERS = {name: tuple(inspect.signature(FACTORIES[name]).parameters) for name in _MODULES}
 
 
 class Entrywise(nn.Module):
@@ -81,17 +82,17 @@ def get(activation: str | nn.Module | Activation | None) -> Activation:
         return activation.activation
     # A subclass may compute something else, so only the class itself will do.
     if type(activation) in _NAMES:
-        factory = FACTORIES[_NAMES[type(activation)]]
-        return factory(*(getattr(activation, name) for name in inspect.signature(factory).parameters))
+        name = _NAMES[type(activation)]
+        return FACTORIES[name](*(getattr(activation, parameter) for parameter in _PARAMETERS[name]))
     if isinstance(activation, nn.Module):
         known = ", ".join(module.__name__ for module in _NAMES)
-        raise TypeError(f"expected an activation module among {known}, got {activation}; else pass an Activation")
+        hint = "another function without parameters can be an Activation"
+        raise TypeError(f"expected an activation module among {known}, got {activation}; {hint}")
     raise TypeError(f"expected a name, an nn.Module, an Activation or None, got {type(activation).__name__}")
 
 
 def to_module(activation: Activation) -> nn.Module:
     """Make the ``nn`` module of an activation: torch's own where there is one."""
-    known = FACTORIES.get(activation.name)
-    if known is None or activation.name not in _MODULES or known(*activation.params) is not activation:
-        return Entrywise(activation)
-    return _MODULES[activation.name](*activation.params)
+    if activation.made_here() and activation.name in _MODULES:
+        return _MODULES[activation.name](*activation.params)
+    return Entrywise(activation)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-Entrywise = Callable[[Tensor], Tensor]
+Map = Callable[[Tensor], Tensor]
 P = ParamSpec("P")
 
 
@@ -18,8 +18,9 @@ P = ParamSpec("P")
 class Activation:
     """Hold an entrywise function with its first and second derivative.
 
-    Every function here maps tensors to a new tensor of the same shape and dtype.
-    Derivatives of third order and above differentiate ``d2f`` by autograd.
+    Every function here maps a tensor to a new tensor of the same shape and dtype, and has no
+    parameters that require grad: the layer would give them none. Derivatives of third order and above
+    differentiate ``d2f`` by autograd.
 
     Attributes:
         f: the function, of the pre-activation z.
@@ -27,7 +28,7 @@ class Activation:
         d2f: f″, of z.
         df_y: f′ of the output y = f(z). Give it only where it is exact: the layer then keeps y,
             which the next layer keeps anyway, instead of z.
-        d2f_y: f″ of the output y.
+        d2f_y: f″ of the output y, for second-order formulas that start from y.
         kernel: ``(dy, kept) -> dy ⊙ f′(z)`` in one pass over memory, where ``kept`` is y if
             ``df_y`` is given, else z. For speed alone: first-order gradients use it.
         name: shown by ``repr``.
@@ -39,11 +40,11 @@ class Activation:
         y = manual_mlp.dense(input, weight, bias, cubic)
     """
 
-    f: Entrywise
-    df: Entrywise
-    d2f: Entrywise
-    df_y: Entrywise | None = None
-    d2f_y: Entrywise | None = None
+    f: Map
+    df: Map
+    d2f: Map
+    df_y: Map | None = None
+    d2f_y: Map | None = None
     kernel: Callable[[Tensor, Tensor], Tensor] | None = None
     name: str = "custom"
     params: tuple[Any, ...] = ()
@@ -51,10 +52,14 @@ class Activation:
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(map(repr, self.params))})"
 
+    def made_here(self) -> bool:
+        """Tell whether a factory of this package made it."""
+        return any(made is self for made in _MADE.values())
+
     def __reduce__(self) -> Any:
         # Ours is made again by name, so pickle and deepcopy give the one object it is.
         # A user's own is its functions, which pickle by reference.
-        if _MADE.get((self.name, self.params)) is self:
+        if self.made_here():
             return FACTORIES[self.name], self.params
         return super().__reduce__()
 
@@ -72,7 +77,7 @@ def times_slope(dy: Tensor, kept: Tensor, activation: Activation, plain: bool) -
 
     ``plain`` allows the record's kernel. The result is a constant to second derivatives.
     """
-    if plain and activation.kernel is not None:
+    if plain and activation.kernel is not None and dy.dtype == kept.dtype:
         return activation.kernel(dy, kept)
     df = activation.df_y or activation.df
     return cast(widen(dy) * df(widen(kept)), dy.dtype)
@@ -122,6 +127,8 @@ def register(make: Callable[P, Activation]) -> Callable[P, Activation]:
 
     @wraps(make)
     def factory(*args: P.args, **kwargs: P.kwargs) -> Activation:
+        if not kwargs and (name, args) in _MADE:
+            return _MADE[name, args]
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         params = tuple(bound.arguments.values())
