@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from manual_mlp.activations import IDENTITY, Activation, get
-from manual_mlp.activations.record import cast, slope, times_slope
-from manual_mlp.transforms import caller, plain, version, without_jvp
+from manual_mlp.activations.record import cast, slope, times_curvature, times_slope
+from manual_mlp.rules import delta, delta_cotangent, gradients, plus, second_gradients, tangent
+from manual_mlp.transforms import caller, needed_now, plain, without_jvp
 
 
 def dense(
@@ -48,10 +49,11 @@ def dense(
     who = caller()
     if who == "eager" and _fits(input, weight, bias):
         try:
-            return _EagerDenseFunction.apply(input, weight, bias, activation)  # type: ignore[no-any-return]
+            y = _EagerDenseFunction.apply(input, weight, bias, activation)
         except RuntimeError:
             check_layer(input, weight, bias)
             raise
+        return y if activation.df_y is not None else y[0]  # type: ignore[no-any-return]
     check_layer(input, weight, bias)
     if who == "composite":
         return activation.f(F.linear(input, weight, bias))
@@ -101,83 +103,66 @@ _CompiledDenseFunction = without_jvp(DenseFunction)
 
 
 class _EagerDenseFunction(Function):
-    # The layer outside of any transform, where a call must be quick and keep little: one output, no
-    # setup_context (25 µs a call), and y kept instead of z where f′ comes from y.
+    # The layer outside of any transform, where a call must be quick and keep little: no setup_context (25 µs a
+    # call), and y kept instead of z, which then is no output, where f′ comes from y.
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, w: Tensor, b: Tensor | None, activation: Activation) -> Tensor:
+    def forward(ctx: Any, h: Tensor, w: Tensor, b: Tensor | None, activation: Activation) -> Any:
         z = F.linear(h, w, b)  # (F1)
         y = activation.f(z)  # (F2)
-        kept = None if activation is IDENTITY else z if activation.df_y is None else y
-        ctx.save_for_backward(h, w, kept)
-        # First-order formulas do not read b, so it is watched instead of saved.
-        ctx.layer = activation, b, version(b)
+        ctx.activation = activation
+        ctx.set_materialize_grads(False)
+        if activation.df_y is None:
+            ctx.save_for_backward(h, w, z)
+            return y.clone() if y is z else y, z
+        ctx.save_for_backward(h, w, None if activation is IDENTITY else y)
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:
+    def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None = None) -> Any:
         h, w, kept = ctx.saved_tensors
-        activation, b, b_version = ctx.layer
-        if kept is None:
-            delta = dy
-        elif torch.is_grad_enabled():
-            delta = cast(dy * slope(_z_again(h, w, b, b_version, kept.dtype), activation), kept.dtype)  # (B1)
-        else:
-            delta = cast(times_slope(dy, kept, activation, plain(dy)), kept.dtype)  # (B1)
-        return *gradients(delta, h, w, ctx.needs_input_grad), None
+        needed, simple = needed_now(ctx, 3), plain(dy, dz)
+        if simple and torch.is_grad_enabled():
+            return *_GradientsFunction.apply(h, w, kept, dy, dz, ctx.activation, needed), None
+        return *gradients(delta(dy, dz, kept, ctx.activation, simple), h, w, needed), None
 
 
-def _z_again(h: Tensor, w: Tensor, b: Tensor | None, b_version: int | None, dtype: torch.dtype) -> Tensor:
-    """Compute z as a function of h, w and b: with ``create_graph``, second derivatives go through it."""
-    if version(b) != b_version:
-        raise RuntimeError(
-            f"expected the bias at version {b_version}, got version {version(b)}: it was modified by an inplace "
-            "operation between the forward pass and a backward pass with create_graph=True"
-        )
-    return F.linear(h.to(dtype), w.to(dtype), b if b is None else b.to(dtype))  # (F1)
+class _GradientsFunction(Function):
+    # What backward computes, as a function of h, w, kept, dy and dz: create_graph asks for its derivatives. That z
+    # depends on h, w and b is left to the layer: r is the cotangent of z (or its counterpart of y), and the products
+    # (B2), (B3) and (B4) of the layer take it in together with whatever else reaches z.
 
+    @staticmethod
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        w: Tensor,
+        kept: Tensor | None,
+        dy: Tensor | None,
+        dz: Tensor | None,
+        activation: Activation,
+        needed: Sequence[bool],
+    ) -> Any:
+        ctx.activation = activation
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(h, w, kept, dy, dz)
+        return gradients(delta(dy, dz, kept, activation, plain=True), h, w, needed)
 
-def gradients(
-    delta: Tensor | None, h: Tensor, w: Tensor, needed: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Compute dh, dw and db from δ, each if it is needed.
-
-    The products run in δ's dtype: under autocast h and w may be wider.
-    """
-    if delta is None:
-        return None, None, None
-    if not h.dtype == w.dtype == delta.dtype:
-        h, w = h.to(delta.dtype), w.to(delta.dtype)
-    dh = delta @ w if needed[0] else None  # (B2)
-    if delta.dim() != 2:
-        delta, h = rows(delta), rows(h)
-    dw = delta.mT @ h if needed[1] else None  # (B3)
-    db = delta.sum(0) if needed[2] else None  # (B4)
-    return dh, dw, db
-
-
-def tangent(
-    h_dot: Tensor | None, w_dot: Tensor | None, b_dot: Tensor | None, h: Tensor, w: Tensor, z: Tensor
-) -> Tensor:
-    """Compute ż from the tangents of h, w and b, where None is zero."""
-    z_dot = torch.zeros_like(z)
-    if h_dot is not None:
-        z_dot = z_dot + F.linear(h_dot, w)  # (J1)
-    if w_dot is not None:
-        z_dot = z_dot + F.linear(h, w_dot)  # (J1)
-    if b_dot is not None:
-        z_dot = z_dot + b_dot  # (J1)
-    return z_dot
-
-
-def plus(delta: Tensor, dz: Tensor | None) -> Tensor:
-    """Add the cotangent that reaches z itself, where None is zero."""
-    return delta if dz is None else delta + dz
-
-
-def rows(t: Tensor) -> Tensor:
-    """View ``(*, D)`` as ``(N, D)``."""
-    return t.reshape(t.shape[:-1].numel(), t.shape[-1])
+    @staticmethod
+    def backward(ctx: Any, h_tilde: Tensor | None, w_tilde: Tensor | None, b_tilde: Tensor | None) -> Any:
+        h, w, kept, dy, dz = ctx.saved_tensors
+        activation, simple = ctx.activation, not torch.is_grad_enabled() and plain(h_tilde, w_tilde, b_tilde)
+        d = delta(dy, dz, kept, activation, simple)
+        q = None if d is None else delta_cotangent(h_tilde, w_tilde, b_tilde, h, w, d, simple)
+        if d is None or q is None:
+            return (None,) * 7
+        h_cotangent, w_cotangent = second_gradients(d, h_tilde, w_tilde, needed_now(ctx, 2))
+        dz_cotangent = None if dz is None else q
+        if dy is None or kept is None:
+            return h_cotangent, w_cotangent, None, None if dy is None else q, dz_cotangent, None, None
+        dy_cotangent = times_slope(q, kept, activation, simple)  # (S3)
+        r = times_curvature(q, dy, kept, activation, in_place=simple and dz is None)  # (S2)
+        return h_cotangent, w_cotangent, r, dy_cotangent, dz_cotangent, None, None
 
 
 def autocasting(t: Tensor) -> bool:

@@ -9,7 +9,8 @@ from torch.autograd import Function
 
 from manual_mlp.activations import Activation, get
 from manual_mlp.activations.record import cast, slope, times_slope, widen
-from manual_mlp.dense import autocasting, check_layer, gradients, plus, tangent
+from manual_mlp.dense import autocasting, check_layer
+from manual_mlp.rules import gradients, plus, tangent
 from manual_mlp.transforms import caller, plain, without_jvp
 
 

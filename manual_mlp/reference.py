@@ -42,6 +42,15 @@ class LayerGradients(NamedTuple):
     db: list[float] | None
 
 
+class LayerSecondGradients(NamedTuple):
+    """Hold the derivatives of a further cost K by dy, h, w and b of a batch; by_b is None where there is no bias."""
+
+    by_dy: list[list[float]]
+    by_h: list[list[float]]
+    by_w: list[list[float]]
+    by_b: list[float] | None
+
+
 def kronecker(i: int, l: int) -> float:
     """Return δᵢₗ: 1 where the two indices are equal, 0 where they are not."""
     return 1.0 if i == l else 0.0
@@ -152,6 +161,50 @@ def layer_jvp(
         row_jvp(H, transpose(w, len(H)), B, H_dot, transpose(w_dot, len(H)), B_dot, activation)
         for H, H_dot in zip(h, h_dot, strict=True)
     ]
+
+
+def layer_second_order(
+    h: Matrix,
+    w: Matrix,
+    b: Vector | None,
+    dy: Matrix,
+    h_tilde: Matrix | None,
+    w_tilde: Matrix | None,
+    b_tilde: Vector | None,
+    activation: Scalar,
+) -> LayerSecondGradients:
+    """Return the derivatives of K by all that :func:`layer_backward` takes, given those by all that it returns.
+
+    h̃, w̃ and b̃ are ∂K/∂dh, ∂K/∂dw and ∂K/∂db, and None is a zero.
+
+    Shape:
+        h_tilde, w_tilde, b_tilde: as h, w, b -> as dy, h, w, b
+    """
+    rows, outputs = range(len(h)), range(len(w))
+    B = [0.0] * len(w) if b is None else b
+    ht = [[0.0] * len(H) for H in h] if h_tilde is None else h_tilde
+    wt = [[0.0] * len(column) for column in w] if w_tilde is None else w_tilde
+    bt = [0.0] * len(w) if b_tilde is None else b_tilde
+
+    z = [row_z(H, transpose(w, len(H)), B) for H in h]
+    slope = [[activation.df(z[n][l]) for l in outputs] for n in rows]
+    curvature = [[activation.d2f(z[n][l]) for l in outputs] for n in rows]
+    delta = [[dy[n][l] * slope[n][l] for l in outputs] for n in rows]
+    # qₙₗ = Σₖ (h̃ₙₖ wₗₖ + w̃ₗₖ hₙₖ) + b̃ₗ is ∂K/∂δₙₗ, and rₙₗ = qₙₗ dyₙₗ f″(zₙₗ) is ∂K/∂zₙₗ.
+    q = [
+        [fsum(ht[n][k] * w[l][k] + wt[l][k] * h[n][k] for k in range(len(h[n]))) + bt[l] for l in outputs] for n in rows
+    ]
+    r = [[q[n][l] * dy[n][l] * curvature[n][l] for l in outputs] for n in rows]
+    return LayerSecondGradients(
+        by_dy=[[q[n][l] * slope[n][l] for l in outputs] for n in rows],
+        by_h=[
+            [fsum(delta[n][l] * wt[l][k] + r[n][l] * w[l][k] for l in outputs) for k in range(len(h[n]))] for n in rows
+        ],
+        by_w=[
+            [fsum(delta[n][l] * ht[n][k] + r[n][l] * h[n][k] for n in rows) for k in range(len(w[l]))] for l in outputs
+        ],
+        by_b=None if b is None else [fsum(r[n][l] for n in rows) for l in outputs],
+    )
 
 
 def layer_squared_error(

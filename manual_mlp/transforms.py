@@ -29,16 +29,12 @@ def caller() -> Caller:
     return "composite" if _no_function_is_right() else "transform"
 
 
-def plain(dy: Tensor) -> bool:
-    """Tell whether no transform looks into what is done to ``dy`` while grad mode is off.
+def plain(*cotangents: Tensor | None) -> bool:
+    """Tell whether no transform looks into what is done to the cotangents while grad mode is off.
 
     A batch of cotangents (``is_grads_batched``) counts as one.
     """
-    return (
-        _functorch.maybe_current_level() is None
-        and forward_ad._current_level < 0
-        and not _functorch.is_legacy_batchedtensor(dy)
-    )
+    return not transforming() and not any(t is not None and _functorch.is_legacy_batchedtensor(t) for t in cotangents)
 
 
 def transforming() -> bool:
@@ -60,6 +56,24 @@ def _no_function_is_right() -> bool:
     kinds = [interpreter.key() for interpreter in _functorch.get_interpreter_stack() or ()]
     of = _functorch.TransformType
     return kinds.count(of.Jvp) > 1 or of.Functionalize in kinds
+
+
+def needed_now(ctx: Any, count: int) -> list[bool]:
+    """Tell which of the first inputs of a Function's node the running backward pass asks for.
+
+    ``ctx.needs_input_grad`` tells only which require grad, and ``torch.autograd.grad(y, h)`` asks for less.
+    The node lists tensors alone: of these inputs, only the last may be None.
+    """
+    nodes = ctx.next_functions
+    return [ctx.needs_input_grad[k] and _will_run(nodes[k][0]) for k in range(count)]
+
+
+def _will_run(node: Any) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:
+        # A leaf that is among the inputs of torch.autograd.grad.
+        return True
 
 
 def version(t: Tensor | None) -> int | None:

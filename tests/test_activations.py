@@ -107,7 +107,8 @@ def test_the_second_derivative_is_torchs_at_kinks_and_in_saturation(device: str,
     assert known.sum() >= len(POINTS) - (activation.name == "mish")
     torch.testing.assert_close(activation.d2f(z)[known], d2f[known], rtol=1e-10, atol=1e-13)
     if activation.d2f_y is not None:
-        torch.testing.assert_close(activation.d2f_y(y)[known], d2f[known], rtol=1e-10, atol=1e-13)
+        from_y = activation.d2f_y(y) * activation.df_y(y)
+        torch.testing.assert_close(from_y[known], d2f[known], rtol=1e-10, atol=1e-13)
 
 
 @every_activation
@@ -143,6 +144,21 @@ def test_the_kernel_is_dy_times_the_slope(device: str, activation: Activation) -
     for plain in (True, False):
         tolerance = FIRST_ORDER.get(activation.name, 1e-14)
         torch.testing.assert_close(times_slope(dy, kept, activation, plain), expected, rtol=1e-12, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("activation", [a for a in TORCH if a.kernel2], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_the_second_kernel_is_t_times_the_second_derivative(
+    device: str, activation: Activation, dtype: torch.dtype
+) -> None:
+    z = torch.cat([points(device, dtype).detach(), torch.linspace(-9, 9, 301, dtype=dtype, device=device)])
+    kept = z if activation.df_y is None else activation.f(z)
+    t = torch.randn_like(z)
+    expected = t * (activation.d2f_y or activation.d2f)(kept)
+    before = kept.clone()
+    tolerance = 1e-13 if dtype is torch.float64 else 3e-6 * max(1.0, activation.d2f(z).abs().max().item())
+    torch.testing.assert_close(activation.kernel2(t, kept), expected, rtol=10 * torch.finfo(dtype).eps, atol=tolerance)
+    assert torch.equal(kept, before)
 
 
 @every_activation

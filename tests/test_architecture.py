@@ -18,8 +18,9 @@ ROOMS = {
     "activations": set(),
     "transforms": set(),
     "reference": set(),
-    "dense": GROUND,
-    "output": GROUND | {"dense"},
+    "rules": GROUND,
+    "dense": GROUND | {"rules"},
+    "output": GROUND | {"rules", "dense"},
     "modules": GROUND | {"dense", "output"},
     "training": GROUND | {"dense", "output", "modules"},
 }

@@ -7,7 +7,6 @@ import math
 import re
 import tokenize
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -38,8 +37,9 @@ def test_every_tag_in_the_code_is_proved_in_the_document_and_the_reverse() -> No
     assert sorted(tags_in_code()) == sorted(tags_of_headings())
 
 
-def test_the_code_computes_every_formula_of_a_first_order_layer() -> None:
-    assert {"F1", "F2", "B1", "B2", "B3", "B4", "J1", "J2", "O1"} <= tags_in_code()
+def test_the_code_computes_every_formula_of_first_and_second_order() -> None:
+    first = {"F1", "F2", "B1", "B2", "B3", "B4", "J1", "J2", "O1"}
+    assert first | {"S1", "S2", "S3", "S4", "S5", "S6"} <= tags_in_code()
 
 
 def test_the_opening_table_lists_every_proof() -> None:
@@ -52,14 +52,31 @@ def test_every_link_within_the_document_leads_to_a_heading() -> None:
     assert set(re.findall(r"\]\(#(.*?)\)", DOCUMENT)) <= anchors
 
 
-def worked_numbers() -> dict[str, Any]:
-    """Read the lines "name = value" of the worked example."""
+def section(heading: str) -> str:
+    """Return what stands between a heading and the next."""
+    return DOCUMENT.split(f"# {heading}\n")[1].split("\n#")[0]
+
+
+def worked_numbers(heading: str) -> dict[str, torch.Tensor]:
+    """Read the lines "name = value" of a worked example."""
     found = {}
-    for block in re.findall(r"^```text\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL):
+    for block in re.findall(r"^```text\n(.*?)^```", section(heading), re.MULTILINE | re.DOTALL):
         for line in block.splitlines():
             name, value = re.fullmatch(r"(.*?) += (\S+(?: \S+)*)(?:  .*)?", line).groups()
-            found[name] = ast.literal_eval(value)
+            found[name] = torch.tensor(ast.literal_eval(value), dtype=torch.float64)
     return found
+
+
+def misprints(told: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return what was found where the document, which prints six decimals, tells something else."""
+    return {name: value for name, value in found.items() if not torch.allclose(told[name], value, rtol=0, atol=5.1e-7)}
+
+
+WORKED = {heading: worked_numbers(heading) for heading in ("7. With numbers", "With numbers, once more")}
+
+
+def test_no_worked_number_stands_elsewhere() -> None:
+    assert DOCUMENT.count("```text\n") == sum(section(heading).count("```text\n") for heading in WORKED)
 
 
 def cost(H: torch.Tensor, W: torch.Tensor, B: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -67,7 +84,7 @@ def cost(H: torch.Tensor, W: torch.Tensor, B: torch.Tensor, target: torch.Tensor
 
 
 def test_the_worked_example_is_what_autograd_finds() -> None:
-    told = {name: torch.tensor(value, dtype=torch.float64) for name, value in worked_numbers().items()}
+    told = WORKED["7. With numbers"]
     W, B = (told[name].clone().requires_grad_() for name in ("W", "B"))
 
     H = told["H"].clone().requires_grad_()
@@ -89,14 +106,44 @@ def test_the_worked_example_is_what_autograd_finds() -> None:
     found |= {"∂J/∂B": dB, "∂J/∂W": dW, "∂J/∂H": dH, "ΔJ/ΔW₂₂": (cost(H, W + nudge, B, told["Y*"]) - J) / 0.0001}
     found |= {"δ of row 2": delta_2, "Hᵀδ of row 2": dW_2, "∂J/∂W of both": dW_both, "∂J/∂B of both": dB_both}
     assert set(found) | set(given) == set(told)
-    # The document prints six decimals.
-    wrong = {name: value for name, value in found.items() if not torch.allclose(told[name], value, rtol=0, atol=5.1e-7)}
-    assert not wrong
+    assert not misprints(told, found)
+
+
+def test_the_second_order_example_is_what_autograd_finds() -> None:
+    first, told = WORKED["7. With numbers"], WORKED["With numbers, once more"]
+    h, w, b, y_star = first["H"], told["w"], first["B"], first["Y*"]
+
+    def K(dy: torch.Tensor | None, h: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        z = h @ w.T + b
+        dy = torch.sigmoid(z) - y_star if dy is None else dy
+        (dh,) = torch.autograd.grad(torch.sigmoid(z), h, dy, create_graph=True)
+        return dh.sum()
+
+    leaves = [t.clone().requires_grad_() for t in (h, w, b)]
+    z = leaves[0] @ leaves[1].T + leaves[2]
+    y = torch.sigmoid(z)
+    dy = (y - y_star).detach().requires_grad_()
+    held = K(dy, *leaves)
+    ddy, ddh, ddw, ddb = torch.autograd.grad(held, (dy, *leaves))
+    (ddb_moving,) = torch.autograd.grad(K(None, *leaves), leaves[2])
+    nudge = torch.zeros_like(w)
+    nudge[1, 1] = 0.0001
+    (slope,) = torch.autograd.grad(y.sum(), z, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), z, retain_graph=True)
+    delta = (dy * slope).detach().requires_grad_()
+    (q,) = torch.autograd.grad((delta @ w).sum(), delta)
+
+    found = {"K": held, "q": q, "f″(z)": curvature, "r": q * dy * curvature, "∂K/∂dy": ddy, "∂K/∂b": ddb, "∂K/∂h": ddh}
+    found |= {"∂K/∂w": ddw, "ΔK/Δw₂₂": (K(dy, leaves[0], w + nudge, b) - held) / 0.0001, "∂K/∂b, dy moving": ddb_moving}
+    assert set(found) | {"w", "h̃"} == set(told)
+    assert torch.equal(w, first["W"].T)
+    assert torch.equal(told["h̃"], torch.ones_like(h))
+    assert not misprints(told, found)
 
 
 def table_after(heading: str) -> dict[str, list[str]]:
     """Read the first table after a heading: the name in its first column, the other cells."""
-    rows = re.findall(r"^\| (`.*) \|$", DOCUMENT.split(f"# {heading}\n")[1].split("\n#")[0], re.MULTILINE)
+    rows = re.findall(r"^\| (`.*) \|$", section(heading), re.MULTILINE)
     cells = [[cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", row)] for row in rows]
     return {name: rest for name, *rest in cells}
 
@@ -166,8 +213,8 @@ def test_the_table_of_slopes_from_y_gives_both_derivatives(cell: str) -> None:
     constants = with_abbreviations(where, parameters | {"z": math.nan})
     for z in POINTS:
         variables = {**constants, "y": scalar.f(z)}
-        told = [evaluate(formula, variables) for formula in OF_Y[cell]]
-        assert told == pytest.approx([scalar.df(z), scalar.d2f(z)], rel=1e-11, abs=1e-12), f"z = {z}"
+        df, df_by_y = (evaluate(formula, variables) for formula in OF_Y[cell])
+        assert [df, df_by_y * df] == pytest.approx([scalar.df(z), scalar.d2f(z)], rel=1e-11, abs=1e-12), f"z = {z}"
 
 
 def test_the_table_of_activations_lists_every_name() -> None:

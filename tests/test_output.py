@@ -28,8 +28,7 @@ def test_value_and_gradients_are_the_composites(draw: Draw, name: str, reduction
     torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
     upstream = torch.randn_like(theirs)
     grads = torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream)
-    # torch holds the slope of hardsigmoid in float32.
-    torch.testing.assert_close(*grads, rtol=0, atol=1e-6 if name == "hardsigmoid" else 1e-12)
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
 
 
 @every_reduction

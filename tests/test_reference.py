@@ -1,7 +1,7 @@
 """Hold reference.py against finite differences and autograd, then the layer against reference.py."""
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -150,6 +150,87 @@ def test_reference_forward_mode_and_backward_satisfy_the_adjoint_identity() -> N
     assert_close((dy * tensor(y_dot)).sum(), (dh * h_dot).sum() + (dw * w_dot).sum() + (db * b_dot).sum())
 
 
+def second_order(
+    name: str, parameters: dict, h: Tensor, w: Tensor, b: Tensor | None, dy: Tensor, tildes: Sequence[Tensor | None]
+) -> list[Tensor]:
+    told = reference.layer_second_order(*lists(h, w, b, dy, *tildes), scalar(name, parameters))
+    assert (told.by_b is not None) == (b is not None)
+    return [tensor(gradient) for gradient in told if gradient is not None]
+
+
+def twice_by_autograd(
+    f: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    device: str,
+    h: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    dy: Tensor,
+    tildes: Sequence[Tensor | None],
+) -> list[Tensor]:
+    """Differentiate the backward pass of y = f(h, w, b), without the outputs whose tilde is None."""
+    leaves = on(device, h, w, b, dy)
+    given = [leaf for leaf in leaves[:3] if leaf is not None]
+    gradients = torch.autograd.grad(f(*leaves[:3]), given, leaves[3], create_graph=True)
+    kept = [(gradient, t.to(device)) for gradient, t in zip(gradients, tildes, strict=False) if t is not None]
+    gradients, tildes = zip(*kept, strict=True)
+    return list(torch.autograd.grad(gradients, [leaves[3], *given], tildes, materialize_grads=True))
+
+
+@EVERY_ACTIVATION
+@pytest.mark.parametrize("bias", [True, False])
+def test_reference_second_order_is_autograd_s_through_the_backward_pass(
+    name: str, parameters: dict, bias: bool
+) -> None:
+    if name == "hardsigmoid":
+        pytest.skip("torch has no second derivative of hardsigmoid")
+    *arrays, dy = layer(bias, d_out=7)
+    tildes = [None if t is None else torch.cos(t * 7) for t in arrays]
+    expected = twice_by_autograd(lambda *a: composite(name, parameters)(F.linear(*a)), "cpu", *arrays, dy, tildes)
+    for gradient, told in zip(expected, second_order(name, parameters, *arrays, dy, tildes), strict=True):
+        assert_close(gradient, told, 1e-11)
+
+
+@pytest.mark.parametrize("given", ["h", "w", "b", "hw", "hb", "wb"])
+def test_reference_second_order_takes_a_missing_tilde_for_a_zero(given: str) -> None:
+    h, w, b, dy = layer(bias=True, d_out=7)
+    tildes = [torch.cos(t * 7) if name in given else None for name, t in zip("hwb", (h, w, b), strict=True)]
+    expected = twice_by_autograd(lambda *a: torch.tanh(F.linear(*a)), "cpu", h, w, b, dy, tildes)
+    zeros = [torch.zeros_like(t) if tilde is None else tilde for t, tilde in zip((h, w, b), tildes, strict=True)]
+    missing, zero = (second_order("tanh", {}, h, w, b, dy, some) for some in (tildes, zeros))
+    for gradient, told, same in zip(expected, missing, zero, strict=True):
+        assert_close(gradient, told)
+        assert_close(same, told, 0.0)
+
+
+@pytest.mark.parametrize("name", ["tanh", "silu", "sin"])
+def test_reference_second_order_is_adjoint_to_central_differences_of_the_backward_pass(name: str) -> None:
+    h, w, b, dy = layer(bias=True, d_out=7)
+    tildes = [torch.cos(t * 7) for t in (h, w, b)]
+    by_dy, by_h, by_w, by_b = second_order(name, {}, h, w, b, dy, tildes)
+    for by, moved in ((by_dy, 3), (by_h, 0), (by_w, 1), (by_b, 2)):
+        start = [h, w, b, dy]
+        direction = torch.sin(start[moved] * 5)
+
+        def K(step: float, start: list = start, moved: int = moved, direction: Tensor = direction) -> float:
+            point = [t + step * direction if i == moved else t for i, t in enumerate(start)]
+            found = reference.layer_backward(*lists(*point), scalar(name, {}))
+            return sum((tilde * tensor(gradient)).sum().item() for tilde, gradient in zip(tildes, found, strict=True))
+
+        assert (by * direction).sum().item() == pytest.approx((K(1e-5) - K(-1e-5)) / 2e-5, rel=1e-8)
+
+
+@pytest.mark.parametrize("name", ["tanh", "gelu", "leaky_relu"])
+def test_reference_second_order_is_a_symmetric_hessian(name: str) -> None:
+    # With dy held, J = ⟨dy, y⟩, and dh, dw, db are its first derivatives.
+    h, w, b, dy = layer(bias=True, d_out=7)
+    u, v = ([wave(t * 7) for t in (h, w, b)] for wave in (torch.sin, torch.cos))
+    uHv, vHu = (
+        sum((t * by).sum() for t, by in zip(left, second_order(name, {}, h, w, b, dy, right)[1:], strict=True))
+        for left, right in ((u, v), (v, u))
+    )
+    assert_close(uHv, vHu)
+
+
 def test_reference_cost_falls_as_its_gradient_says() -> None:
     h, w, b, target = layer(bias=True)
     _, gradients = reference.layer_squared_error(*lists(h, w, b, target), scalar("sigmoid", {}))
@@ -179,6 +260,17 @@ def test_dense_is_the_sum_over_indices(name: str, parameters: dict, bias: bool, 
     for leaf, told in zip(leaves, reference.layer_backward(*lists(h, w, b, dy), scalar(name, parameters)), strict=True):
         if leaf is not None:
             assert_close(leaf.grad, told, KERNEL_TOLERANCE.get(name, 1e-12))
+
+
+@EVERY_ACTIVATION
+@pytest.mark.parametrize("bias", [True, False])
+def test_dense_second_order_is_the_sum_over_indices(name: str, parameters: dict, bias: bool, device: str) -> None:
+    *arrays, dy = layer(bias, d_out=7)
+    tildes = [None if t is None else torch.cos(t * 7) for t in arrays]
+    activation = getattr(activations, name)(**parameters)
+    found = twice_by_autograd(lambda *a: manual_mlp.dense(*a, activation), device, *arrays, dy, tildes)
+    for gradient, told in zip(found, second_order(name, parameters, *arrays, dy, tildes), strict=True):
+        assert_close(gradient, told, KERNEL_TOLERANCE.get(name, 1e-11))
 
 
 @EVERY_ACTIVATION

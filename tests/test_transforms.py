@@ -80,10 +80,8 @@ def test_a_transform_gives_the_composites_answer(draw: Draw, name: str, transfor
 @pytest.mark.parametrize("transform", ["jvp", "vmap(grad)"])
 def test_every_activation_has_forward_mode_and_per_sample_gradients(draw: Draw, name: str, transform: str) -> None:
     inputs = draw(3, 4), draw(2, 4), draw(2)
-    # torch holds the slope of hardsigmoid in float32.
-    tolerance = 1e-6 if name == "hardsigmoid" else 1e-11
     a, b = (TRANSFORMS[transform](f(name))(*inputs) for f in (ours, theirs))
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
 @some_names
@@ -179,9 +177,8 @@ def test_every_activation_compiles(draw: Draw, name: str) -> None:
     inputs = draw(5, 4), draw(7, 4), draw(7)
     y = torch.compile(lambda *t: dense(*t, name), fullgraph=True, backend="aot_eager")(*inputs)
     assert_equal(y, dense(*inputs, name))
-    tolerance = 1e-6 if name == "hardsigmoid" else 1e-12
     grads = (torch.autograd.grad(t.pow(3).sum(), inputs) for t in (y, dense(*inputs, name)))
-    torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
 
 
 @few_names

@@ -83,16 +83,18 @@ def sigmoid() -> Activation:
     def df_y(y: Tensor) -> Tensor:
         return y * (1 - y)
 
-    def d2f_y(y: Tensor) -> Tensor:
+    def d2f(z: Tensor) -> Tensor:
+        y = torch.sigmoid(z)
         return y * (1 - y) * (1 - 2 * y)
 
     return Activation(
         f=torch.sigmoid,
         df=lambda z: df_y(torch.sigmoid(z)),
-        d2f=lambda z: d2f_y(torch.sigmoid(z)),
+        d2f=d2f,
         df_y=df_y,
-        d2f_y=d2f_y,
+        d2f_y=lambda y: 1 - 2 * y,
         kernel=aten.sigmoid_backward.default,
+        kernel2=lambda t, y: t.sub_(t * y, alpha=2),
     )
 
 
@@ -114,22 +116,30 @@ def tanh() -> Activation:
     def df_y(y: Tensor) -> Tensor:
         return 1 - y * y
 
-    def d2f_y(y: Tensor) -> Tensor:
+    def d2f(z: Tensor) -> Tensor:
+        y = torch.tanh(z)
         return -2 * y * (1 - y * y)
 
     return Activation(
         f=torch.tanh,
         df=lambda z: df_y(torch.tanh(z)),
-        d2f=lambda z: d2f_y(torch.tanh(z)),
+        d2f=d2f,
         df_y=df_y,
-        d2f_y=d2f_y,
+        d2f_y=lambda y: -2 * y,
         kernel=aten.tanh_backward.default,
+        kernel2=lambda t, y: t.mul_(y).mul_(-2),
     )
 
 
 @register
 def softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
     """f = ln(1 + exp(βz))/β, and z itself past βz > threshold; f′ = σ(βz); f″ = β σ(βz) σ(−βz)."""
+
+    def kernel2(t: Tensor, z: Tensor) -> Tensor:
+        u = beta * z
+        t = t.mul_(beta).masked_fill_(u >= threshold, 0.0)
+        return t.mul_(u.sigmoid_()).mul_(u.neg_().add_(1))
+
     return Activation(
         f=lambda z: F.softplus(z, beta, threshold),
         df=lambda z: torch.sigmoid(beta * z).masked_fill(beta * z > threshold, 1.0),
@@ -137,6 +147,7 @@ def softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
             beta * z >= threshold, 0.0
         ),
         kernel=lambda dy, z: aten.softplus_backward.default(dy, z, beta, threshold),
+        kernel2=kernel2,
     )
 
 
@@ -181,12 +192,17 @@ def relu6() -> Activation:
 @register
 def hardsigmoid() -> Activation:
     """f = min(max(z/6 + ½, 0), 1); f′ = 1/6 strictly between −3 and 3, else 0."""
+
+    def df(z: Tensor) -> Tensor:
+        return _between(z, -3.0, 3.0) / 6
+
+    # torch's kernel holds 1/6 in float32 even for float64, and has no derivative of its own.
     # f′ is not taken from y: close to a corner y rounds to 0 or 1 before z gets there.
     return Activation(
-        f=F.hardsigmoid,
-        df=lambda z: _between(z, -3.0, 3.0) / 6,
+        f=lambda z: F.relu6(z + 3) / 6 if z.dtype is torch.float64 else F.hardsigmoid(z),
+        df=df,
         d2f=torch.zeros_like,
-        kernel=aten.hardsigmoid_backward.default,
+        kernel=lambda dy, z: dy * df(z) if z.dtype is torch.float64 else aten.hardsigmoid_backward.default(dy, z),
     )
 
 
@@ -220,6 +236,10 @@ def gelu(approximate: str = "none") -> Activation:
     def density(z: Tensor) -> Tensor:
         return torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
 
+    def kernel2(t: Tensor, z: Tensor) -> Tensor:
+        zz = z * z
+        return t.mul_(torch.mul(zz, -0.5).exp_()).mul_(zz.sub_(2)).mul_(-1 / math.sqrt(2 * math.pi))
+
     def df_tanh(z: Tensor) -> Tensor:
         t, du, _ = inner(z)
         return 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * du
@@ -237,6 +257,7 @@ def gelu(approximate: str = "none") -> Activation:
         df=df if approximate == "none" else df_tanh,
         d2f=d2f if approximate == "none" else d2f_tanh,
         kernel=lambda dy, z: aten.gelu_backward.default(dy, z, approximate=approximate),
+        kernel2=kernel2 if approximate == "none" else None,
     )
 
 
@@ -260,7 +281,12 @@ def silu() -> Activation:
         s = torch.sigmoid(z)
         return s * (1 - s) * (2 + z * (1 - 2 * s))
 
-    return Activation(f=F.silu, df=df, d2f=d2f, kernel=aten.silu_backward.default)
+    def kernel2(t: Tensor, z: Tensor) -> Tensor:
+        s = torch.sigmoid(z)
+        t.mul_(torch.rsub(s, 1, alpha=2).mul_(z).add_(2))
+        return t.mul_(s).mul_(s.neg_().add_(1))
+
+    return Activation(f=F.silu, df=df, d2f=d2f, kernel=aten.silu_backward.default, kernel2=kernel2)
 
 
 @register
@@ -296,6 +322,8 @@ def sin(omega: float = 1.0) -> Activation:
         f=lambda z: cast(torch.sin(omega * widen(z)), z.dtype),
         df=lambda z: omega * torch.cos(omega * z),
         d2f=lambda z: -(omega**2) * torch.sin(omega * z),
+        kernel=lambda dy, z: cast(torch.mul(widen(z), omega).cos_().mul_(dy).mul_(omega), z.dtype),
+        kernel2=lambda t, z: torch.mul(z, omega).sin_().mul_(t).mul_(-(omega**2)),
     )
 
 

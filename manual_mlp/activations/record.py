@@ -28,9 +28,11 @@ class Activation:
         d2f: f″, of z.
         df_y: f′ of the output y = f(z). Give it only where it is exact: the layer then keeps y,
             which the next layer keeps anyway, instead of z.
-        d2f_y: f″ of the output y, for second-order formulas that start from y.
+        d2f_y: the derivative of ``df_y`` by y, which is f″/f′; wanted wherever ``df_y`` is given.
         kernel: ``(dy, kept) -> dy ⊙ f′(z)`` in one pass over memory, where ``kept`` is y if
-            ``df_y`` is given, else z. For speed alone: first-order gradients use it.
+            ``df_y`` is given, else z. For speed alone, where nothing differentiates the result.
+        kernel2: ``(t, kept) -> t ⊙ f″(z)``, or ``t ⊙ f″/f′`` where ``kept`` is y; both of float32 at least. It
+            may overwrite ``t``.
         name: shown by ``repr``.
         params: the arguments that made it, shown by ``repr``.
 
@@ -46,6 +48,7 @@ class Activation:
     df_y: Map | None = None
     d2f_y: Map | None = None
     kernel: Callable[[Tensor, Tensor], Tensor] | None = None
+    kernel2: Callable[[Tensor, Tensor], Tensor] | None = None
     name: str = "custom"
     params: tuple[Any, ...] = ()
 
@@ -69,18 +72,32 @@ def slope(z: Tensor, activation: Activation) -> Tensor:
     if torch.compiler.is_compiling():
         # A compiled graph has no second derivative, and the compiler refuses a Function that defines jvp.
         return activation.df(widen(z))
-    return _SlopeFunction.apply(widen(z), activation)  # type: ignore[no-any-return]
+    return _SlopeFunction.apply(widen(z), activation.df, activation.d2f)  # type: ignore[no-any-return]
 
 
 def times_slope(dy: Tensor, kept: Tensor, activation: Activation, plain: bool) -> Tensor:
     """Compute dy ⊙ f′ from what the layer kept: y where f′ comes from y, else z.
 
-    ``plain`` allows the record's kernel. The result is a constant to second derivatives.
+    ``plain`` allows the record's kernel, and a result that is a constant to further derivatives.
     """
     if plain and activation.kernel is not None and dy.dtype == kept.dtype:
         return activation.kernel(dy, kept)
-    df = activation.df_y or activation.df
-    return cast(widen(dy) * df(widen(kept)), dy.dtype)
+    df, d2f, wide = activation.df_y or activation.df, activation.d2f_y or activation.d2f, widen(kept)
+    return cast(widen(dy) * (df(wide) if plain else _SlopeFunction.apply(wide, df, d2f)), dy.dtype)
+
+
+def times_curvature(q: Tensor, dy: Tensor, kept: Tensor, activation: Activation, in_place: bool) -> Tensor | None:
+    """Compute the cotangent of what the layer kept: q ⊙ dy ⊙ f″ for z, q ⊙ dy ⊙ f″/f′ for y, None where f″ is 0.
+
+    ``in_place`` allows to overwrite q.
+    """
+    d2f = activation.d2f_y or activation.d2f
+    if d2f is torch.zeros_like:
+        return None
+    q, dy, wide = widen(q), widen(dy), widen(kept)
+    if in_place and activation.kernel2 is not None:
+        return cast(activation.kernel2(q.mul_(dy), wide), kept.dtype)
+    return cast(q * dy * d2f(wide), kept.dtype)
 
 
 def widen(t: Tensor) -> Tensor:
@@ -97,24 +114,24 @@ class _SlopeFunction(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z: Tensor, activation: Activation) -> Tensor:
-        return activation.df(z)
+    def forward(t: Tensor, df: Map, d2f: Map) -> Tensor:
+        return df(t)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        z, ctx.activation = inputs
-        ctx.save_for_backward(z)
-        ctx.save_for_forward(z)
+        t, _, ctx.d2f = inputs
+        ctx.save_for_backward(t)
+        ctx.save_for_forward(t)
 
     @staticmethod
     def backward(ctx: Any, dslope: Tensor) -> Any:
-        (z,) = ctx.saved_tensors
-        return dslope * ctx.activation.d2f(z), None
+        (t,) = ctx.saved_tensors
+        return dslope * ctx.d2f(t), None, None
 
     @staticmethod
-    def jvp(ctx: Any, dz: Tensor, _: None) -> Tensor:
-        (z,) = ctx.saved_tensors
-        return dz * ctx.activation.d2f(z)  # type: ignore[no-any-return]
+    def jvp(ctx: Any, dt: Tensor, *_: None) -> Tensor:
+        (t,) = ctx.saved_tensors
+        return dt * ctx.d2f(t)  # type: ignore[no-any-return]
 
 
 FACTORIES: dict[str, Callable[..., Activation]] = {}

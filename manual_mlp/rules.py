@@ -1,0 +1,106 @@
+"""The formulas of a dense layer as functions of tensors: every path calls these.
+
+A tag names the formula that its line computes; ``docs/derivation.md`` proves each of them. An argument
+that is None stands for zeros.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manual_mlp.activations import Activation
+from manual_mlp.activations.record import cast, times_slope
+
+
+def delta(
+    dy: Tensor | None, dz: Tensor | None, kept: Tensor | None, activation: Activation, plain: bool
+) -> Tensor | None:
+    """Compute δ from what the layer kept: y where f′ comes from y, else z, and None for the identity.
+
+    ``dz`` is the cotangent that reaches z itself; ``plain`` allows the activation's kernel.
+    """
+    if dy is None:
+        return dz
+    return plus(dy if kept is None else cast(times_slope(dy, kept, activation, plain), kept.dtype), dz)  # (B1)
+
+
+def gradients(
+    delta: Tensor | None, h: Tensor, w: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Compute dh, dw and db from δ, each if it is needed.
+
+    At second order r comes in as a part of δ, and these are the terms of S4, S5 and S6 with r.
+    The products run in δ's dtype: under autocast h and w may be wider.
+    """
+    if delta is None:
+        return None, None, None
+    if not h.dtype == w.dtype == delta.dtype:
+        h, w = h.to(delta.dtype), w.to(delta.dtype)
+    dh = delta @ w if needed[0] else None  # (B2, S4)
+    if delta.dim() != 2:
+        delta, h = rows(delta), rows(h)
+    dw = delta.mT @ h if needed[1] else None  # (B3, S5)
+    db = delta.sum(0) if needed[2] else None  # (B4, S6)
+    return dh, dw, db
+
+
+def tangent(
+    h_dot: Tensor | None, w_dot: Tensor | None, b_dot: Tensor | None, h: Tensor, w: Tensor, z: Tensor
+) -> Tensor:
+    """Compute ż from the tangents of h, w and b."""
+    z_dot = torch.zeros_like(z)
+    if h_dot is not None:
+        z_dot = z_dot + F.linear(h_dot, w)  # (J1)
+    if w_dot is not None:
+        z_dot = z_dot + F.linear(h, w_dot)  # (J1)
+    if b_dot is not None:
+        z_dot = z_dot + b_dot  # (J1)
+    return z_dot
+
+
+def delta_cotangent(
+    h_tilde: Tensor | None,
+    w_tilde: Tensor | None,
+    b_tilde: Tensor | None,
+    h: Tensor,
+    w: Tensor,
+    delta: Tensor,
+    in_place: bool,
+) -> Tensor | None:
+    """Compute q, the cotangent of δ, from those of dh, dw and db, into memory of its own."""
+    if h_tilde is None and w_tilde is None:
+        return None if b_tilde is None else b_tilde.expand_as(delta).contiguous()  # (S1)
+    h, w = cast(h, delta.dtype), cast(w, delta.dtype)
+    if h_tilde is None:
+        return F.linear(h, w_tilde, b_tilde)  # type: ignore[arg-type]  # (S1)
+    q = F.linear(h_tilde, w, b_tilde)  # (S1)
+    if w_tilde is None:
+        return q
+    if not in_place:
+        return q + F.linear(h, w_tilde)  # (S1)
+    rows(q).addmm_(rows(h), w_tilde.mT)  # (S1)
+    return q
+
+
+def second_gradients(
+    delta: Tensor, h_tilde: Tensor | None, w_tilde: Tensor | None, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Compute the cotangents that h and w have as factors of B2 and B3, each if it is needed.
+
+    What they and b get through z is B2, B3 and B4 with r in place of δ.
+    """
+    h_cotangent = delta @ w_tilde if needed[0] and w_tilde is not None else None  # (S4)
+    w_cotangent = rows(delta).mT @ rows(h_tilde) if needed[1] and h_tilde is not None else None  # (S5)
+    return h_cotangent, w_cotangent
+
+
+def plus(delta: Tensor, dz: Tensor | None) -> Tensor:
+    """Add the cotangent that reaches z itself."""
+    return delta if dz is None else delta + dz
+
+
+def rows(t: Tensor) -> Tensor:
+    """View ``(*, D)`` as ``(N, D)``."""
+    return t.reshape(t.shape[:-1].numel(), t.shape[-1])
