@@ -1,4 +1,8 @@
-"""Who is asking for a derivative? The one place that touches torch's private API."""
+"""Who is asking for a derivative? The one place that touches torch's private API.
+
+Each private name is asked for in one small function below. In a torch release that lacks it, the answer is the one
+that is always right: the composite, and no shortcut.
+"""
 
 from typing import Any, Literal
 
@@ -7,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 
 _functorch = torch._C._functorch
+_engine = torch._C
 
 
 Caller = Literal["eager", "compiler", "transform", "composite"]
@@ -15,18 +20,24 @@ Caller = Literal["eager", "compiler", "transform", "composite"]
 - eager: nothing but eager autograd, so a Function without ``jvp``, quick to call, is enough;
 - compiler: ``torch.compile`` traces the call, and refuses a Function that defines ``jvp``;
 - transform: a ``torch.func`` transform or forward mode needs a Function with ``setup_context`` and ``jvp``;
-- composite: torch's own operations serve best, as it mishandles every Function here or no gradient is asked for.
+- composite: torch's own operations serve best, as it mishandles every Function here, or no gradient is asked for, or
+  the operations themselves are (``torch.export``).
 """
 
 
 def caller() -> Caller:
     """Find out who calls."""
+    if torch.compiler.is_exporting():
+        return "composite"
     if torch.compiler.is_dynamo_compiling():
         # torch 2.15 is wrong for compile(grad(grad)) and crashes for compile(vmap(grad)).
         return "composite" if _transforming_while_compiling() else "compiler"
-    if not transforming():
-        return "eager" if torch.is_grad_enabled() else "composite"
-    return "composite" if _no_function_is_right() else "transform"
+    try:
+        if not transforming():
+            return "eager" if torch.is_grad_enabled() else "composite"
+        return "composite" if _no_function_is_right() else "transform"
+    except AttributeError:
+        return "composite"
 
 
 def plain(*cotangents: Tensor | None) -> bool:
@@ -34,28 +45,15 @@ def plain(*cotangents: Tensor | None) -> bool:
 
     A batch of cotangents (``is_grads_batched``) counts as one.
     """
-    return not transforming() and not any(t is not None and _functorch.is_legacy_batchedtensor(t) for t in cotangents)
+    try:
+        return not transforming() and not any(t is not None and _is_batch(t) for t in cotangents)
+    except AttributeError:
+        return False
 
 
 def transforming() -> bool:
     """Tell whether a ``torch.func`` transform or a forward-mode level is active."""
-    return _functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
-
-
-def _transforming_while_compiling() -> bool:
-    return transforming()
-
-
-# The compiler cannot trace the question, but it enters the transforms itself while it traces, so the answer is a
-# constant. torch.compiler.assume_constant_result sets this same mark, and imports the compiler to do so: seconds.
-_transforming_while_compiling._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _no_function_is_right() -> bool:
-    # Two levels of jvp through any Function give silent errors in torch 2.15; functionalize refuses all of them.
-    kinds = [interpreter.key() for interpreter in _functorch.get_interpreter_stack() or ()]
-    of = _functorch.TransformType
-    return kinds.count(of.Jvp) > 1 or of.Functionalize in kinds
+    return _functorch_level() is not None or _dual_level() >= 0
 
 
 def needed_now(ctx: Any, count: int) -> list[bool]:
@@ -66,19 +64,6 @@ def needed_now(ctx: Any, count: int) -> list[bool]:
     """
     nodes = ctx.next_functions
     return [ctx.needs_input_grad[k] and _will_run(nodes[k][0]) for k in range(count)]
-
-
-def _will_run(node: Any) -> bool:
-    try:
-        return torch._C._will_engine_execute_node(node)
-    except RuntimeError:
-        # A leaf that is among the inputs of torch.autograd.grad.
-        return True
-
-
-def version(t: Tensor | None) -> int | None:
-    """Count the in-place changes of a tensor; an inference tensor has no count."""
-    return None if t is None or t.is_inference() else t._version
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -101,3 +86,45 @@ def without_jvp(function: type[Function]) -> type[Function]:
 
     Twin.__name__ = Twin.__qualname__ = function.__name__
     return Twin
+
+
+def _transforming_while_compiling() -> bool:
+    try:
+        return transforming()
+    except AttributeError:
+        return True
+
+
+# The compiler cannot trace the question, but it enters the transforms itself while it traces, so the answer is a
+# constant. torch.compiler.assume_constant_result sets this same mark, and imports the compiler to do so: seconds.
+_transforming_while_compiling._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _no_function_is_right() -> bool:
+    # Two levels of jvp through any Function give silent errors in torch 2.15; functionalize refuses all of them.
+    kinds, of = _transforms(), _functorch.TransformType
+    return kinds.count(of.Jvp) > 1 or of.Functionalize in kinds
+
+
+def _functorch_level() -> int | None:
+    return _functorch.maybe_current_level()
+
+
+def _dual_level() -> int:
+    return forward_ad._current_level
+
+
+def _transforms() -> list[Any]:
+    return [interpreter.key() for interpreter in _functorch.get_interpreter_stack() or ()]
+
+
+def _is_batch(t: Tensor) -> bool:
+    return _functorch.is_legacy_batchedtensor(t)
+
+
+def _will_run(node: Any) -> bool:
+    try:
+        return _engine._will_engine_execute_node(node)
+    except (AttributeError, RuntimeError):
+        # The engine refuses to tell of a leaf that is among the inputs of torch.autograd.grad.
+        return True

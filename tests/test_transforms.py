@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from manual_mlp import Activation, activations, dense, dense_squared_error, transforms
+from manual_mlp import Activation, activations, dense, dense_squared_error
 from manual_mlp.activations import get
 from manual_mlp.transforms import caller, plain
 
@@ -287,8 +287,3 @@ def test_plain_is_refused_to_whatever_a_transform_looks_into() -> None:
 def test_importing_the_package_does_not_import_the_compiler() -> None:
     code = "import sys, manual_mlp; sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_the_mark_of_a_compile_time_constant_is_the_one_torch_sets() -> None:
-    marked = torch.compiler.assume_constant_result(lambda: None)
-    assert vars(marked).items() <= vars(transforms._transforming_while_compiling).items()

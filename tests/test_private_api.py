@@ -1,0 +1,163 @@
+"""torch's private names: each answers as transforms.py takes it, and without one the answers stay right."""
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import functionalize, grad, hessian, jvp, vmap
+
+from manual_mlp import dense, dense_squared_error, transforms
+from manual_mlp.activations import get
+
+Draw = Callable[..., Tensor]
+
+
+def during(transform: Callable[..., Any], question: Callable[[], Any]) -> list[Any]:
+    """Ask a question in the body of a function that a transform runs."""
+    answers = []
+
+    def body(x: Tensor) -> Tensor:
+        answers.append(question())
+        return x.sin().sum()
+
+    transform(body)(torch.randn(3))
+    return answers
+
+
+def forward(f: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x: jvp(f, (x,), (x,))
+
+
+def test_the_functorch_level_counts_the_transforms() -> None:
+    assert transforms._functorch_level() is None
+    assert during(grad, transforms._functorch_level) == [1]
+    assert during(lambda f: vmap(lambda x: grad(f)(x[None])), transforms._functorch_level) == [2]
+
+
+def test_the_dual_level_is_that_of_forward_mode() -> None:
+    assert transforms._dual_level() == -1
+    with forward_ad.dual_level():
+        assert transforms._dual_level() == 0
+    assert during(forward, transforms._dual_level) == [0]
+
+
+def test_the_transforms_are_listed_by_kind() -> None:
+    of = torch._C._functorch.TransformType
+    assert transforms._transforms() == []
+    assert during(grad, transforms._transforms) == [[of.Grad]]
+    assert during(forward, transforms._transforms) == [[of.Jvp]]
+    assert during(functionalize, transforms._transforms) == [[of.Functionalize]]
+    assert during(lambda f: vmap(lambda x: f(x[None])), transforms._transforms) == [[of.Vmap]]
+    assert during(lambda f: forward(forward(f)), transforms._transforms) == [[of.Jvp, of.Jvp]]
+
+
+class Probe(torch.autograd.Function):
+    """Ask a question in a backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, question: Callable[[Any, Tensor], Any], *inputs: Tensor) -> Tensor:
+        ctx.question = question
+        return sum(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        ctx.question(ctx, dy)
+        return None, *[dy] * (len(ctx.needs_input_grad) - 1)
+
+
+def test_a_batch_of_cotangents_is_known() -> None:
+    seen: list[bool] = []
+    x = torch.randn(3, requires_grad=True)
+    y = Probe.apply(lambda ctx, dy: seen.append(transforms._is_batch(dy)), x)
+    torch.autograd.grad(y, x, torch.ones(3), retain_graph=True)
+    torch.autograd.grad(y, x, torch.ones(2, 3), is_grads_batched=True)
+    assert seen == [False, True]
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "computed"])
+def test_the_engine_tells_which_inputs_it_asks_for(leaves: bool) -> None:
+    seen: list[list[bool]] = []
+    a, b = (t if leaves else t.clone() for t in (torch.randn(3, requires_grad=True) for _ in range(2)))
+    y = Probe.apply(
+        lambda ctx, dy: seen.append([transforms._will_run(node) for node, _ in ctx.next_functions]), a, b
+    ).sum()
+    torch.autograd.grad(y, a, retain_graph=True)
+    torch.autograd.grad(y, b, retain_graph=True)
+    torch.autograd.grad(y, (a, b), retain_graph=True)
+    y.backward(inputs=[b], retain_graph=True)
+    y.backward()
+    assert seen == [[True, False], [False, True], [True, True], [False, True], [True, True]]
+
+
+def test_the_mark_of_a_compile_time_constant_is_the_one_torch_sets() -> None:
+    marked = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(marked).items() <= vars(transforms._transforming_while_compiling).items()
+
+
+@pytest.mark.parametrize(
+    "register", ["forward_pre_hook", "forward_hook", "full_backward_hook", "full_backward_pre_hook"]
+)
+def test_hooks_are_seen(register: str) -> None:
+    module = torch.nn.Linear(2, 2)
+    assert not transforms.has_hooks(module)
+    getattr(module, f"register_{register}")(lambda *_: None)
+    assert transforms.has_hooks(module)
+
+
+PRIVATE = {
+    "maybe_current_level": "_functorch",
+    "get_interpreter_stack": "_functorch",
+    "TransformType": "_functorch",
+    "is_legacy_batchedtensor": "_functorch",
+    "_current_level": "forward_ad",
+    "_will_engine_execute_node": "_engine",
+}
+
+
+def test_every_private_name_is_tried_without() -> None:
+    tree = ast.parse(Path(transforms.__file__).read_text())
+    owners = set(PRIVATE.values())
+    asked = {
+        node.attr: node.value.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in owners
+    }
+    assert asked == PRIVATE
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_without_a_private_name_every_answer_is_still_right(
+    draw: Draw, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    owner = getattr(transforms, PRIVATE[name])
+    others = {other: getattr(owner, other) for other in PRIVATE if other != name and hasattr(owner, other)}
+    monkeypatch.setattr(transforms, PRIVATE[name], SimpleNamespace(**others))
+    h, w, b, t = draw(5, 4), draw(7, 4), draw(7), draw(5, 7, requires_grad=False)
+
+    def theirs(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return 0.5 * F.mse_loss(torch.tanh(F.linear(h, w, b)), t, reduction="sum")
+
+    def answers(f: Callable[..., Tensor]) -> list[Any]:
+        first = torch.autograd.grad(f(h, w, b), (h, w, b), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), (h, w, b))
+        batched = torch.autograd.grad(f(h, w, b), h, torch.ones(3, device=h.device).double(), is_grads_batched=True)
+        nested = jvp(lambda h: jvp(lambda w: f(h, w, b), (w,), (w,))[1], (h,), (h,))
+        return [first, second, batched, nested, hessian(f)(h, w, b), vmap(grad(f), (0, None, None))(h[None], w, b)]
+
+    def mine(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return 0.5 * (dense(h, w, b, "tanh") - t).square().sum()
+
+    for f in (mine, lambda h, w, b: dense_squared_error(h, w, b, t, get("tanh"))):
+        torch.testing.assert_close(answers(f), answers(theirs), rtol=1e-10, atol=1e-10)
+    if name in ("maybe_current_level", "_current_level"):
+        assert transforms.caller() == "composite"
+        torch.compiler.reset()
+        compiled = torch.compile(mine, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(h, w, b), mine(h, w, b))
