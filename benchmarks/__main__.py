@@ -3,8 +3,8 @@
 import sys
 from importlib import import_module
 
-# A command is a module of this package with ``main(arguments) -> exit status``.
-COMMANDS = ("dense",)
+# A command is a module of this package, "_" for "-", with ``main(arguments) -> exit status``.
+COMMANDS = ("dense", "second-order")
 
 
 def main(arguments: list[str]) -> int:
@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
         came = repr(arguments[0]) if arguments else "nothing"
         print(f"python -m benchmarks: expected a command, one of {', '.join(COMMANDS)}, got {came}", file=sys.stderr)
         return 2
-    status: int = import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
+    status: int = import_module(f"benchmarks.{arguments[0].replace('-', '_')}").main(arguments[1:])
     return status
 
 

@@ -4,15 +4,30 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
-from benchmarks import machine
-from benchmarks.harness import BLOCK_SECONDS, MIN_ROUNDS
+from benchmarks import machine, memory
+from benchmarks.harness import (
+    BLOCK_SECONDS,
+    MIN_ROUNDS,
+    Layer,
+    Step,
+    errors,
+    fix,
+    gradients,
+    in_float64,
+    now,
+    summarise,
+    time_rounds,
+    training_step,
+    wrong,
+)
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
@@ -50,7 +65,7 @@ def parser(command: str, description: str) -> Parser:
     flags.add_argument("--json", action="store_true", help="also write <results>/<machine>-<date>.json")
     flags.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where --json writes")
     flags.add_argument("--quick", action="store_true", help="small cases only, less time a row: a look, not a result")
-    flags.add_argument("--seconds", type=positive_seconds, help="time a row (2.5; --quick 0.2)")
+    flags.add_argument("--seconds", type=positive_seconds, help="time a row; --quick 0.2")
     flags.add_argument("--threads", type=positive_int, nargs="+", metavar="N", help="thread counts (1 2)")
     flags.add_argument("--malloc", nargs="+", choices=machine.mallocs(), help="CPU allocators (all)")
     flags.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
@@ -58,7 +73,7 @@ def parser(command: str, description: str) -> Parser:
     return flags
 
 
-def complete(flags: Parser, options: argparse.Namespace) -> None:
+def complete(flags: Parser, options: argparse.Namespace, seconds: float = 2.5) -> None:
     """Fill in the defaults that depend on the machine and on each other; refuse what it cannot do."""
     cuda = torch.cuda.is_available()
     if options.device == "cuda" and not cuda:
@@ -72,7 +87,7 @@ def complete(flags: Parser, options: argparse.Namespace) -> None:
     if options.threads[-1] > cores:
         flags.error(f"--threads: expected at most {cores} (the cores there are), got {options.threads[-1]}")
     options.malloc = tuple(dict.fromkeys(options.malloc or (machine.mallocs() if on_cpu else ("default",))))
-    options.seconds = options.seconds or (0.2 if options.quick else 2.5)
+    options.seconds = options.seconds or (0.2 if options.quick else seconds)
     if options.json and options.results.exists() and not options.results.is_dir():
         flags.error(f"--results: expected a directory, got the file {options.results}")
 
@@ -95,6 +110,79 @@ def record(options: argparse.Namespace) -> dict[str, object]:
         },
         "load": machine.load(),
     }
+
+
+def time_row(steps: Mapping[str, Step], baseline: str, options: argparse.Namespace, threads: int) -> dict[str, Any]:
+    """Time the steps of a row against each other; return the fields every row has, load among them."""
+    fix(threads)
+    start, others = now(), machine.others_seconds()
+    timing = time_rounds(steps, options.seconds)
+    others = max(0.0, machine.others_seconds() - others) / (now() - start)
+    load = machine.load()
+    return {
+        "threads": threads,
+        "load": load,
+        "others_cores": others,
+        "busy": machine.busy(load, others, options.threads[-1]),
+        "number": timing.number,
+        "rounds": len(timing.seconds[baseline]),
+        "providers": summarise(timing, baseline),
+    }
+
+
+def check_row(
+    row: dict[str, Any],
+    layers: Mapping[str, Layer],
+    baseline: str,
+    tensors: dict[str, Tensor],
+    cotangent: Tensor,
+) -> None:
+    """Add to a row what does not depend on time: errors against float64, bytes kept, peak bytes."""
+    truth = gradients(layers[baseline], in_float64(tensors), cotangent.double())
+    for name, layer in layers.items():
+        provider = row["providers"][name]
+        provider["error"] = errors(gradients(layer, tensors, cotangent), truth)
+        provider["kept_bytes"] = memory.kept_bytes(layer, tensors)
+        step = training_step(layer, tensors, cotangent)
+        provider["peak_bytes"] = memory.peak_bytes(step, tensors.values(), cotangent.device)
+    for provider in row["providers"].values():
+        provider["wrong"] = wrong(provider["error"], row["providers"][baseline]["error"])
+
+
+def take_rows(
+    measure: Callable[[argparse.Namespace, str], tuple[list[dict[str, Any]], dict[int, dict[str, float]]]],
+    options: argparse.Namespace,
+) -> tuple[list[dict[str, Any]], dict[str, dict[int, dict[str, float]]]]:
+    """Measure under every malloc; return the rows, those of one case together, and the ceilings, which are printed."""
+    taken, limits = [], {}
+    for malloc in options.malloc:
+        measured, limits[malloc] = machine.under_malloc(malloc, measure, options, malloc)
+        taken.append(measured)
+        for threads, limit in limits[malloc].items():
+            print(
+                "ceilings, {0} malloc, {1} threads: products {gflops:.0f} GFLOP/s, copy {copy_gbs:.1f} GB/s, "
+                "an empty autograd call {empty_call_us:.1f} µs".format(malloc, threads, **limit)
+            )
+    return [row for mallocs in zip(*taken, strict=True) for row in mallocs], limits
+
+
+def interval(estimate: Sequence[float], spec: str) -> str:
+    """Write a median with its interval."""
+    value, low, high = (format(number, spec) for number in estimate)
+    return f"{value} [{low}, {high}]"
+
+
+def notes(row: dict[str, Any]) -> str:
+    """Mark a row that is wrong or was taken under load."""
+    found = [f"WRONG {name}" for name, provider in row["providers"].items() if provider["wrong"]]
+    if row["busy"]:
+        found.append(f"load {row['load']:.1f}, others {row['others_cores']:.1f} cores")
+    return ", ".join(found)
+
+
+def any_wrong(rows: Sequence[dict[str, Any]]) -> bool:
+    """Tell whether any provider of any row is wrong."""
+    return any(provider["wrong"] for row in rows for provider in row["providers"].values())
 
 
 def layout(value: Any, depth: int = 3, pad: str = "") -> str:

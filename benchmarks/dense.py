@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import command, machine, memory
-from benchmarks.harness import errors, fix, gradients, in_float64, now, summarise, time_rounds, training_step, wrong
+from benchmarks import command, machine
+from benchmarks.harness import Layer, fix, training_step
 from benchmarks.layers import ACTIVATIONS, BASELINE, PROVIDERS
 
 
@@ -91,72 +91,30 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
     keys = [(c, a, t) for c in options.case for a in options.activation for t in options.threads]
     rows: list[dict[str, Any]] = []
     for done, (case, activation, threads) in enumerate(keys, 1):
-        fix(threads)
         tensors, cotangent = case.tensors(device, dtype)
-        layers = {name: provider(activation) for name, provider in PROVIDERS.items()}
-        steps = {name: training_step(layer, tensors, cotangent) for name, layer in layers.items()}
-        start, others = now(), machine.others_seconds()
-        timing = time_rounds(steps, options.seconds)
-        others = max(0.0, machine.others_seconds() - others) / (now() - start)
-        load = machine.load()
-        rows.append(
-            {
-                "case": str(case),
-                "shape": list(case[:3]),
-                "activation": activation,
-                "input_grad": case.input_grad,
-                "threads": threads,
-                "malloc": malloc,
-                "load": load,
-                "others_cores": others,
-                "busy": machine.busy(load, others, options.threads[-1]),
-                "number": timing.number,
-                "rounds": len(timing.seconds[BASELINE]),
-                "providers": summarise(timing, BASELINE),
-            }
-        )
+        steps = {name: training_step(layer, tensors, cotangent) for name, layer in providers(activation).items()}
+        about = {"case": str(case), "shape": list(case[:3]), "activation": activation, "input_grad": case.input_grad}
+        rows.append(about | {"malloc": malloc} | command.time_row(steps, BASELINE, options, threads))
         command.progress(done, len(keys), f"{case} {activation}, {threads} threads, {malloc} malloc")
     # All timing comes first: the checks and ceilings free blocks larger than any row's, which malloc remembers.
     limits = {threads: machine.ceilings(device, dtype, threads) for threads in options.threads}
-    for row, (case, _, threads) in zip(rows, keys, strict=True):
+    for row, (case, activation, threads) in zip(rows, keys, strict=True):
         fix(threads)
         row["products_us"] = case.flops / limits[threads]["gflops"] / 1e3
-        check(row, *case.tensors(device, dtype))
+        for provider in row["providers"].values():
+            provider["products_share"] = row["products_us"] / provider["median_us"]
+        command.check_row(row, providers(activation), BASELINE, *case.tensors(device, dtype))
     return rows, limits
 
 
-def check(row: dict[str, Any], tensors: dict[str, Tensor], cotangent: Tensor) -> None:
-    """Add to a row what does not depend on time: errors against float64, bytes kept, peak bytes."""
-    layers = {name: provider(row["activation"]) for name, provider in PROVIDERS.items()}
-    truth = gradients(layers[BASELINE], in_float64(tensors), cotangent.double())
-    for name, layer in layers.items():
-        provider = row["providers"][name]
-        provider["products_share"] = row["products_us"] / provider["median_us"]
-        provider["error"] = errors(gradients(layer, tensors, cotangent), truth)
-        provider["kept_bytes"] = memory.kept_bytes(layer, tensors)
-        step = training_step(layer, tensors, cotangent)
-        provider["peak_bytes"] = memory.peak_bytes(step, tensors.values(), cotangent.device)
-    for provider in row["providers"].values():
-        provider["wrong"] = wrong(provider["error"], row["providers"][BASELINE]["error"])
-
-
-def interval(estimate: Sequence[float], spec: str) -> str:
-    """Write a median with its interval."""
-    value, low, high = (format(number, spec) for number in estimate)
-    return f"{value} [{low}, {high}]"
+def providers(activation: str) -> dict[str, Layer]:
+    """Make the layer of each provider."""
+    return {name: provider(activation) for name, provider in PROVIDERS.items()}
 
 
 def spread(provider: dict[str, Any]) -> str:
     """Write a median time with its 20th and 80th percentile, in µs."""
     return "{median_us:.1f} ({p20_us:.1f}–{p80_us:.1f})".format_map(provider)
-
-
-def notes(row: dict[str, Any]) -> str:
-    """Mark a row that is wrong or was taken under load."""
-    found = [f"WRONG {name}" for name, provider in row["providers"].items() if provider["wrong"]]
-    if row["busy"]:
-        found.append(f"load {row['load']:.1f}, others {row['others_cores']:.1f} cores")
-    return ", ".join(found)
 
 
 def times_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -176,12 +134,12 @@ def times_table(rows: Sequence[dict[str, Any]]) -> str:
                 row["malloc"],
                 spread(torch_),
                 spread(ours),
-                interval(ours["ratio"], ".3f"),
-                interval(ours["extra_us"], "+.1f"),
+                command.interval(ours["ratio"], ".3f"),
+                command.interval(ours["extra_us"], "+.1f"),
                 f"{bare['extra_us'][0]:+.1f}",
                 f"{torch_['products_share']:.0%}, {ours['products_share']:.0%}",
                 f"{max(torch_['error'].values()):.1e}, {max(ours['error'].values()):.1e}",
-                notes(row),
+                command.notes(row),
             )
         )
     return command.table(titles, lines)
@@ -206,19 +164,10 @@ def main(arguments: Sequence[str]) -> int:
     options = read_options(arguments)
     run = command.record(options)
     print(command.heading("dense", run, options), flush=True)
-    taken, limits = [], {}
-    for malloc in options.malloc:
-        measured, limits[malloc] = machine.under_malloc(malloc, measure, options, malloc)
-        taken.append(measured)
-        for threads, limit in limits[malloc].items():
-            print(
-                "ceilings, {0} malloc, {1} threads: products {gflops:.0f} GFLOP/s, copy {copy_gbs:.1f} GB/s, "
-                "an empty autograd call {empty_call_us:.1f} µs".format(malloc, threads, **limit)
-            )
-    rows = [row for mallocs in zip(*taken, strict=True) for row in mallocs]
+    rows, limits = command.take_rows(measure, options)
     print("\nTime of forward + .backward(); above 1, ours is faster.\n" + times_table(rows))
     print("\nBytes kept for backward, and the peak of a step; one figure where both are equal.\n" + memory_table(rows))
     if options.json:
         run |= {"ceilings": limits, "rows": rows}
         print(f"\nwritten: {command.save('dense', run, options)}")
-    return int(any(provider["wrong"] for row in rows for provider in row["providers"].values()))
+    return int(command.any_wrong(rows))

@@ -1,4 +1,4 @@
-"""One layer by each provider: torch, ours, and the plainest Function as calibration."""
+"""One layer by each provider: torch, ours, and the plainest Functions as calibration."""
 
 import math
 from collections.abc import Callable
@@ -50,6 +50,26 @@ class BareFunction(Function):
     def backward(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor | None, ...]:
         h, w, z = ctx.saved_tensors
         delta = dy * ctx.df(z)
+        return delta @ w if ctx.needs_input_grad[0] else None, delta.mT @ h, delta.sum(0), None, None
+
+
+class DifferentiableFunction(Function):
+    """The textbook's layer with z as an output, whose backward is left to autograd to differentiate again."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, w: Tensor, b: Tensor, f: Entrywise, df: Entrywise) -> tuple[Tensor, Tensor]:
+        z = F.linear(h, w, b)
+        ctx.df = df
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(h, w, z)
+        return f(z), z
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
+        h, w, z = ctx.saved_tensors
+        delta = dz if dy is None else dy * ctx.df(z) if dz is None else dy * ctx.df(z) + dz
+        if delta is None:
+            return (None,) * 5
         return delta @ w if ctx.needs_input_grad[0] else None, delta.mT @ h, delta.sum(0), None, None
 
 

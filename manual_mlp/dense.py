@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from manual_mlp.activations import IDENTITY, Activation, get
-from manual_mlp.activations.record import cast, slope, times_curvature, times_slope
-from manual_mlp.rules import delta, delta_cotangent, gradients, plus, second_gradients, tangent
+from manual_mlp.activations.record import cast, slope, times_slope_and_curvature
+from manual_mlp.rules import delta_cotangent, delta_of, gradients, plus, second_gradients, tangent
 from manual_mlp.transforms import caller, needed_now, plain, without_jvp
 
 
@@ -124,7 +124,7 @@ class _EagerDenseFunction(Function):
         needed, simple = needed_now(ctx, 3), plain(dy, dz)
         if simple and torch.is_grad_enabled():
             return *_GradientsFunction.apply(h, w, kept, dy, dz, ctx.activation, needed), None
-        return *gradients(delta(dy, dz, kept, ctx.activation, simple), h, w, needed), None
+        return *gradients(delta_of(dy, dz, kept, ctx.activation, simple), h, w, needed), None
 
 
 class _GradientsFunction(Function):
@@ -146,23 +146,25 @@ class _GradientsFunction(Function):
         ctx.activation = activation
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(h, w, kept, dy, dz)
-        return gradients(delta(dy, dz, kept, activation, plain=True), h, w, needed)
+        return gradients(delta_of(dy, dz, kept, activation, plain=True), h, w, needed)
 
     @staticmethod
     def backward(ctx: Any, h_tilde: Tensor | None, w_tilde: Tensor | None, b_tilde: Tensor | None) -> Any:
         h, w, kept, dy, dz = ctx.saved_tensors
-        activation, simple = ctx.activation, not torch.is_grad_enabled() and plain(h_tilde, w_tilde, b_tilde)
-        d = delta(dy, dz, kept, activation, simple)
-        q = None if d is None else delta_cotangent(h_tilde, w_tilde, b_tilde, h, w, d, simple)
-        if d is None or q is None:
+        simple = not torch.is_grad_enabled() and plain(h_tilde, w_tilde, b_tilde)
+        q = delta_cotangent(h_tilde, w_tilde, b_tilde, h, w, simple)
+        if q is None:
             return (None,) * 7
-        h_cotangent, w_cotangent = second_gradients(d, h_tilde, w_tilde, needed_now(ctx, 2))
-        dz_cotangent = None if dz is None else q
-        if dy is None or kept is None:
-            return h_cotangent, w_cotangent, None, None if dy is None else q, dz_cotangent, None, None
-        dy_cotangent = times_slope(q, kept, activation, simple)  # (S3)
-        r = times_curvature(q, dy, kept, activation, in_place=simple and dz is None)  # (S2)
-        return h_cotangent, w_cotangent, r, dy_cotangent, dz_cotangent, None, None
+        if kept is None:
+            delta, dy_cotangent, r = dy, q, None
+        elif dy is None:
+            delta, dy_cotangent, r = dz, None, None
+        else:
+            simple = simple and dz is None
+            delta, dy_cotangent, r = times_slope_and_curvature(dy, q, kept, ctx.activation, simple)  # (B1, S3, S2)
+            delta = plus(cast(delta, kept.dtype), dz)
+        h_cotangent, w_cotangent = second_gradients(delta, h_tilde, w_tilde, needed_now(ctx, 2))
+        return h_cotangent, w_cotangent, r, dy_cotangent, None if dz is None else q, None, None
 
 
 def autocasting(t: Tensor) -> bool:

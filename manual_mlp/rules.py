@@ -14,7 +14,7 @@ from manual_mlp.activations import Activation
 from manual_mlp.activations.record import cast, times_slope
 
 
-def delta(
+def delta_of(
     dy: Tensor | None, dz: Tensor | None, kept: Tensor | None, activation: Activation, plain: bool
 ) -> Tensor | None:
     """Compute δ from what the layer kept: y where f′ comes from y, else z, and None for the identity.
@@ -66,13 +66,13 @@ def delta_cotangent(
     b_tilde: Tensor | None,
     h: Tensor,
     w: Tensor,
-    delta: Tensor,
     in_place: bool,
 ) -> Tensor | None:
-    """Compute q, the cotangent of δ, from those of dh, dw and db, into memory of its own."""
+    """Compute q, the cotangent of δ, from those of dh, dw and db, into memory of its own; in their dtype."""
     if h_tilde is None and w_tilde is None:
-        return None if b_tilde is None else b_tilde.expand_as(delta).contiguous()  # (S1)
-    h, w = cast(h, delta.dtype), cast(w, delta.dtype)
+        return None if b_tilde is None else b_tilde.expand(*h.shape[:-1], -1).contiguous()  # (S1)
+    dtype = (w_tilde if h_tilde is None else h_tilde).dtype  # type: ignore[union-attr]
+    h, w = cast(h, dtype), cast(w, dtype)
     if h_tilde is None:
         return F.linear(h, w_tilde, b_tilde)  # type: ignore[arg-type]  # (S1)
     q = F.linear(h_tilde, w, b_tilde)  # (S1)
@@ -85,12 +85,14 @@ def delta_cotangent(
 
 
 def second_gradients(
-    delta: Tensor, h_tilde: Tensor | None, w_tilde: Tensor | None, needed: Sequence[bool]
+    delta: Tensor | None, h_tilde: Tensor | None, w_tilde: Tensor | None, needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Compute the cotangents that h and w have as factors of B2 and B3, each if it is needed.
 
     What they and b get through z is B2, B3 and B4 with r in place of δ.
     """
+    if delta is None:
+        return None, None
     h_cotangent = delta @ w_tilde if needed[0] and w_tilde is not None else None  # (S4)
     w_cotangent = rows(delta).mT @ rows(h_tilde) if needed[1] and h_tilde is not None else None  # (S5)
     return h_cotangent, w_cotangent

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import manual_mlp
 from manual_mlp import Activation, activations
 from manual_mlp.activations import get, to_module
-from manual_mlp.activations.record import slope, times_slope
+from manual_mlp.activations.record import slope, times_slope, times_slope_and_curvature
 
 # Smooth places, kinks, saturation and far beyond.
 POINTS = [
@@ -146,18 +146,24 @@ def test_the_kernel_is_dy_times_the_slope(device: str, activation: Activation) -
         torch.testing.assert_close(times_slope(dy, kept, activation, plain), expected, rtol=1e-12, atol=10 * tolerance)
 
 
-@pytest.mark.parametrize("activation", [a for a in TORCH if a.kernel2], ids=repr)
+@every_activation
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_the_second_kernel_is_t_times_the_second_derivative(
+def test_the_terms_of_second_order_are_products_with_both_derivatives(
     device: str, activation: Activation, dtype: torch.dtype
 ) -> None:
     z = torch.cat([points(device, dtype).detach(), torch.linspace(-9, 9, 301, dtype=dtype, device=device)])
     kept = z if activation.df_y is None else activation.f(z)
-    t = torch.randn_like(z)
-    expected = t * (activation.d2f_y or activation.d2f)(kept)
-    before = kept.clone()
-    tolerance = 1e-13 if dtype is torch.float64 else 3e-6 * max(1.0, activation.d2f(z).abs().max().item())
-    torch.testing.assert_close(activation.kernel2(t, kept), expected, rtol=10 * torch.finfo(dtype).eps, atol=tolerance)
+    before, dy, q = kept.clone(), torch.randn_like(z), torch.randn_like(z)
+    df, d2f = (activation.df, activation.d2f) if activation.df_y is None else (activation.df_y, activation.d2f_y)
+    slope, curvature = df(kept), d2f(kept)
+    for plain in (True, False):
+        *slopes, r = times_slope_and_curvature(dy, q.clone(), kept, activation, plain)
+        eps = 100 * torch.finfo(dtype).eps
+        for t, result in zip((dy, q), slopes, strict=True):
+            torch.testing.assert_close(result, t * slope, rtol=eps, atol=eps * max(1.0, slope.abs().max().item()))
+        expected = q * dy * curvature
+        r = torch.zeros_like(z) if r is None else r
+        torch.testing.assert_close(r, expected, rtol=eps, atol=eps * max(1.0, curvature.abs().max().item()))
     assert torch.equal(kept, before)
 
 

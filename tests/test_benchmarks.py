@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from benchmarks import command, harness, layers, machine, memory
+from benchmarks import command, harness, layers, machine, memory, second_order
 from benchmarks import dense as dense_command
 from benchmarks.__main__ import main
 from manual_mlp import dense
@@ -213,6 +213,50 @@ def test_a_wrong_gradient_is_marked_and_fails_the_command(monkeypatch, capsys):
 
     monkeypatch.setitem(layers.PROVIDERS, "manual_mlp", lambda activation: WithoutSlope.apply)
     assert main(["dense", *BRIEF, "--activation", "relu"]) == 1
+    assert "WRONG manual_mlp" in capsys.readouterr().out
+
+
+BRIEF_SECOND = ["second-order", *BRIEF[:-2], "--width", "5"]
+
+
+@pytest.mark.usefixtures("brief")
+def test_every_second_order_row_is_right_and_documented(tmp_path, capsys):
+    assert main([*BRIEF_SECOND, "--dtype", "float64", "--json", "--results", str(tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
+    rows = json.loads(path.read_text())["second-order"]["rows"]
+    assert [row["case"] for row in rows] == list(second_order.KINDS)
+    documented = set(re.findall(r"\w+", second_order.__doc__))
+    for row in rows:
+        assert row.keys() <= documented
+        assert row["providers"].keys() == set(second_order.PROVIDERS)
+        for provider in row["providers"].values():
+            assert provider.keys() <= documented
+            assert max(provider["error"].values()) < 1e-9
+            assert len(provider["error"]) == 1 + 2 * (second_order.DEPTH + 1) + (row["case"] != "hvp")
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("kind", ["pinn", "hvp"])
+def test_a_second_derivative_that_forgets_z_is_marked_and_fails_the_command(monkeypatch, capsys, kind):
+    class ConstantZ(Function):
+        @staticmethod
+        def forward(ctx, h, w, b):
+            z = F.linear(h, w, b)
+            ctx.slope = 1 - torch.tanh(z) ** 2
+            ctx.save_for_backward(h, w)
+            return torch.tanh(z)
+
+        @staticmethod
+        def backward(ctx, dy):
+            h, w = ctx.saved_tensors
+            delta = dy * ctx.slope
+            return delta @ w, delta.mT @ h, delta.sum(0)
+
+    def wrong(kind):
+        return lambda h, w, b, last: F.linear(h, w, b) if last else ConstantZ.apply(h, w, b)
+
+    monkeypatch.setitem(second_order.PROVIDERS, "manual_mlp", wrong)
+    assert main([*BRIEF_SECOND, "--kind", kind]) == 1
     assert "WRONG manual_mlp" in capsys.readouterr().out
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from manual_mlp.activations.record import FACTORIES, Activation, Map, cast, register, widen
 
 aten = torch.ops.aten
+Triple = tuple[Tensor, Tensor, Tensor]
 
 
 @register
@@ -94,7 +95,11 @@ def sigmoid() -> Activation:
         df_y=df_y,
         d2f_y=lambda y: 1 - 2 * y,
         kernel=aten.sigmoid_backward.default,
-        kernel2=lambda t, y: t.sub_(t * y, alpha=2),
+        kernel2=lambda dy, q, y: (
+            aten.sigmoid_backward.default(dy, y),
+            aten.sigmoid_backward.default(q, y),
+            q.mul_(dy).mul_(1 - 2 * y),
+        ),
     )
 
 
@@ -127,7 +132,11 @@ def tanh() -> Activation:
         df_y=df_y,
         d2f_y=lambda y: -2 * y,
         kernel=aten.tanh_backward.default,
-        kernel2=lambda t, y: t.mul_(y).mul_(-2),
+        kernel2=lambda dy, q, y: (
+            aten.tanh_backward.default(dy, y),
+            aten.tanh_backward.default(q, y),
+            q.mul_(dy).mul_(y).mul_(-2),
+        ),
     )
 
 
@@ -135,10 +144,11 @@ def tanh() -> Activation:
 def softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
     """f = ln(1 + exp(βz))/β, and z itself past βz > threshold; f′ = σ(βz); f″ = β σ(βz) σ(−βz)."""
 
-    def kernel2(t: Tensor, z: Tensor) -> Tensor:
+    def kernel2(dy: Tensor, q: Tensor, z: Tensor) -> Triple:
         u = beta * z
-        t = t.mul_(beta).masked_fill_(u >= threshold, 0.0)
-        return t.mul_(u.sigmoid_()).mul_(u.neg_().add_(1))
+        slope = torch.sigmoid(u).masked_fill_(u > threshold, 1.0)
+        curvature = (1 - slope).mul_(slope).mul_(beta).masked_fill_(u == threshold, 0.0)
+        return dy * slope, slope.mul_(q), curvature.mul_(q).mul_(dy)
 
     return Activation(
         f=lambda z: F.softplus(z, beta, threshold),
@@ -236,9 +246,12 @@ def gelu(approximate: str = "none") -> Activation:
     def density(z: Tensor) -> Tensor:
         return torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
 
-    def kernel2(t: Tensor, z: Tensor) -> Tensor:
-        zz = z * z
-        return t.mul_(torch.mul(zz, -0.5).exp_()).mul_(zz.sub_(2)).mul_(-1 / math.sqrt(2 * math.pi))
+    def kernel2(dy: Tensor, q: Tensor, z: Tensor) -> Triple:
+        curvature = z * z
+        normal = torch.mul(curvature, -0.5).exp_().mul_(1 / math.sqrt(2 * math.pi))
+        slope = torch.mul(z, math.sqrt(0.5)).erf_().add_(1).mul_(0.5).addcmul_(z, normal)
+        curvature.neg_().add_(2).mul_(normal)
+        return dy * slope, slope.mul_(q), curvature.mul_(q).mul_(dy)
 
     def df_tanh(z: Tensor) -> Tensor:
         t, du, _ = inner(z)
@@ -281,10 +294,12 @@ def silu() -> Activation:
         s = torch.sigmoid(z)
         return s * (1 - s) * (2 + z * (1 - 2 * s))
 
-    def kernel2(t: Tensor, z: Tensor) -> Tensor:
+    def kernel2(dy: Tensor, q: Tensor, z: Tensor) -> Triple:
         s = torch.sigmoid(z)
-        t.mul_(torch.rsub(s, 1, alpha=2).mul_(z).add_(2))
-        return t.mul_(s).mul_(s.neg_().add_(1))
+        slope = 1 - s
+        curvature = torch.sub(slope, s).mul_(z).add_(2).mul_(s).mul_(slope)
+        slope.mul_(z).add_(1).mul_(s)
+        return dy * slope, slope.mul_(q), curvature.mul_(q).mul_(dy)
 
     return Activation(f=F.silu, df=df, d2f=d2f, kernel=aten.silu_backward.default, kernel2=kernel2)
 
@@ -318,12 +333,19 @@ def squared_relu() -> Activation:
 @register
 def sin(omega: float = 1.0) -> Activation:
     """f = sin(ωz) (SIREN, Sitzmann et al., 2020: ω = 30); f′ = ω cos(ωz); f″ = −ω² sin(ωz)."""
+
+    def kernel2(dy: Tensor, q: Tensor, z: Tensor) -> Triple:
+        curvature = omega * z
+        slope = torch.cos(curvature).mul_(omega)
+        curvature.sin_().mul_(-(omega**2))
+        return dy * slope, slope.mul_(q), curvature.mul_(q).mul_(dy)
+
     return Activation(
         f=lambda z: cast(torch.sin(omega * widen(z)), z.dtype),
         df=lambda z: omega * torch.cos(omega * z),
         d2f=lambda z: -(omega**2) * torch.sin(omega * z),
         kernel=lambda dy, z: cast(torch.mul(widen(z), omega).cos_().mul_(dy).mul_(omega), z.dtype),
-        kernel2=lambda t, z: torch.mul(z, omega).sin_().mul_(t).mul_(-(omega**2)),
+        kernel2=kernel2,
     )
 
 

@@ -31,8 +31,8 @@ class Activation:
         d2f_y: the derivative of ``df_y`` by y, which is f″/f′; wanted wherever ``df_y`` is given.
         kernel: ``(dy, kept) -> dy ⊙ f′(z)`` in one pass over memory, where ``kept`` is y if
             ``df_y`` is given, else z. For speed alone, where nothing differentiates the result.
-        kernel2: ``(t, kept) -> t ⊙ f″(z)``, or ``t ⊙ f″/f′`` where ``kept`` is y; both of float32 at least. It
-            may overwrite ``t``.
+        kernel2: ``(dy, q, kept) -> dy ⊙ f′, q ⊙ f′, q ⊙ dy ⊙ c`` with c = f″, or f″/f′ where ``kept`` is y. It may
+            overwrite q, and is given float32 or float64. For the speed of second-order gradients alone.
         name: shown by ``repr``.
         params: the arguments that made it, shown by ``repr``.
 
@@ -48,7 +48,7 @@ class Activation:
     df_y: Map | None = None
     d2f_y: Map | None = None
     kernel: Callable[[Tensor, Tensor], Tensor] | None = None
-    kernel2: Callable[[Tensor, Tensor], Tensor] | None = None
+    kernel2: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
     name: str = "custom"
     params: tuple[Any, ...] = ()
 
@@ -86,18 +86,22 @@ def times_slope(dy: Tensor, kept: Tensor, activation: Activation, plain: bool) -
     return cast(widen(dy) * (df(wide) if plain else _SlopeFunction.apply(wide, df, d2f)), dy.dtype)
 
 
-def times_curvature(q: Tensor, dy: Tensor, kept: Tensor, activation: Activation, in_place: bool) -> Tensor | None:
-    """Compute the cotangent of what the layer kept: q ⊙ dy ⊙ f″ for z, q ⊙ dy ⊙ f″/f′ for y, None where f″ is 0.
+def times_slope_and_curvature(
+    dy: Tensor, q: Tensor, kept: Tensor, activation: Activation, plain: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Compute dy ⊙ f′, q ⊙ f′ and the cotangent of what the layer kept, None where f″ is 0.
 
-    ``in_place`` allows to overwrite q.
+    That cotangent is q ⊙ dy ⊙ f″ for z, and q ⊙ dy ⊙ f″/f′ for y. ``plain`` allows the record's kernels, and q to
+    be overwritten.
     """
-    d2f = activation.d2f_y or activation.d2f
+    d2f, wide = activation.d2f_y or activation.d2f, (widen(dy), widen(q), widen(kept))
+    if plain and activation.kernel2 is not None:
+        dy_slope, q_slope, r = activation.kernel2(*wide)
+        return cast(dy_slope, dy.dtype), cast(q_slope, q.dtype), cast(r, kept.dtype)
+    slopes = times_slope(dy, kept, activation, plain), times_slope(q, kept, activation, plain)
     if d2f is torch.zeros_like:
-        return None
-    q, dy, wide = widen(q), widen(dy), widen(kept)
-    if in_place and activation.kernel2 is not None:
-        return cast(activation.kernel2(q.mul_(dy), wide), kept.dtype)
-    return cast(q * dy * d2f(wide), kept.dtype)
+        return *slopes, None
+    return *slopes, cast(wide[1] * wide[0] * d2f(wide[2]), kept.dtype)
 
 
 def widen(t: Tensor) -> Tensor:
