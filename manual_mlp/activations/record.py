@@ -94,14 +94,20 @@ def times_slope_and_curvature(
     That cotangent is q ⊙ dy ⊙ f″ for z, and q ⊙ dy ⊙ f″/f′ for y. ``plain`` allows the record's kernels, and q to
     be overwritten.
     """
-    d2f, wide = activation.d2f_y or activation.d2f, (widen(dy), widen(q), widen(kept))
+    df, d2f = activation.df_y or activation.df, activation.d2f_y or activation.d2f
+    wide_dy, wide_q, wide = widen(dy), widen(q), widen(kept)
     if plain and activation.kernel2 is not None:
-        dy_slope, q_slope, r = activation.kernel2(*wide)
-        return cast(dy_slope, dy.dtype), cast(q_slope, q.dtype), cast(r, kept.dtype)
-    slopes = times_slope(dy, kept, activation, plain), times_slope(q, kept, activation, plain)
-    if d2f is torch.zeros_like:
-        return *slopes, None
-    return *slopes, cast(wide[1] * wide[0] * d2f(wide[2]), kept.dtype)
+        dy_slope, q_slope, r = activation.kernel2(wide_dy, wide_q, wide)
+    else:
+        if plain:
+            dy_slope, q_slope = (times_slope(t, kept, activation, plain) for t in (dy, q))
+        else:
+            slope = _SlopeFunction.apply(wide, df, d2f)
+            dy_slope, q_slope = wide_dy * slope, wide_q * slope
+        if d2f is torch.zeros_like:
+            return cast(dy_slope, dy.dtype), cast(q_slope, q.dtype), None
+        r = wide_q * wide_dy * d2f(wide)
+    return cast(dy_slope, dy.dtype), cast(q_slope, q.dtype), cast(r, kept.dtype)
 
 
 def widen(t: Tensor) -> Tensor:
