@@ -70,7 +70,7 @@ def delta_cotangent(
 ) -> Tensor | None:
     """Compute q, the cotangent of δ, from those of dh, dw and db, into memory of its own; in their dtype."""
     if h_tilde is None and w_tilde is None:
-        return None if b_tilde is None else b_tilde.expand(*h.shape[:-1], -1).contiguous()  # (S1)
+        return None if b_tilde is None else b_tilde.expand(*h.shape[:-1], -1).clone()  # (S1)
     dtype = (w_tilde if h_tilde is None else h_tilde).dtype  # type: ignore[union-attr]
     h, w = cast(h, dtype), cast(w, dtype)
     if h_tilde is None:

@@ -296,6 +296,22 @@ def test_an_in_place_change_of_the_bias_matters_to_no_derivative(draw: Draw, nam
     assert_equal(list(third(2.0)), list(third(1.0)))
 
 
+@some_names
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (5, 4)], ids=str)
+def test_second_order_reads_its_cotangents_and_does_not_write_them(
+    draw: Draw, name: str, shape: tuple[int, ...]
+) -> None:
+    inputs = draw(*shape), draw(7, 4), draw(7)
+    first = torch.autograd.grad(dense(*inputs, name).square().sum(), inputs, create_graph=True)
+    for asked in ((0,), (1,), (2,), (0, 1, 2)):
+        cotangents = [torch.randn_like(first[k]) for k in asked]
+        before = [t.clone() for t in (*cotangents, *inputs)]
+        for _ in range(2):
+            given = [first[k] for k in asked]
+            torch.autograd.grad(given, inputs, cotangents, retain_graph=True, allow_unused=True)
+            assert all(torch.equal(a, b) for a, b in zip((*cotangents, *inputs), before, strict=True))
+
+
 def products(step: Callable[[], object]) -> int:
     """Count the matrix products of a step."""
 
