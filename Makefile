@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test gradcheck lint tensorboard
+.PHONY: help train test gradcheck grid fuzz lint tensorboard
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,6 +18,12 @@ test: .venv/installed  ## run the whole suite
 gradcheck: .venv/installed  ## prove every gradient and print the table of errors
 	$(BIN)/python -m pytest tests/test_gradcheck.py --quiet --error-table $(ARGS)
 
+grid: .venv/installed  ## try every mode of differentiation on every layer, write docs/modes.md
+	$(BIN)/python tests/grid.py $(ARGS)
+
+fuzz: .venv/installed  ## draw thousands of layers and derivatives, compare each with torch
+	$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
+
 lint: .venv/installed  ## ruff, ruff format, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -30,5 +36,5 @@ tensorboard: .venv/installed  ## open runs/
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[train,examples,dev]'
 	@touch $@

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from manual_mlp.activations import Activation, get
-from manual_mlp.activations.record import cast, slope, times_slope, widen
+from manual_mlp.activations.record import cast, slope, times_slope, value, widen
 from manual_mlp.dense import autocasting, check_layer
 from manual_mlp.rules import gradients, plus, tangent
 from manual_mlp.transforms import caller, plain, without_jvp
@@ -92,11 +92,12 @@ class DenseSquaredErrorFunction(Function):
         h, w, t, z = ctx.saved_tensors
         delta, dt = dz, None
         if dloss is not None:
-            y = ctx.activation.f(z)
+            quick = not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and plain(dloss)
+            y = ctx.activation.f(z) if quick else value(z, ctx.activation)
             dy = dloss * (widen(y) - t)
             if ctx.reduction == "mean":
                 dy = dy / z.numel()
-            if not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and plain(dy):
+            if quick:
                 kept = z if ctx.activation.df_y is None else y
                 delta = times_slope(dy, kept, ctx.activation, plain=True)  # (O1)
             else:
@@ -113,7 +114,7 @@ class DenseSquaredErrorFunction(Function):
         z_dot = tangent(h_dot, w_dot, b_dot, h, w, z)
         y_dot = cast(z_dot * slope(z, ctx.activation), z.dtype)  # (J2)
         e_dot = y_dot if t_dot is None else y_dot - t_dot
-        loss_dot = _reduce((widen(ctx.activation.f(z)) - t) * e_dot, ctx.reduction)
+        loss_dot = _reduce((widen(value(z, ctx.activation)) - t) * e_dot, ctx.reduction)
         return cast(loss_dot, ctx.loss_dtype), z_dot
 
 

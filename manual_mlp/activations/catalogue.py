@@ -206,10 +206,10 @@ def hardsigmoid() -> Activation:
     def df(z: Tensor) -> Tensor:
         return _between(z, -3.0, 3.0) / 6
 
-    # torch's kernel holds 1/6 in float32 even for float64, and has no derivative of its own.
+    # torch's F.hardsigmoid has no second derivative, and a first one that holds 1/6 in float32 even for float64.
     # f′ is not taken from y: close to a corner y rounds to 0 or 1 before z gets there.
     return Activation(
-        f=lambda z: F.relu6(z + 3) / 6 if z.dtype is torch.float64 else F.hardsigmoid(z),
+        f=lambda z: cast(F.relu6(widen(z) + 3) / 6, z.dtype),
         df=df,
         d2f=torch.zeros_like,
         kernel=lambda dy, z: dy * df(z) if z.dtype is torch.float64 else aten.hardsigmoid_backward.default(dy, z),

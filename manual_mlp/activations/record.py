@@ -67,12 +67,19 @@ class Activation:
         return super().__reduce__()
 
 
+def value(z: Tensor, activation: Activation) -> Tensor:
+    """Compute f(z), so that its derivative is the record's f′: some of torch's own have none in forward mode."""
+    if torch.compiler.is_compiling():
+        return activation.f(z)
+    return _EntrywiseFunction.apply(z, activation.f, activation.df)  # type: ignore[no-any-return]
+
+
 def slope(z: Tensor, activation: Activation) -> Tensor:
     """Compute f′(z), in float32 at least, so that its own derivative is the record's f″."""
     if torch.compiler.is_compiling():
         # A compiled graph has no second derivative, and the compiler refuses a Function that defines jvp.
         return activation.df(widen(z))
-    return _SlopeFunction.apply(widen(z), activation.df, activation.d2f)  # type: ignore[no-any-return]
+    return _EntrywiseFunction.apply(widen(z), activation.df, activation.d2f)  # type: ignore[no-any-return]
 
 
 def times_slope(dy: Tensor, kept: Tensor, activation: Activation, plain: bool) -> Tensor:
@@ -83,7 +90,7 @@ def times_slope(dy: Tensor, kept: Tensor, activation: Activation, plain: bool) -
     if plain and activation.kernel is not None and dy.dtype == kept.dtype:
         return activation.kernel(dy, kept)
     df, d2f, wide = activation.df_y or activation.df, activation.d2f_y or activation.d2f, widen(kept)
-    return cast(widen(dy) * (df(wide) if plain else _SlopeFunction.apply(wide, df, d2f)), dy.dtype)
+    return cast(widen(dy) * (df(wide) if plain else _EntrywiseFunction.apply(wide, df, d2f)), dy.dtype)
 
 
 def times_slope_and_curvature(
@@ -102,7 +109,7 @@ def times_slope_and_curvature(
         if plain:
             dy_slope, q_slope = (times_slope(t, kept, activation, plain) for t in (dy, q))
         else:
-            slope = _SlopeFunction.apply(wide, df, d2f)
+            slope = _EntrywiseFunction.apply(wide, df, d2f)
             dy_slope, q_slope = wide_dy * slope, wide_q * slope
         if d2f is torch.zeros_like:
             return cast(dy_slope, dy.dtype), cast(q_slope, q.dtype), None
@@ -120,28 +127,29 @@ def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t if t.dtype == dtype else t.to(dtype)
 
 
-class _SlopeFunction(Function):
+class _EntrywiseFunction(Function):
+    # f with the derivative it is given, whatever autograd would make of f.
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(t: Tensor, df: Map, d2f: Map) -> Tensor:
-        return df(t)
+    def forward(t: Tensor, f: Map, df: Map) -> Tensor:
+        return f(t)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        t, _, ctx.d2f = inputs
+        t, _, ctx.df = inputs
         ctx.save_for_backward(t)
         ctx.save_for_forward(t)
 
     @staticmethod
-    def backward(ctx: Any, dslope: Tensor) -> Any:
+    def backward(ctx: Any, dy: Tensor) -> Any:
         (t,) = ctx.saved_tensors
-        return dslope * ctx.d2f(t), None, None
+        return cast(dy * ctx.df(widen(t)), t.dtype), None, None
 
     @staticmethod
     def jvp(ctx: Any, dt: Tensor, *_: None) -> Tensor:
         (t,) = ctx.saved_tensors
-        return dt * ctx.d2f(t)  # type: ignore[no-any-return]
+        return cast(dt * ctx.df(widen(t)), t.dtype)
 
 
 FACTORIES: dict[str, Callable[..., Activation]] = {}

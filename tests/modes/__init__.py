@@ -1,0 +1,27 @@
+"""Every way PyTorch has of asking for a derivative, as data."""
+
+from manual_mlp import activations
+from modes.compiled import COMPILE
+from modes.functorch import FUNC
+from modes.mode import Mode
+from modes.precision import AUTOCAST
+from modes.reverse import DUAL, FUNCTIONAL, REVERSE
+from modes.tools import LAYOUT, TOOLS
+
+GROUPS: dict[str, list[Mode]] = {
+    "Reverse mode": REVERSE,
+    "torch.autograd.functional": FUNCTIONAL,
+    "Dual numbers (torch.autograd.forward_ad)": DUAL,
+    "torch.func": FUNC,
+    "torch.compile, torch.export, ONNX": COMPILE,
+    "Around the layer": TOOLS,
+    "Layouts, in-place changes, tensors without data": LAYOUT,
+    "Autocast": AUTOCAST,
+}
+MODES = {mode.name: mode for modes in GROUPS.values() for mode in modes}
+
+# Where ours raises and may: by mode, the activations, and the message. The README's Limits say so too.
+LIMITS: dict[str, tuple[tuple[str, ...], str]] = {
+    "compile, then create_graph": (activations.names(), "does not currently support double backward"),
+    "in-place change of the output": (("leaky_relu", "relu6"), "modified by an inplace operation"),
+}
