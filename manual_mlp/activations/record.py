@@ -133,7 +133,8 @@ class _EntrywiseFunction(Function):
 
     @staticmethod
     def forward(t: Tensor, f: Map, df: Map) -> Tensor:
-        return f(t)
+        y = f(t)
+        return y.clone() if y is t else y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:

@@ -22,7 +22,8 @@ def _bounded(z: Tensor, low: float, high: float, between: Tensor, above: Tensor)
 
 
 def _exponential(scale: float, alpha: float) -> Map:
-    return lambda z: _bent(z, scale * z, scale * alpha * torch.expm1(z.clamp(max=0)))
+    # clamp would not do: its own slope at 0 is 0.
+    return lambda z: _bent(z, scale * z, scale * alpha * torch.expm1(torch.where(z > 0, 0, z)))
 
 
 def _log1p_exp(z: Tensor) -> Tensor:
