@@ -151,7 +151,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     flags.add_argument("--kind", nargs="+", choices=tuple(KINDS), default=tuple(KINDS))
     flags.add_argument("--width", type=command.positive_int, nargs="+", metavar="W", help="of the hidden layers")
     options = flags.parse_args(arguments)
-    command.complete(flags, options, seconds=1.0)
+    command.complete(flags, options, seconds=0.5)
     options.width = options.width or (QUICK_WIDTHS if options.quick else WIDTHS)
     return options
 
