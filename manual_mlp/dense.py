@@ -121,10 +121,10 @@ class _EagerDenseFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None = None) -> Any:
         h, w, kept = ctx.saved_tensors
-        needed, simple = needed_now(ctx, 3), plain(dy, dz)
-        if simple and torch.is_grad_enabled():
+        needed, opaque = needed_now(ctx, 3), plain(dy, dz)
+        if opaque and torch.is_grad_enabled() and kept is not None:
             return *_GradientsFunction.apply(h, w, kept, dy, dz, ctx.activation, needed), None
-        return *gradients(delta_of(dy, dz, kept, ctx.activation, simple), h, w, needed), None
+        return *gradients(delta_of(dy, dz, kept, ctx.activation, opaque), h, w, needed), None
 
 
 class _GradientsFunction(Function):
@@ -137,7 +137,7 @@ class _GradientsFunction(Function):
         ctx: Any,
         h: Tensor,
         w: Tensor,
-        kept: Tensor | None,
+        kept: Tensor,
         dy: Tensor | None,
         dz: Tensor | None,
         activation: Activation,
@@ -151,18 +151,15 @@ class _GradientsFunction(Function):
     @staticmethod
     def backward(ctx: Any, h_tilde: Tensor | None, w_tilde: Tensor | None, b_tilde: Tensor | None) -> Any:
         h, w, kept, dy, dz = ctx.saved_tensors
-        simple = not torch.is_grad_enabled() and plain(h_tilde, w_tilde, b_tilde)
-        q = delta_cotangent(h_tilde, w_tilde, b_tilde, h, w, simple)
+        opaque = not torch.is_grad_enabled() and plain(h_tilde, w_tilde, b_tilde)
+        q = delta_cotangent(h_tilde, w_tilde, b_tilde, h, w, opaque)
         if q is None:
             return (None,) * 7
-        if kept is None:
-            delta, dy_cotangent, r = dy, q, None
-        elif dy is None:
-            delta, dy_cotangent, r = dz, None, None
-        else:
-            simple = simple and dz is None
-            delta, dy_cotangent, r = times_slope_and_curvature(dy, q, kept, ctx.activation, simple)  # (B1, S3, S2)
-            delta = plus(cast(delta, kept.dtype), dz)
+        delta, dy_cotangent, r = dz, None, None
+        if dy is not None:
+            # With dz, q is that one's cotangent too, and must last.
+            terms = times_slope_and_curvature(dy, q, kept, ctx.activation, plain=opaque and dz is None)
+            delta, dy_cotangent, r = plus(cast(terms[0], kept.dtype), dz), *terms[1:]
         h_cotangent, w_cotangent = second_gradients(delta, h_tilde, w_tilde, needed_now(ctx, 2))
         return h_cotangent, w_cotangent, r, dy_cotangent, None if dz is None else q, None, None
 

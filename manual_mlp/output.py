@@ -11,7 +11,7 @@ from manual_mlp.activations import Activation, get
 from manual_mlp.activations.record import cast, slope, times_slope, value, widen
 from manual_mlp.dense import autocasting, check_layer
 from manual_mlp.rules import gradients, plus, tangent
-from manual_mlp.transforms import caller, plain, without_jvp
+from manual_mlp.transforms import caller, needed_now, plain, without_jvp
 
 
 def dense_squared_error(
@@ -90,9 +90,10 @@ class DenseSquaredErrorFunction(Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, dz: Tensor | None) -> Any:
         h, w, t, z = ctx.saved_tensors
+        quick = not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and plain(dloss, dz)
+        needed = needed_now(ctx, 3) if quick else ctx.needs_input_grad
         delta, dt = dz, None
         if dloss is not None:
-            quick = not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and plain(dloss)
             y = ctx.activation.f(z) if quick else value(z, ctx.activation)
             dy = dloss * (widen(y) - t)
             if ctx.reduction == "mean":
@@ -104,7 +105,7 @@ class DenseSquaredErrorFunction(Function):
                 delta = dy * slope(z, ctx.activation)  # (O1)
             delta = plus(cast(delta, z.dtype), dz)
             dt = -cast(dy, t.dtype) if ctx.needs_input_grad[3] else None
-        return *gradients(delta, h, w, ctx.needs_input_grad), dt, None, None
+        return *gradients(delta, h, w, needed), dt, None, None
 
     @staticmethod
     def jvp(

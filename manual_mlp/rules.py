@@ -68,19 +68,18 @@ def delta_cotangent(
     w: Tensor,
     in_place: bool,
 ) -> Tensor | None:
-    """Compute q, the cotangent of δ, from those of dh, dw and db, into memory of its own; in their dtype."""
-    if h_tilde is None and w_tilde is None:
-        return None if b_tilde is None else b_tilde.expand(*h.shape[:-1], -1).clone()  # (S1)
-    dtype = (w_tilde if h_tilde is None else h_tilde).dtype  # type: ignore[union-attr]
-    h, w = cast(h, dtype), cast(w, dtype)
+    """Compute q, the cotangent of δ, from those of dh, dw and db; no other tensor shares its memory."""
     if h_tilde is None:
-        return F.linear(h, w_tilde, b_tilde)  # type: ignore[arg-type]  # (S1)
-    q = F.linear(h_tilde, w, b_tilde)  # (S1)
+        if w_tilde is None:
+            return None if b_tilde is None else b_tilde.expand(*h.shape[:-1], -1).clone()  # (S1)
+        return F.linear(cast(h, w_tilde.dtype), w_tilde, b_tilde)  # (S1)
+    q = F.linear(h_tilde, cast(w, h_tilde.dtype), b_tilde)  # (S1)
     if w_tilde is None:
         return q
+    h = cast(h, h_tilde.dtype)
     if not in_place:
         return q + F.linear(h, w_tilde)  # (S1)
-    rows(q).addmm_(rows(h), w_tilde.mT)  # (S1)
+    q.view(q.shape[:-1].numel(), q.shape[-1]).addmm_(rows(h), w_tilde.mT)  # (S1)
     return q
 
 

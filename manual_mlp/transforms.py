@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 
-_functorch = torch._C._functorch
-_engine = torch._C
+_core = torch._C
+_functorch: Any = getattr(_core, "_functorch", None)
 
 
 Caller = Literal["eager", "compiler", "transform", "composite"]
@@ -27,11 +27,11 @@ Caller = Literal["eager", "compiler", "transform", "composite"]
 
 def caller() -> Caller:
     """Find out who calls."""
-    if torch.compiler.is_exporting():
-        return "composite"
     if torch.compiler.is_dynamo_compiling():
         # torch 2.15 is wrong for compile(grad(grad)) and crashes for compile(vmap(grad)).
         return "composite" if _transforming_while_compiling() else "compiler"
+    if torch.compiler.is_exporting():
+        return "composite"
     try:
         if not transforming():
             return "eager" if torch.is_grad_enabled() else "composite"
@@ -62,8 +62,11 @@ def needed_now(ctx: Any, count: int) -> list[bool]:
     ``ctx.needs_input_grad`` tells only which require grad, and ``torch.autograd.grad(y, h)`` asks for less.
     The node lists tensors alone: of these inputs, only the last may be None.
     """
-    nodes = ctx.next_functions
-    return [ctx.needs_input_grad[k] and _will_run(nodes[k][0]) for k in range(count)]
+    nodes = [node for node, _ in ctx.next_functions]
+    will_run = [node is not None and _will_run(node) for node in nodes]
+    if not any(will_run):  # The node was called by hand, and not by the engine.
+        return list(ctx.needs_input_grad[:count])
+    return [ctx.needs_input_grad[k] and will_run[k] for k in range(count)]
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -90,7 +93,8 @@ def without_jvp(function: type[Function]) -> type[Function]:
 
 def _transforming_while_compiling() -> bool:
     try:
-        return transforming()
+        # torch 2.11 takes the first for True wherever it traces it.
+        return torch.compiler.is_exporting() or transforming()
     except AttributeError:
         return True
 
@@ -107,7 +111,7 @@ def _no_function_is_right() -> bool:
 
 
 def _functorch_level() -> int | None:
-    return _functorch.maybe_current_level()
+    return _functorch.maybe_current_level()  # type: ignore[no-any-return]
 
 
 def _dual_level() -> int:
@@ -119,12 +123,12 @@ def _transforms() -> list[Any]:
 
 
 def _is_batch(t: Tensor) -> bool:
-    return _functorch.is_legacy_batchedtensor(t)
+    return _functorch.is_legacy_batchedtensor(t)  # type: ignore[no-any-return]
 
 
 def _will_run(node: Any) -> bool:
     try:
-        return _engine._will_engine_execute_node(node)
+        return _core._will_engine_execute_node(node)
     except (AttributeError, RuntimeError):
         # The engine refuses to tell of a leaf that is among the inputs of torch.autograd.grad.
         return True

@@ -3,6 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -37,6 +38,15 @@ def draw(device: str) -> Callable[..., Tensor]:
         return torch.randn(*shape, dtype=torch.float64).to(device, dtype).requires_grad_(requires_grad)
 
     return normal
+
+
+# The suite draws the same cases every time; "make fuzz" draws others, and more.
+with suppress(ImportError):
+    from hypothesis import settings
+
+    settings.register_profile("suite", max_examples=300, derandomize=True, database=None, deadline=None)
+    settings.register_profile("fuzz", max_examples=1000, database=None, deadline=None, print_blob=True)
+    settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -162,7 +162,6 @@ def test_the_terms_of_second_order_are_products_with_both_derivatives(
         for t, result in zip((dy, q), slopes, strict=True):
             torch.testing.assert_close(result, t * slope, rtol=eps, atol=eps * max(1.0, slope.abs().max().item()))
         expected = q * dy * curvature
-        r = torch.zeros_like(z) if r is None else r
         torch.testing.assert_close(r, expected, rtol=eps, atol=eps * max(1.0, curvature.abs().max().item()))
     assert torch.equal(kept, before)
 
@@ -283,3 +282,10 @@ def test_a_users_record_is_copied_whatever_its_name_and_parameters() -> None:
         twin = copy.deepcopy(mine)
         assert (twin.f, twin.df, twin.d2f, twin.name, twin.params) == (mine.f, mine.df, mine.d2f, name, params)
         assert get(to_module(mine)) is mine
+
+
+def test_a_slope_from_y_comes_with_its_derivative() -> None:
+    tanh = activations.tanh()
+    for given in ({"df_y": tanh.df_y}, {"d2f_y": tanh.d2f_y}):
+        with pytest.raises(ValueError, match="expected both of df_y and d2f_y, or neither"):
+            Activation(tanh.f, tanh.df, tanh.d2f, **given)

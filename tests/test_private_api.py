@@ -1,6 +1,8 @@
 """torch's private names: each answers as transforms.py takes it, and without one the answers stay right."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,6 +98,27 @@ def test_the_engine_tells_which_inputs_it_asks_for(leaves: bool) -> None:
     assert seen == [[True, False], [False, True], [True, True], [False, True], [True, True]]
 
 
+def test_a_node_that_is_called_by_hand_gives_what_requires_grad(draw: Draw) -> None:
+    h, w, b = draw(5, 4), draw(7, 4), draw(7)
+    y = dense(h, w, b, "tanh")
+    dy = torch.randn_like(y)
+    expected = torch.autograd.grad(y, (h, w, b), dy, retain_graph=True)
+    seen: list[Any] = []
+    x = torch.ones(1, requires_grad=True)
+    Probe.apply(lambda *_: seen.append(y.grad_fn.apply(dy)), x).sum().backward()
+    for result in (y.grad_fn.apply(dy), *seen):
+        torch.testing.assert_close(result[:3], expected)
+
+
+def test_without_functorch_the_package_imports_and_is_right() -> None:
+    code = (
+        "import torch\nkept = torch._C._functorch\ndel torch._C._functorch\nfrom manual_mlp import dense, transforms\n"
+        "torch._C._functorch = kept\nassert transforms.caller() == 'composite'\n"
+        "x = torch.ones(2, 3, requires_grad=True)\ndense(x, torch.ones(1, 3), None, 'tanh').sum().backward()"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_the_mark_of_a_compile_time_constant_is_the_one_torch_sets() -> None:
     marked = torch.compiler.assume_constant_result(lambda: None)
     assert vars(marked).items() <= vars(transforms._transforming_while_compiling).items()
@@ -117,7 +140,7 @@ PRIVATE = {
     "TransformType": "_functorch",
     "is_legacy_batchedtensor": "_functorch",
     "_current_level": "forward_ad",
-    "_will_engine_execute_node": "_engine",
+    "_will_engine_execute_node": "_core",
 }
 
 

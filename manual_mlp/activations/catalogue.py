@@ -148,7 +148,7 @@ def softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
         u = beta * z
         slope = torch.sigmoid(u).masked_fill_(u > threshold, 1.0)
         curvature = (1 - slope).mul_(slope).mul_(beta).masked_fill_(u == threshold, 0.0)
-        return dy * slope, slope.mul_(q), curvature.mul_(q).mul_(dy)
+        return _terms(dy, q, slope, curvature)
 
     return Activation(
         f=lambda z: F.softplus(z, beta, threshold),
@@ -251,7 +251,7 @@ def gelu(approximate: str = "none") -> Activation:
         normal = torch.mul(curvature, -0.5).exp_().mul_(1 / math.sqrt(2 * math.pi))
         slope = torch.mul(z, math.sqrt(0.5)).erf_().add_(1).mul_(0.5).addcmul_(z, normal)
         curvature.neg_().add_(2).mul_(normal)
-        return dy * slope, slope.mul_(q), curvature.mul_(q).mul_(dy)
+        return _terms(dy, q, slope, curvature)
 
     def df_tanh(z: Tensor) -> Tensor:
         t, du, _ = inner(z)
@@ -299,7 +299,7 @@ def silu() -> Activation:
         slope = 1 - s
         curvature = torch.sub(slope, s).mul_(z).add_(2).mul_(s).mul_(slope)
         slope.mul_(z).add_(1).mul_(s)
-        return dy * slope, slope.mul_(q), curvature.mul_(q).mul_(dy)
+        return _terms(dy, q, slope, curvature)
 
     return Activation(f=F.silu, df=df, d2f=d2f, kernel=aten.silu_backward.default, kernel2=kernel2)
 
@@ -338,7 +338,7 @@ def sin(omega: float = 1.0) -> Activation:
         curvature = omega * z
         slope = torch.cos(curvature).mul_(omega)
         curvature.sin_().mul_(-(omega**2))
-        return dy * slope, slope.mul_(q), curvature.mul_(q).mul_(dy)
+        return _terms(dy, q, slope, curvature)
 
     return Activation(
         f=lambda z: cast(torch.sin(omega * widen(z)), z.dtype),
@@ -364,6 +364,11 @@ def lecun_tanh() -> Activation:
 
     # f′ is not taken from y: y is rounded past a, and 1 − (y/a)² below 0.
     return Activation(f=lambda z: a * torch.tanh(b * z), df=df, d2f=d2f)
+
+
+def _terms(dy: Tensor, q: Tensor, slope: Tensor, curvature: Tensor) -> Triple:
+    """Multiply with f′ and f″, which are overwritten."""
+    return dy * slope, slope.mul_(q), curvature.mul_(q).mul_(dy)
 
 
 def _step(z: Tensor, below: float) -> Tensor:

@@ -28,13 +28,16 @@ class Activation:
         d2f: f″, of z.
         df_y: f′ of the output y = f(z). Give it only where it is exact: the layer then keeps y,
             which the next layer keeps anyway, instead of z.
-        d2f_y: the derivative of ``df_y`` by y, which is f″/f′; wanted wherever ``df_y`` is given.
+        d2f_y: the derivative of ``df_y`` by y, which is f″/f′; given with it, or not at all.
         kernel: ``(dy, kept) -> dy ⊙ f′(z)`` in one pass over memory, where ``kept`` is y if
             ``df_y`` is given, else z. For speed alone, where nothing differentiates the result.
         kernel2: ``(dy, q, kept) -> dy ⊙ f′, q ⊙ f′, q ⊙ dy ⊙ c`` with c = f″, or f″/f′ where ``kept`` is y. It may
             overwrite q, and is given float32 or float64. For the speed of second-order gradients alone.
         name: shown by ``repr``.
         params: the arguments that made it, shown by ``repr``.
+
+    Raises:
+        ValueError: one of ``df_y`` and ``d2f_y`` is given without the other.
 
     Example::
 
@@ -52,12 +55,22 @@ class Activation:
     name: str = "custom"
     params: tuple[Any, ...] = ()
 
+    def __post_init__(self) -> None:
+        if (self.df_y is None) != (self.d2f_y is None):
+            raise ValueError("expected both of df_y and d2f_y, or neither: f″ would be taken of the wrong variable")
+
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(map(repr, self.params))})"
 
     def made_here(self) -> bool:
         """Tell whether a factory of this package made it."""
         return any(made is self for made in _MADE.values())
+
+    def of_kept(self) -> tuple[Map, Map]:
+        """Return f′ as a function of what a layer keeps, y or z, and the derivative of that."""
+        if self.df_y is None or self.d2f_y is None:
+            return self.df, self.d2f
+        return self.df_y, self.d2f_y
 
     def __reduce__(self) -> Any:
         # Ours is made again by name, so pickle and deepcopy give the one object it is.
@@ -89,32 +102,30 @@ def times_slope(dy: Tensor, kept: Tensor, activation: Activation, plain: bool) -
     """
     if plain and activation.kernel is not None and dy.dtype == kept.dtype:
         return activation.kernel(dy, kept)
-    df, d2f, wide = activation.df_y or activation.df, activation.d2f_y or activation.d2f, widen(kept)
+    (df, d2f), wide = activation.of_kept(), widen(kept)
     return cast(widen(dy) * (df(wide) if plain else _EntrywiseFunction.apply(wide, df, d2f)), dy.dtype)
 
 
 def times_slope_and_curvature(
     dy: Tensor, q: Tensor, kept: Tensor, activation: Activation, plain: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Compute dy ⊙ f′, q ⊙ f′ and the cotangent of what the layer kept, None where f″ is 0.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute dy ⊙ f′, q ⊙ f′ and r, the cotangent of what the layer kept.
 
-    That cotangent is q ⊙ dy ⊙ f″ for z, and q ⊙ dy ⊙ f″/f′ for y. ``plain`` allows the record's kernels, and q to
-    be overwritten.
+    r is q ⊙ dy ⊙ f″ for z, and q ⊙ dy ⊙ f″/f′ for y. ``plain`` allows the record's kernels, and q to be overwritten.
     """
-    df, d2f = activation.df_y or activation.df, activation.d2f_y or activation.d2f
+    df, d2f = activation.of_kept()
     wide_dy, wide_q, wide = widen(dy), widen(q), widen(kept)
     if plain and activation.kernel2 is not None:
-        dy_slope, q_slope, r = activation.kernel2(wide_dy, wide_q, wide)
+        dy_slope, q_slope, r = activation.kernel2(wide_dy, wide_q, wide)  # (B1, S3, S2)
+        return cast(dy_slope, dy.dtype), cast(q_slope, q.dtype), cast(r, kept.dtype)
+    if plain:
+        dy_slope, q_slope = (times_slope(t, kept, activation, plain) for t in (dy, q))
     else:
-        if plain:
-            dy_slope, q_slope = (times_slope(t, kept, activation, plain) for t in (dy, q))
-        else:
-            slope = _EntrywiseFunction.apply(wide, df, d2f)
-            dy_slope, q_slope = wide_dy * slope, wide_q * slope
-        if d2f is torch.zeros_like:
-            return cast(dy_slope, dy.dtype), cast(q_slope, q.dtype), None
-        r = wide_q * wide_dy * d2f(wide)
-    return cast(dy_slope, dy.dtype), cast(q_slope, q.dtype), cast(r, kept.dtype)
+        slope = _EntrywiseFunction.apply(wide, df, d2f)
+        dy_slope, q_slope = cast(wide_dy * slope, dy.dtype), cast(wide_q * slope, q.dtype)  # (B1, S3)
+    # Zeros, and not None, where f″ is 0: torch's answer is no different, and what it reaches is not unused.
+    r = torch.zeros_like(kept) if d2f is torch.zeros_like else cast(wide_q * wide_dy * d2f(wide), kept.dtype)  # (S2)
+    return dy_slope, q_slope, r
 
 
 def widen(t: Tensor) -> Tensor:
