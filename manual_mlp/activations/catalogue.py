@@ -68,7 +68,9 @@ def celu(alpha: float = 1.0) -> Activation:
     """f = z if z > 0 else α(exp(z/α) − 1)."""
     if alpha == 0:
         raise ValueError(f"expected alpha other than 0, got {alpha}")
-    return _exponential(lambda z: F.celu(z, alpha), alpha, 1.0, 1.0 / alpha)
+    # The derivative of F.celu itself rounds 1/α to float32.
+    f = F.celu if alpha == 1 else lambda z: aten.elu.default(z, alpha, 1.0, 1.0 / alpha)
+    return _exponential(f, alpha, 1.0, 1.0 / alpha)
 
 
 @register
@@ -253,17 +255,19 @@ def gelu(approximate: str = "none") -> Activation:
         curvature.neg_().add_(2).mul_(normal)
         return _terms(dy, q, slope, curvature)
 
+    # 1 + t = 2σ(2u) and 1 − t² = 4σ(2u)σ(−2u): the difference itself loses its digits where t is close to ±1.
     def df_tanh(z: Tensor) -> Tensor:
-        t, du, _ = inner(z)
-        return 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * du
+        p, n, du, _ = inner(z)
+        return p + 2 * z * p * n * du
 
     def d2f_tanh(z: Tensor) -> Tensor:
-        t, du, d2u = inner(z)
-        return (1 - t * t) * (du + 0.5 * z * d2u - z * t * du * du)
+        p, n, du, d2u = inner(z)
+        return 4 * p * n * (du + 0.5 * z * d2u - z * (p - n) * du * du)
 
-    def inner(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def inner(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         k, c = math.sqrt(2 / math.pi), 0.044715
-        return torch.tanh(k * (z + c * z**3)), k * (1 + 3 * c * z * z), 6 * k * c * z
+        u = k * (z + c * z**3)
+        return torch.sigmoid(2 * u), torch.sigmoid(-2 * u), k * (1 + 3 * c * z * z), 6 * k * c * z
 
     return Activation(
         f=lambda z: F.gelu(z, approximate=approximate),
