@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from benchmarks.harness import Layer
-from manual_mlp import dense
+from manual_mlp import Activation, dense
+from manual_mlp.rules import delta_of, gradients
+from manual_mlp.transforms import needed_now
 
 BASELINE = "torch"
 
@@ -54,23 +56,22 @@ class BareFunction(Function):
 
 
 class DifferentiableFunction(Function):
-    """The textbook's layer with z as an output, whose backward is left to autograd to differentiate again."""
+    """The layer of this package with a backward that is left to autograd to differentiate: no Function for S1 to S6."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, w: Tensor, b: Tensor, f: Entrywise, df: Entrywise) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, h: Tensor, w: Tensor, b: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
         z = F.linear(h, w, b)
-        ctx.df = df
+        y = activation.f(z)
+        ctx.activation = activation
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(h, w, z)
-        return f(z), z
+        ctx.save_for_backward(h, w, z if activation.df_y is None else y)
+        return y, z
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
-        h, w, z = ctx.saved_tensors
-        delta = dz if dy is None else dy * ctx.df(z) if dz is None else dy * ctx.df(z) + dz
-        if delta is None:
-            return (None,) * 5
-        return delta @ w if ctx.needs_input_grad[0] else None, delta.mT @ h, delta.sum(0), None, None
+        h, w, kept = ctx.saved_tensors
+        delta = delta_of(dy, dz, kept, ctx.activation, plain=not torch.is_grad_enabled())
+        return *gradients(delta, h, w, needed_now(ctx, 3)), None
 
 
 def _torch(activation: str) -> Layer:

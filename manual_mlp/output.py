@@ -55,7 +55,7 @@ def dense_squared_error(
     args = input, weight, bias, target, activation, reduction
     who = caller()
     if who == "composite":
-        loss, _ = DenseSquaredErrorFunction.forward(*args)
+        loss, _ = _loss_and_z(*args)
     else:
         function = DenseSquaredErrorFunction if who == "transform" else _QuickDenseSquaredErrorFunction
         loss, _ = function.apply(*args)
@@ -71,13 +71,10 @@ class DenseSquaredErrorFunction(Function):
     def forward(
         h: Tensor, w: Tensor, b: Tensor | None, t: Tensor, activation: Activation, reduction: str
     ) -> tuple[Tensor, Tensor]:
-        z = F.linear(h, w, b)  # (F1)
-        y = activation.f(z)  # (F2)
-        loss = 0.5 * _reduce((widen(y) - t).square(), reduction)
-        if not autocasting(h):  # which gives losses in float32
-            loss = cast(loss, torch.promote_types(y.dtype, t.dtype))
-        # z is an output, as in DenseFunction, for second derivatives.
-        return loss, z
+        loss, z = _loss_and_z(h, w, b, t, activation, reduction)
+        # z is an output, as in DenseFunction, for second derivatives. Where vmap maps over t alone, z has to be batched
+        # as the loss is: else its cotangent is added once for each of the batch.
+        return loss, z + torch.zeros_like(t, dtype=z.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -119,7 +116,18 @@ class DenseSquaredErrorFunction(Function):
         return cast(loss_dot, ctx.loss_dtype), z_dot
 
 
-_QuickDenseSquaredErrorFunction = without_jvp(DenseSquaredErrorFunction)
+def _loss_and_z(
+    h: Tensor, w: Tensor, b: Tensor | None, t: Tensor, activation: Activation, reduction: str
+) -> tuple[Tensor, Tensor]:
+    z = F.linear(h, w, b)  # (F1)
+    y = activation.f(z)  # (F2)
+    loss = 0.5 * _reduce((widen(y) - t).square(), reduction)
+    if not autocasting(h):  # which gives losses in float32
+        loss = cast(loss, torch.promote_types(y.dtype, t.dtype))
+    return loss, z
+
+
+_QuickDenseSquaredErrorFunction = without_jvp(DenseSquaredErrorFunction, _loss_and_z)
 
 
 def _reduce(t: Tensor, reduction: str) -> Tensor:

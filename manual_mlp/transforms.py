@@ -4,6 +4,7 @@ Each private name is asked for in one small function below. In a torch release t
 that is always right: the composite, and no shortcut.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -75,13 +76,17 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, f"_{kind}") for kind in kinds)
 
 
-def without_jvp(function: type[Function]) -> type[Function]:
-    """Make the twin of a Function that serves eager autograd and the compiler, with the same formulas."""
+def without_jvp(function: type[Function], compute: Callable[..., Any] | None = None) -> type[Function]:
+    """Make the twin of a Function that serves eager autograd and the compiler, with the same formulas.
+
+    ``compute`` takes the place of its forward.
+    """
+    run: Callable[..., Any] = compute or function.forward
 
     class Twin(Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
-            output = function.forward(*args)
+            output = run(*args)
             function.setup_context(ctx, args, output)
             return output
 

@@ -91,25 +91,37 @@ def test_an_empty_batch_has_zero_loss_and_zero_gradients(draw: Draw) -> None:
     assert not b.grad.any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("autocast", [False, True], ids=["in half precision", "under autocast"])
-def test_the_error_is_at_most_twice_torchs_own(draw: Draw, device: str, dtype: torch.dtype, autocast: bool) -> None:
-    largest = torch.zeros(2, 4)
-    for seed in range(20):
+PRECISIONS = {
+    "float32": (torch.float32, None),
+    "float16": (torch.float16, None),
+    "bfloat16": (torch.bfloat16, None),
+    "autocast to float16": (torch.float32, torch.float16),
+    "autocast to bfloat16": (torch.float32, torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "gelu"])
+@every_reduction
+@pytest.mark.parametrize(("dtype", "region"), PRECISIONS.values(), ids=PRECISIONS)
+def test_the_error_is_at_most_twice_torchs_own(
+    draw: Draw, device: str, name: str, reduction: str, dtype: torch.dtype, region: torch.dtype | None
+) -> None:
+    largest = torch.zeros(2, 5, dtype=torch.float64)
+    for seed in range(50):
         torch.manual_seed(seed)
-        inputs = [draw(*s, dtype=torch.float32 if autocast else dtype) for s in ((9, 4), (7, 4), (7,), (9, 7))]
+        inputs = [draw(*s, dtype=dtype) for s in ((9, 4), (7, 4), (7,), (9, 7))]
         wide = [t.detach().double().requires_grad_() for t in inputs]
-        truth_loss = composite(*wide, "tanh", "sum")
-        truth = torch.autograd.grad(truth_loss, wide)
+        truth_loss = composite(*wide, name, reduction)
+        upstream = torch.randint_like(truth_loss, -4, 5) if reduction == "none" else torch.ones_like(truth_loss)
+        truth = truth_loss, *torch.autograd.grad(truth_loss, wide, upstream)
         for k, function in enumerate((dense_squared_error, composite)):
-            with torch.autocast(device, dtype, enabled=autocast):
-                loss = function(*inputs, "tanh", "sum")
-            assert loss.dtype == (torch.float32 if autocast else dtype)
-            torch.testing.assert_close(loss.double(), truth_loss, rtol=0.05, atol=0)
-            grads = torch.autograd.grad(loss, inputs)
-            assert [g.dtype for g in grads] == [t.dtype for t in inputs]
-            errors = torch.stack([(g.double() - e).abs().max() for g, e in zip(grads, truth, strict=True)])
-            largest[k] = torch.maximum(largest[k], errors.float().cpu())
+            with torch.autocast(device, region or torch.bfloat16, enabled=region is not None):
+                loss = function(*inputs, name, reduction)
+            assert loss.dtype == (torch.float32 if region else dtype)
+            result = loss, *torch.autograd.grad(loss, inputs, upstream.to(loss.dtype))
+            assert [g.dtype for g in result[1:]] == [dtype] * 4
+            errors = torch.stack([(a.double() - b).abs().max() for a, b in zip(result, truth, strict=True)])
+            largest[k] = torch.maximum(largest[k], errors.detach().cpu())
     assert (largest[0] <= 2 * largest[1] + 1e-6).all(), largest
 
 

@@ -84,7 +84,7 @@ def value(z: Tensor, activation: Activation) -> Tensor:
     """Compute f(z), so that its derivative is the record's f′: some of torch's own have none in forward mode."""
     if torch.compiler.is_compiling():
         return activation.f(z)
-    return _EntrywiseFunction.apply(z, activation.f, activation.df)  # type: ignore[no-any-return]
+    return _EntrywiseFunction.apply(z, activation.f, lambda t: slope(t, activation))  # type: ignore[no-any-return]
 
 
 def slope(z: Tensor, activation: Activation) -> Tensor:

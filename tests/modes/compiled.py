@@ -88,13 +88,6 @@ def compiled_transform(name: str) -> Mode:
     return Mode(f"compile({name})", run, plain=ask(TRANSFORMS[name]), compiles=True)
 
 
-def transform_of_compiled(name: str) -> Mode:
-    def run(f: Map, inputs: Inputs) -> Any:
-        return TRANSFORMS[name](compiled(f))(*inputs)
-
-    return Mode(f"{name} of a compiled layer", run, plain=ask(TRANSFORMS[name]), compiles=True)
-
-
 COMPILE = [
     Mode("compile, static batch", partial(static, "aot_eager"), plain=first_order, compiles=True),
     Mode(
