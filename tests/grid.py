@@ -18,13 +18,12 @@ from pathlib import Path
 import torch
 
 from manual_mlp import activations
-from modes import GROUPS, LIMITS, MODES
+from modes import FEW, GROUPS, LIMITS, MODES
 from modes.judge import OUTCOMES, Verdict, judge
 from modes.providers import losses
 from modes.subjects import SUBJECTS, Subject
 
 OURS, TORCHS = "manual_mlp", "nn.Linear + activation"
-FEW = "relu", "tanh", "gelu", "silu"
 PACKAGES = "onnx", "onnxscript", "onnxruntime", "triton", "liger-kernel", "cut-cross-entropy"
 OUTPUT = Path(__file__).parent.parent / "docs" / "modes.md"
 
@@ -218,13 +217,17 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where the page is written")
     parser.add_argument("--quick", action="store_true", help=f"{', '.join(FEW)} instead of every activation")
     parser.add_argument("--mode", default="", help="only the modes whose name contains this")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
     args = parser.parse_args()
 
     names = [name for name in MODES if args.mode in name]
     if not names:
         parser.error(f"no mode's name contains {args.mode!r}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("expected a CUDA device for --device cuda, got none")
+    if args.jobs < 1:
+        parser.error(f"expected --jobs to be at least 1, got {args.jobs}")
     # The slow ones first, so that no process is left with them at the end.
     order = sorted(names, key=lambda name: not MODES[name].compiles)
     done: dict[str, Row] = {}

@@ -12,12 +12,11 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manual_mlp import activations
-from modes import LIMITS, MODES, Mode
+from modes import FEW, LIMITS, MODES, Mode
 from modes.elementary import ELEMENTARY
 from modes.judge import Verdict, compare, judge
 from modes.subjects import LAYER, SUBJECTS, Subject, chain
 
-FEW = "relu", "tanh", "gelu", "silu"
 OTHERS = {
     "dense_squared_error": FEW,
     "dense_squared_error, by its target too": FEW,

@@ -119,7 +119,7 @@ def times_slope_and_curvature(
         dy_slope, q_slope, r = activation.kernel2(wide_dy, wide_q, wide)  # (B1, S3, S2)
         return cast(dy_slope, dy.dtype), cast(q_slope, q.dtype), cast(r, kept.dtype)
     if plain:
-        dy_slope, q_slope = (times_slope(t, kept, activation, plain) for t in (dy, q))
+        dy_slope, q_slope = (times_slope(t, kept, activation, plain) for t in (dy, q))  # (B1, S3)
     else:
         slope = _EntrywiseFunction.apply(wide, df, d2f)
         dy_slope, q_slope = cast(wide_dy * slope, dy.dtype), cast(wide_q * slope, q.dtype)  # (B1, S3)
