@@ -46,7 +46,9 @@ with suppress(ImportError):
 
     settings.register_profile("suite", max_examples=300, derandomize=True, database=None, deadline=None)
     # Every setting is named: a profile inherits the rest, which Hypothesis itself changes where it sees a CI.
-    settings.register_profile("fuzz", max_examples=1000, derandomize=False, database=None, deadline=None, print_blob=True)
+    settings.register_profile(
+        "fuzz", max_examples=1000, derandomize=False, database=None, deadline=None, print_blob=True
+    )
     settings.load_profile("suite")
 
 
