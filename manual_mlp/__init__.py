@@ -4,6 +4,16 @@ from manual_mlp import activations
 from manual_mlp.activations import Activation
 from manual_mlp.dense import dense
 from manual_mlp.modules import MLP, Dense, Linear
-from manual_mlp.output import dense_squared_error
+from manual_mlp.output import dense_squared_error, linear_binary_cross_entropy, linear_cross_entropy
 
-__all__ = ["MLP", "Activation", "Dense", "Linear", "activations", "dense", "dense_squared_error"]
+__all__ = [
+    "MLP",
+    "Activation",
+    "Dense",
+    "Linear",
+    "activations",
+    "dense",
+    "dense_squared_error",
+    "linear_binary_cross_entropy",
+    "linear_cross_entropy",
+]

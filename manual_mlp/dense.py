@@ -55,7 +55,7 @@ def dense(
             raise
         return y if activation.df_y is not None else y[0]  # type: ignore[no-any-return]
     check_layer(input, weight, bias)
-    if who == "composite":
+    if who in ("composite", "no grad"):
         return activation.f(F.linear(input, weight, bias))
     function = _CompiledDenseFunction if who == "compiler" else DenseFunction
     y, _ = function.apply(input, weight, bias, activation)

@@ -1,17 +1,107 @@
-"""The last layer and its loss in one step, with δ in closed form."""
-
-from typing import Any
+"""The last layer and its loss in one step: δ is known in closed form, and logits exist a few rows at a time."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from manual_mlp.activations import Activation, get
-from manual_mlp.activations.record import cast, slope, times_slope, value, widen
 from manual_mlp.dense import autocasting, check_layer
-from manual_mlp.rules import gradients, plus, tangent
-from manual_mlp.transforms import caller, needed_now, plain, without_jvp
+from manual_mlp.fused import fused
+from manual_mlp.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
+from manual_mlp.rules import rows
+
+REDUCTIONS = "none", "mean", "sum"
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    r"""Compute the cross-entropy of a linear layer's softmax, whose gradient is δ = (Σa)p − a, a few rows at a time.
+
+    The value and every derivative equal those of ``F.cross_entropy(F.linear(input, linear_weight, linear_bias),
+    target, …)``, where ``input`` may have any number of dimensions, classes in the last.
+
+    Args:
+        input: floating-point tensor.
+        linear_weight: of the input's dtype and device; under autocast dtypes may differ.
+        target: classes (int64), or probabilities of the classes, which may require grad.
+        linear_bias: as ``linear_weight``, or None.
+        weight: of the classes.
+        reduction: ``"mean"`` (over the rows that count, by their class weights; over all rows for probabilities),
+            ``"sum"`` or ``"none"``.
+        ignore_index: a class whose rows count for nothing.
+        label_smoothing: ε of the target (1 − ε)t + ε/V, from 0 to 1.
+        chunk_rows: the rows of logits to hold at once; None for what :mod:`manual_mlp.chunks` finds best.
+
+    Shape:
+        - input: :math:`(*, D)`
+        - linear_weight: :math:`(V, D)`
+        - target: :math:`(*)`, or :math:`(*, V)` for probabilities
+        - linear_bias, weight: :math:`(V)`
+        - Output: scalar; :math:`(*)` if ``reduction`` is ``"none"``.
+
+    Raises:
+        ValueError: shapes or devices do not fit together, or an option is out of range.
+        TypeError: dtypes differ or are not those named here.
+        IndexError: a class is out of range (on a CPU; CUDA reports it as torch does, by an assertion).
+    """
+    _check(input, linear_weight, linear_bias, reduction, chunk_rows)
+    _check_classes(input, linear_weight, target, weight, ignore_index, label_smoothing)
+    t = rows(target) if target.is_floating_point() else target.reshape(-1)
+    loss = CrossEntropy(t, weight, ignore_index, label_smoothing)
+    return _shaped(fused(loss, rows(input), linear_weight, linear_bias, reduction, chunk_rows), input)
+
+
+def linear_binary_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: str = "mean",
+    chunk_rows: int | None = None,
+) -> Tensor:
+    r"""Compute the logistic cross-entropy of a linear layer, whose gradient is δ = σ(z)(1 + (ρ − 1)t) − ρt.
+
+    The value and every derivative equal those of ``F.binary_cross_entropy_with_logits(F.linear(input, linear_weight,
+    linear_bias), target, …)``.
+
+    Args:
+        input: floating-point tensor.
+        linear_weight: of the input's dtype and device; under autocast dtypes may differ.
+        target: floating-point, from 0 to 1. It may require grad.
+        linear_bias: as ``linear_weight``, or None.
+        weight: of the entries, of a shape that broadcasts to the target's.
+        pos_weight: ρ, the weight of positive answers, of a shape that broadcasts to the target's.
+        reduction: ``"mean"`` over all entries, ``"sum"`` or ``"none"``.
+        chunk_rows: as in :func:`linear_cross_entropy`.
+
+    Shape:
+        - input: :math:`(*, D)`
+        - linear_weight: :math:`(V, D)`
+        - target: :math:`(*, V)`
+        - linear_bias: :math:`(V)`
+        - Output: scalar; :math:`(*, V)` if ``reduction`` is ``"none"``.
+
+    Raises:
+        ValueError: shapes or devices do not fit together, or an option is out of range.
+        TypeError: dtypes differ or are not floating point.
+    """
+    _check(input, linear_weight, linear_bias, reduction, chunk_rows)
+    _check_target(input, linear_weight, target)
+    weights = (_broadcast(name, t, target) for name, t in (("weight", weight), ("pos_weight", pos_weight)))
+    loss = BinaryCrossEntropy(rows(target), *weights)
+    return _shaped(fused(loss, rows(input), linear_weight, linear_bias, reduction, chunk_rows), input)
 
 
 def dense_squared_error(
@@ -21,6 +111,7 @@ def dense_squared_error(
     target: Tensor,
     activation: str | nn.Module | Activation | None = None,
     reduction: str = "sum",
+    chunk_rows: int | None = None,
 ) -> Tensor:
     r"""Compute the textbook's J = ½Σ(Y − Y*)² of a dense layer, whose gradient is δ = (Y − Y*) ⊙ f′(Z).
 
@@ -34,6 +125,7 @@ def dense_squared_error(
         target: Y*, on the same device. It may require grad.
         activation: as in :func:`manual_mlp.dense`.
         reduction: ``"sum"`` over all entries, ``"mean"`` over all entries, or ``"none"``.
+        chunk_rows: as in :func:`linear_cross_entropy`.
 
     Shape:
         - input: :math:`(*, D_{in})`
@@ -43,95 +135,61 @@ def dense_squared_error(
         - Output: scalar; :math:`(*, D_{out})` if ``reduction`` is ``"none"``.
 
     Raises:
-        ValueError: shapes or devices do not fit together, or a name is not known.
+        ValueError: shapes or devices do not fit together, an option is out of range, or a name is not known.
         TypeError: dtypes differ or are not floating point, or the activation is of a wrong type.
     """
     if not isinstance(activation, Activation):
         activation = get(activation)
-    check_layer(input, weight, bias)
+    _check(input, weight, bias, reduction, chunk_rows)
     _check_target(input, weight, target)
-    if reduction not in ("none", "mean", "sum"):
+    if target.dtype is not input.dtype and not autocasting(input):
+        raise TypeError(f"expected target of dtype {input.dtype}, got {target.dtype}")
+    loss = SquaredError(rows(target), activation)
+    return _shaped(fused(loss, rows(input), weight, bias, reduction, chunk_rows), input)
+
+
+def _broadcast(name: str, t: Tensor | None, target: Tensor) -> Tensor | None:
+    """Give a weight of the entries a row for each row of the target, without a copy where that can be."""
+    if t is None:
+        return None
+    try:
+        expanded = t.expand(target.shape)
+    except RuntimeError:
+        raise ValueError(f"expected {name} to broadcast to {tuple(target.shape)}, got {tuple(t.shape)}") from None
+    return t.expand(target.shape[:-1].numel(), -1) if t.dim() < 2 else rows(expanded)
+
+
+def _shaped(loss: Tensor, input: Tensor) -> Tensor:
+    """Give the losses of rows or entries the leading dimensions of the input."""
+    return loss.reshape(*input.shape[:-1], *loss.shape[1:]) if loss.dim() else loss
+
+
+def _check(input: Tensor, weight: Tensor, bias: Tensor | None, reduction: str, chunk_rows: int | None) -> None:
+    check_layer(input, weight, bias)
+    if reduction not in REDUCTIONS:
         raise ValueError(f"expected reduction 'none', 'mean' or 'sum', got {reduction!r}")
-    args = input, weight, bias, target, activation, reduction
-    who = caller()
-    if who == "composite":
-        loss, _ = _loss_and_z(*args)
-    else:
-        function = DenseSquaredErrorFunction if who == "transform" else _QuickDenseSquaredErrorFunction
-        loss, _ = function.apply(*args)
-    return loss
+    if chunk_rows is not None and (not isinstance(chunk_rows, int) or chunk_rows < 1):
+        raise ValueError(f"expected chunk_rows to be a whole number from 1 up, or None, got {chunk_rows!r}")
 
 
-class DenseSquaredErrorFunction(Function):
-    """The step under any transform; t is the target Y*."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        h: Tensor, w: Tensor, b: Tensor | None, t: Tensor, activation: Activation, reduction: str
-    ) -> tuple[Tensor, Tensor]:
-        loss, z = _loss_and_z(h, w, b, t, activation, reduction)
-        # z is an output, as in DenseFunction, for second derivatives. Where vmap maps over t alone, z has to be batched
-        # as the loss is: else its cotangent is added once for each of the batch.
-        return loss, z + torch.zeros_like(t, dtype=z.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        h, w, _, t, ctx.activation, ctx.reduction = inputs
-        ctx.loss_dtype = output[0].dtype
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(h, w, t, output[1])
-        ctx.save_for_forward(h, w, t, output[1])
-
-    @staticmethod
-    def backward(ctx: Any, dloss: Tensor | None, dz: Tensor | None) -> Any:
-        h, w, t, z = ctx.saved_tensors
-        quick = not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and plain(dloss, dz)
-        needed = needed_now(ctx, 3) if quick else ctx.needs_input_grad
-        delta, dt = dz, None
-        if dloss is not None:
-            y = ctx.activation.f(z) if quick else value(z, ctx.activation)
-            dy = dloss * (widen(y) - t)
-            if ctx.reduction == "mean":
-                dy = dy / z.numel()
-            if quick:
-                kept = z if ctx.activation.df_y is None else y
-                delta = times_slope(dy, kept, ctx.activation, plain=True)  # (O1)
-            else:
-                delta = dy * slope(z, ctx.activation)  # (O1)
-            delta = plus(cast(delta, z.dtype), dz)
-            dt = -cast(dy, t.dtype) if ctx.needs_input_grad[3] else None
-        return *gradients(delta, h, w, needed), dt, None, None
-
-    @staticmethod
-    def jvp(
-        ctx: Any, h_dot: Tensor | None, w_dot: Tensor | None, b_dot: Tensor | None, t_dot: Tensor | None, *_: None
-    ) -> Any:
-        h, w, t, z = ctx.saved_tensors
-        z_dot = tangent(h_dot, w_dot, b_dot, h, w, z)
-        y_dot = cast(z_dot * slope(z, ctx.activation), z.dtype)  # (J2)
-        e_dot = y_dot if t_dot is None else y_dot - t_dot
-        loss_dot = _reduce((widen(value(z, ctx.activation)) - t) * e_dot, ctx.reduction)
-        return cast(loss_dot, ctx.loss_dtype), z_dot
-
-
-def _loss_and_z(
-    h: Tensor, w: Tensor, b: Tensor | None, t: Tensor, activation: Activation, reduction: str
-) -> tuple[Tensor, Tensor]:
-    z = F.linear(h, w, b)  # (F1)
-    y = activation.f(z)  # (F2)
-    loss = 0.5 * _reduce((widen(y) - t).square(), reduction)
-    if not autocasting(h):  # which gives losses in float32
-        loss = cast(loss, torch.promote_types(y.dtype, t.dtype))
-    return loss, z
-
-
-_QuickDenseSquaredErrorFunction = without_jvp(DenseSquaredErrorFunction, _loss_and_z)
-
-
-def _reduce(t: Tensor, reduction: str) -> Tensor:
-    return t if reduction == "none" else t.mean() if reduction == "mean" else t.sum()
+def _check_classes(
+    input: Tensor, linear_weight: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float
+) -> None:
+    if not isinstance(target, Tensor) or not (target.is_floating_point() or target.dtype in (torch.int64, torch.uint8)):
+        got = target.dtype if isinstance(target, Tensor) else type(target).__name__
+        raise TypeError(f"expected target to be a tensor of int64 classes, or of probabilities, got {got}")
+    classes = linear_weight.shape[0]
+    shape = (*input.shape[:-1], classes) if target.is_floating_point() else input.shape[:-1]
+    if target.shape != shape:
+        kind = "probabilities" if target.is_floating_point() else "classes"
+        raise ValueError(f"expected target {tuple(shape)} of {kind}, got {tuple(target.shape)}")
+    if target.is_floating_point() and ignore_index >= 0:
+        raise ValueError(f"expected no ignore_index for a target of probabilities, got {ignore_index}")
+    if weight is not None and tuple(weight.shape) != (classes,):
+        raise ValueError(f"expected weight ({classes},), one for each class, got {tuple(weight.shape)}")
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"expected label_smoothing from 0 to 1, got {smoothing}")
+    _check_devices(input, target=target, weight=weight)
 
 
 def _check_target(input: Tensor, weight: Tensor, target: Tensor) -> None:
@@ -141,7 +199,10 @@ def _check_target(input: Tensor, weight: Tensor, target: Tensor) -> None:
     shape = (*input.shape[:-1], weight.shape[0])
     if target.shape != shape:
         raise ValueError(f"expected target {tuple(shape)}, got {tuple(target.shape)}")
-    if target.device != input.device:
-        raise ValueError(f"expected target on {input.device}, got {target.device}")
-    if target.dtype is not input.dtype and not autocasting(input):
-        raise TypeError(f"expected target of dtype {input.dtype}, got {target.dtype}")
+    _check_devices(input, target=target)
+
+
+def _check_devices(input: Tensor, **others: Tensor | None) -> None:
+    for name, t in others.items():
+        if t is not None and t.device != input.device:
+            raise ValueError(f"expected {name} on {input.device}, got {t.device}")

@@ -15,14 +15,15 @@ _core = torch._C
 _functorch: Any = getattr(_core, "_functorch", None)
 
 
-Caller = Literal["eager", "compiler", "transform", "composite"]
+Caller = Literal["eager", "no grad", "compiler", "transform", "composite"]
 """Which form of a Function serves the caller.
 
 - eager: nothing but eager autograd, so a Function without ``jvp``, quick to call, is enough;
+- no grad: the same, and grad mode is off, so no gradient is asked for;
 - compiler: ``torch.compile`` traces the call, and refuses a Function that defines ``jvp``;
 - transform: a ``torch.func`` transform or forward mode needs a Function with ``setup_context`` and ``jvp``;
-- composite: torch's own operations serve best, as it mishandles every Function here, or no gradient is asked for, or
-  the operations themselves are (``torch.export``).
+- composite: torch's own operations serve best, as it mishandles every Function here, or the operations themselves are
+  asked for (``torch.export``).
 """
 
 
@@ -35,7 +36,7 @@ def caller() -> Caller:
         return "composite"
     try:
         if not transforming():
-            return "eager" if torch.is_grad_enabled() else "composite"
+            return "eager" if torch.is_grad_enabled() else "no grad"
         return "composite" if _no_function_is_right() else "transform"
     except AttributeError:
         return "composite"
@@ -68,6 +69,14 @@ def needed_now(ctx: Any, count: int) -> list[bool]:
     if not any(will_run):  # The node was called by hand, and not by the engine.
         return list(ctx.needs_input_grad[:count])
     return [ctx.needs_input_grad[k] and will_run[k] for k in range(count)]
+
+
+def last_pass() -> bool:
+    """Tell whether the running backward pass frees the graph: what a node has made, no later pass will ask for."""
+    try:
+        return not _keeps_graph()
+    except (AttributeError, RuntimeError):
+        return False
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -129,6 +138,10 @@ def _transforms() -> list[Any]:
 
 def _is_batch(t: Tensor) -> bool:
     return _functorch.is_legacy_batchedtensor(t)  # type: ignore[no-any-return]
+
+
+def _keeps_graph() -> bool:
+    return _core._autograd._get_current_graph_task_keep_graph()
 
 
 def _will_run(node: Any) -> bool:

@@ -1,0 +1,335 @@
+"""A layer and its loss, a few rows at a time: the loops over chunks, and the Functions that run them.
+
+A tag names the formula that its line computes; ``docs/derivation.md`` proves each of them.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from manual_mlp.activations.record import cast, widen
+from manual_mlp.chunks import has_fast_bfloat16, rows_at_once
+from manual_mlp.dense import autocasting
+from manual_mlp.losses import Loss
+from manual_mlp.rules import delta_cotangent, gradients
+from manual_mlp.transforms import caller, last_pass, needed_now, plain
+
+Each = tuple[Tensor | None, ...]
+
+
+class Plan(NamedTuple):
+    """How a step runs: in chunks of so many rows, with products in this dtype, under this autocast dtype or none."""
+
+    rows: int
+    dtype: torch.dtype
+    region: torch.dtype | None
+
+
+def fused(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, reduction: str, chunk_rows: int | None) -> Tensor:
+    """Compute the loss of a layer: in chunks where that is possible and pays, else by its composite.
+
+    Shape:
+        - h: :math:`(N, D_{in})`
+        - w: :math:`(D_{out}, D_{in})`
+        - b: :math:`(D_{out})`
+        - Output: scalar; if ``reduction`` is ``"none"``, :math:`(N)`, or :math:`(N, D_{out})` for a loss by entry.
+    """
+    who = caller()
+    plan = _plan(loss, h, w, b, chunk_rows) if who in ("eager", "no grad") else None
+    if plan is None:
+        return loss.composite(h, w, b, reduction)
+    if who == "eager":
+        return _LossFunction.apply(h, w, b, loss, reduction, plan)  # type: ignore[no-any-return]
+    values, _ = _sweep(loss, h, w, b, plan, by_entry=reduction == "none")
+    return _reduced(values, loss, reduction, h.dtype if plan.region is None else values.dtype)
+
+
+class _LossFunction(Function):
+    # Where all rows are one chunk, δ is kept and the products wait for backward. Else the products are made while the
+    # logits are there, for an upstream gradient of 1; if there is one for each row, the logits are made once more.
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, w: Tensor, b: Tensor | None, loss: Loss, reduction: str, plan: Plan) -> Tensor:
+        ctx.once, ctx.again = plan.rows >= len(h), plan.rows < len(h) and reduction == "none"
+        needed = (False,) * 3 if ctx.again else ctx.needs_input_grad[:3]
+        values, ctx.made = _sweep(loss, h, w, b, plan, needed, by_entry=reduction == "none", keep=ctx.once)
+        ctx.loss, ctx.plan, ctx.scale = loss, plan, loss.mean()[1] if reduction == "mean" else 1.0
+        # The bias of torch's layer may change before backward: what is made once more needs it as it was.
+        ctx.bias, as_it_was = b, None if b is None else b.detach().clone()
+        ctx.save_for_backward(h, w, as_it_was, *loss.tensors())
+        return _reduced(values, loss, reduction, h.dtype if plan.region is None else values.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        h, w, as_it_was, *_ = ctx.saved_tensors
+        needed, opaque = needed_now(ctx, 3), plain(upstream)
+        g = widen(upstream)
+        g = g * cast(ctx.scale, g.dtype) if isinstance(ctx.scale, Tensor) else g * ctx.scale
+        made: Each = ()
+        if opaque:
+            with torch.no_grad():
+                made = _first_order(ctx, g, h, w, as_it_was, needed)
+            if not torch.is_grad_enabled():
+                return *made, None, None, None
+        b = _restored(ctx.bias, as_it_was)
+        g = _column(g.expand(len(h)) if g.dim() == 0 else g)
+        if opaque:
+            made = _GradientsFunction.apply(h, w, b, g, ctx.loss, ctx.plan, made)
+        else:
+            made = _by_composite(ctx.loss, ctx.plan, h, w, b, g, needed)
+        return *made, None, None, None
+
+
+class _GradientsFunction(Function):
+    # What backward computes, as a function of h, w, b and of g, the upstream gradient of each row (N, 1) or entry
+    # (N, D_out): create_graph asks for its derivatives.
+
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, w: Tensor, b: Tensor | None, g: Tensor, loss: Loss, plan: Plan, made: Each
+    ) -> Each:
+        ctx.loss, ctx.plan = loss, plan
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(h, w, b, g, *loss.tensors())
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *tilde: Tensor | None) -> Any:
+        h, w, b, g, *_ = ctx.saved_tensors
+        needed = *needed_now(ctx, 3), ctx.needs_input_grad[3]
+        if all(t is None for t in tilde):
+            cotangents: Each = (None,) * 4
+        elif torch.is_grad_enabled() or not plain(*tilde):
+            cotangents = _second_by_composite(ctx.loss, ctx.plan, h, w, b, g, tilde, needed)
+        else:
+            cotangents = _second_sweep(ctx.loss, ctx.plan, h, w, b, g, tilde, needed)
+        return *cotangents, None, None, None
+
+
+def _sweep(
+    loss: Loss,
+    h: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    plan: Plan,
+    needed: Sequence[bool] = (False, False, False),
+    g: Tensor | None = None,
+    by_entry: bool = False,
+    keep: bool = False,
+) -> tuple[Tensor, Any]:
+    """Compute the values of rows or entries; and what is needed of dh, dw and db, or δ if it is to be kept."""
+    h, w, b = (None if t is None else cast(t, plan.dtype) for t in (h, w, b))
+    with _uncast(h):
+        logits = _Logits(h, w, b, plan.rows)
+        values = logits.zeros(len(h), *([len(w)] if by_entry and loss.by_entry else []))
+        dh = torch.empty_like(h) if needed[0] and not keep else None
+        dw = logits.zeros(*w.shape) if needed[1] and not keep else None
+        db = logits.zeros(len(w)) if needed[2] and not keep else None
+        for at in logits.chunks():
+            value, delta = logits.of(loss, at).values(logits(at), any(needed))
+            values[at] = value if value.dim() == values.dim() else value.sum(-1)
+            if delta is None:
+                continue
+            delta = logits.narrow(delta if g is None else delta.mul_(g[at]))
+            if keep:
+                return values, delta
+            if dh is not None:
+                torch.mm(delta, w, out=dh[at])  # (B2)
+            if dw is not None:
+                _add_outer(dw, delta, h[at])  # (B3)
+            if db is not None:
+                db += delta.sum(0, dtype=db.dtype)  # (B4)
+        return values, (dh, dw, db)
+
+
+def _first_order(ctx: Any, g: Tensor, h: Tensor, w: Tensor, b: Tensor | None, needed: Sequence[bool]) -> Each:
+    """Finish dh, dw and db for an upstream gradient g, from what forward made."""
+    made, last = ctx.made, last_pass()
+    if last:
+        ctx.made = None
+    if ctx.once:
+        with _uncast(h):
+            made = gradients(_times(made, _column(g), last), h, w, needed)
+    elif ctx.again:
+        _, made = _sweep(ctx.loss, h, w, b, ctx.plan, needed, _column(g))
+    else:
+        made = [_times(t, g, last) if need else None for t, need in zip(made, needed, strict=True)]
+    return tuple(None if t is None else cast(t, x.dtype) for t, x in zip(made, (h, w, b), strict=True))
+
+
+def _second_sweep(
+    loss: Loss,
+    plan: Plan,
+    h: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    g: Tensor,
+    tilde: Sequence[Tensor | None],
+    needed: Sequence[bool],
+) -> Each:
+    """Compute the cotangents of h, w, b and g from those of dh, dw and db."""
+    given = h, w, b, g
+    h, w, b = (None if t is None else cast(t, plan.dtype) for t in (h, w, b))
+    with _uncast(h):
+        logits = _Logits(h, w, b, plan.rows)
+        h_tilde, w_tilde, b_tilde = (None if t is None else cast(t, h.dtype) for t in tilde)
+        sums = [
+            logits.zeros(*t.shape) if t is not None and need else None for t, need in zip(given, needed, strict=True)
+        ]
+        h_sum, w_sum, b_sum, g_sum = sums
+        for at in logits.chunks():
+            h_tilde_at = None if h_tilde is None else h_tilde[at]
+            q = delta_cotangent(h_tilde_at, w_tilde, b_tilde, h[at], w, in_place=True)  # (S1)
+            assert q is not None
+            q = widen(q)
+            delta, r = logits.of(loss, at).curvature(logits(at), q)
+            if g_sum is not None:
+                g_sum[at] = (q * delta).sum_to_size(g[at].shape)
+            delta, r = cast(delta.mul_(g[at]), h.dtype), cast(r.mul_(g[at]), h.dtype)
+            if h_sum is not None:
+                h_sum[at] = r @ w if w_tilde is None else torch.addmm(r @ w, delta, w_tilde)  # (S4)
+            if w_sum is not None:
+                _add_outer(w_sum, r, h[at])  # (S5)
+                if h_tilde_at is not None:
+                    _add_outer(w_sum, delta, h_tilde_at)  # (S5)
+            if b_sum is not None:
+                b_sum += r.sum(0, dtype=b_sum.dtype)  # (S6)
+    return tuple(None if t is None else cast(t, x.dtype) for t, x in zip(sums, given, strict=True))
+
+
+def _by_composite(
+    loss: Loss, plan: Plan, h: Tensor, w: Tensor, b: Tensor | None, g: Tensor, needed: Sequence[bool]
+) -> Each:
+    """Compute dh, dw and db by torch's own operations, which every transform looks into."""
+    create = torch.is_grad_enabled()
+    with torch.enable_grad():
+        given = _aliases(h, w, b)
+        with torch.autocast(h.device.type, plan.region, enabled=plan.region is not None):
+            values = loss.composite(*given, "none")
+        cotangent = cast(g.expand_as(values) if values.dim() == g.dim() else g[..., 0], values.dtype)
+        asked = [t for t, need in zip(given, needed, strict=True) if need]
+        found = torch.autograd.grad(values, asked, cotangent, create_graph=create)
+    return _spread(found, needed)
+
+
+def _second_by_composite(
+    loss: Loss,
+    plan: Plan,
+    h: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    g: Tensor,
+    tilde: Sequence[Tensor | None],
+    needed: Sequence[bool],
+) -> Each:
+    """Compute the cotangents of h, w, b and g by torch's own operations."""
+    create = torch.is_grad_enabled()
+    with torch.enable_grad():
+        *given, g = _aliases(h, w, b, g)
+        first = _by_composite(loss, plan, *given, g, [t is not None for t in tilde])
+        asked = [t for t, need in zip((*given, g), needed, strict=True) if need]
+        outputs, cotangents = ([t for t in some if t is not None] for some in (first, tilde))
+        found = torch.autograd.grad(outputs, asked, cotangents, create_graph=create, materialize_grads=True)
+    return _spread(found, needed)
+
+
+class _Logits:
+    """The logits of a chunk of rows, in memory that every chunk uses again."""
+
+    def __init__(self, h: Tensor, w: Tensor, b: Tensor | None, chunk: int) -> None:
+        self.h, self.w, self.b, self.chunk = h, w, b, min(chunk, len(h))
+        self.dtype = widen(h[:0]).dtype
+        self.made = h.new_empty(self.chunk, len(w))
+        self.widened = self.made if h.dtype == self.dtype else h.new_empty(self.chunk, len(w), dtype=self.dtype)
+
+    def chunks(self) -> Iterator[slice]:
+        """Take the rows a chunk at a time."""
+        return (slice(start, min(start + self.chunk, len(self.h))) for start in range(0, len(self.h), self.chunk))
+
+    def __call__(self, at: slice) -> Tensor:
+        """Compute z of some rows, in float32 at least."""
+        rows = self.h[at]
+        z = self.made[: len(rows)]
+        if self.b is None:
+            torch.mm(rows, self.w.mT, out=z)  # (F1)
+        else:
+            torch.addmm(self.b, rows, self.w.mT, out=z)  # (F1)
+        return z if self.made is self.widened else self.widened[: len(rows)].copy_(z)
+
+    def narrow(self, t: Tensor) -> Tensor:
+        """Turn what became of the logits into the dtype of the products."""
+        return t if t.dtype == self.made.dtype else self.made[: len(t)].copy_(t)
+
+    def of(self, loss: Loss, at: slice) -> Loss:
+        """Take some rows of what the loss compares with, in the dtype of z."""
+        return loss.chunk(at).map(lambda t: cast(t, self.dtype) if t.is_floating_point() else t)
+
+    def zeros(self, *shape: int) -> Tensor:
+        """Make a tensor to add to, in float32 at least."""
+        return self.h.new_zeros(shape, dtype=self.dtype)
+
+
+def _add_outer(total: Tensor, delta: Tensor, h: Tensor) -> None:
+    """Add δᵀh in the dtype of the total; a block of a product in another dtype is no larger than δ."""
+    if total.dtype == delta.dtype:
+        total.addmm_(delta.mT, h)  # (B3)
+        return
+    columns = max(1, delta.numel() // max(1, h.shape[1]))
+    for start in range(0, len(total), columns):
+        total[start : start + columns] += delta[:, start : start + columns].mT @ h  # (B3)
+
+
+def _times(t: Tensor, g: Tensor, in_place: bool) -> Tensor:
+    return t.mul_(g) if in_place else cast(t * g, t.dtype)
+
+
+def _column(g: Tensor) -> Tensor:
+    return g[:, None] if g.dim() == 1 else g
+
+
+def _aliases(*tensors: Tensor | None) -> list[Any]:
+    """Give each tensor a name of its own in the graph, so that what one does to another before stays out of it."""
+    return [None if t is None else t.view_as(t) if t.requires_grad else t for t in tensors]
+
+
+def _spread(found: Sequence[Tensor], needed: Sequence[bool]) -> Each:
+    rest = iter(found)
+    return tuple(next(rest) if need else None for need in needed)
+
+
+def _restored(b: Tensor | None, as_it_was: Tensor | None) -> Tensor | None:
+    """Give b the values it had, and keep where it came from."""
+    if b is None or as_it_was is None:
+        return None
+    b = b.clone()
+    with torch.no_grad():
+        return b.copy_(as_it_was)
+
+
+def _reduced(values: Tensor, loss: Loss, reduction: str, dtype: torch.dtype) -> Tensor:
+    result = values if reduction == "none" else values.sum()
+    return cast(result / loss.mean()[0] if reduction == "mean" else result, dtype)
+
+
+def _plan(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, chunk_rows: int | None) -> Plan | None:
+    """Plan a step, or leave it to the composite."""
+    held = loss.tensors()
+    dtypes = {t.dtype for t in (h, w, b, *held) if t is not None and t.is_floating_point()}
+    region = torch.get_autocast_dtype(h.device.type) if autocasting(h) else None
+    mixed = torch.float64 in dtypes if region else len(dtypes) > 1
+    if mixed or any(t.requires_grad for t in held) or not h.numel() or not len(w):
+        return None
+    chunk = chunk_rows or rows_at_once(len(h), h.shape[1], len(w), 6, h.device.type)
+    dtype = region or h.dtype
+    if dtype == torch.bfloat16 and not has_fast_bfloat16(h.device.type):
+        dtype = torch.float32
+    return Plan(chunk, dtype, region)
+
+
+def _uncast(h: Tensor) -> AbstractContextManager[Any]:
+    """Leave autocast, if it is on: dtypes are chosen here."""
+    return torch.autocast(h.device.type, enabled=False) if autocasting(h) else nullcontext()
