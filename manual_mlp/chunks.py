@@ -1,16 +1,20 @@
 """How many rows of logits at once? A model of the time and the bytes that a choice costs.
 
-A step over N rows, D inputs and V outputs, c rows at a time, is counted in bytes of memory traffic; an operation of
-a product stands for ``1/balance`` bytes::
+A step over N rows, D inputs and V outputs takes, c rows at a time, about::
 
-    T(c) = 6 N D V / balance           the three products: logits, dh and dw
-         + N/c (P D V s + overhead)    each chunk reads the weight twice, and adds to dw; and calls some kernels
-         + 9 N V s g(2 c V s)          nine passes over the logits, g of a byte's cost while a chunk is in cache, else 1
-         + fresh c V s                 the chunk's own memory, which the system hands out in fresh pages
+    T(c) = 6 N D V / products        its three products: logits, dh and dw
+         + 4 N V / logits            what is done to the logits in between
+         + N/c (4 D V / weight + t)  each chunk reads the weight again and adds to dw; t is for its calls
+         + 4 c V / fresh             the memory of a chunk, which the system hands out in fresh pages
+         + step                      the calls of the step itself
 
-A small c keeps the logits in cache, a large one re-reads the weight less often. Chosen is the smallest power of two
-whose T is within 5 % of the least: bytes are worth that. The constants were fitted to runs on CPUs with AVX-512 (two
-cores; N, D, V from 1024, 512, 8192 to 4096, 512, 32000); those for CUDA are from data sheets and have not been run.
+seconds. A wide chunk reads the weight less often, a narrow one needs fewer fresh pages, and fewer bytes. Chosen is the
+smallest power of two whose T is within 5 % of the least: bytes are worth that. torch's own operations, which keep all
+logits, take ``6 N D V / products + 4 N V / kept``; where that is less, they are the right choice.
+
+The figures for CPUs were fitted to 92 steps with N from 256 to 8192, D from 64 to 768 and V from 512 to 32000, in
+float32 on one and two cores with AVX-512, torch 2.14: they predict those times to 10 % (one core) and 6 % (two). Those
+for CUDA come from the data sheet of an H100 and have not been checked on one.
 """
 
 from functools import lru_cache
@@ -19,45 +23,51 @@ from typing import Any, NamedTuple
 import torch
 
 
-class Costs(NamedTuple):
-    """What a kind of device costs; see the module's formula."""
+class Rates(NamedTuple):
+    """The figures of the model: operations or bytes a second, then seconds; and the bytes a chunk may take."""
 
-    balance: float  # operations of a product in the time of a byte
-    overhead: float  # bytes in the time that a chunk's calls take
-    cache: float  # bytes of cache for a chunk and its softmax
-    in_cache: float  # g: a byte in cache for a byte of memory
-    fresh: float  # bytes of traffic for a byte of fresh pages
-    limit: float  # bytes that a chunk may take at most
-    step: float  # bytes in the time that a step's own calls take
+    products: float
+    logits: float
+    weight: float
+    fresh: float
+    kept: float
+    chunk: float
+    step: float
+    limit: float
 
 
-def costs(device: str) -> Costs:
-    """Return the costs of ``cpu`` or another kind of device."""
-    if device == "cpu":
-        return Costs(16, 0.5e6, float(_capabilities().get("l2_cache_size") or 1e6), 0.25, 10, 2**31, 1e6)
-    return Costs(200, 100e6, 32e6, 0.5, 0, 2**28, 200e6)
+CPU = Rates(125e9, 2e9, 5e9, 3e9, 0.8e9, 0.14e-3, 0.7e-3, 2**31)
+CUDA = Rates(500e12, 300e9, 1e12, 1e15, 150e9, 0.1e-3, 0.3e-3, 2**28)
+
+
+def rows_at_once(n: int, d: int, v: int, dtype: torch.dtype, device: str) -> int:
+    """Choose the rows of a chunk for products in a dtype; 0 where torch's own operations are quicker."""
+    return _rows_at_once(n, d, v, _rates(dtype, device), dtype.itemsize)
 
 
 @lru_cache(maxsize=256)
-def rows_at_once(n: int, d: int, v: int, size: int, device: str) -> int:
-    """Choose the rows of a chunk; ``size`` is that of a logit in bytes."""
-    cost, options = costs(device), [n]
-    while options[-1] > 16:
-        options.append(1 << ((options[-1] - 1).bit_length() - 1))
-    fitting = [c for c in options if c * v * size <= cost.limit] or options[-1:]
-    times = [seconds(c, n, d, v, size, cost) for c in fitting]
-    return min(c for c, time in zip(fitting, times, strict=True) if time <= 1.05 * min(times))
+def _rows_at_once(n: int, d: int, v: int, rates: Rates, size: int) -> int:
+    # Sums in another dtype than the products' cost another pass.
+    weight, logits = d * v * (4 if size >= 4 else 8), v * max(size, 4)
+    fixed = n * v * 4 / rates.logits + rates.step
+
+    def seconds(c: int) -> float:
+        return fixed + -(-n // c) * (weight / rates.weight + rates.chunk) + c * logits / rates.fresh
+
+    if n * v * 4 / rates.kept < fixed:
+        return 0
+    choices = [n, *(1 << k for k in reversed(range(4, (n - 1).bit_length())))]
+    times = {c: seconds(c) for c in choices if c * logits <= rates.limit or c == choices[-1]}
+    limit = 1.05 * min(times.values()) + 0.05 * 6 * n * d * v / rates.products
+    return min(c for c, time in times.items() if time <= limit)
 
 
-def seconds(c: int, n: int, d: int, v: int, size: int, cost: Costs) -> float:
-    """Estimate the time of a step in the unit of the module's formula."""
-    chunks, logits = -(-n // c), n * v * size
-    # The sums of dw are read and written for each chunk but the first, in float32 at least.
-    weight = d * v * (1.5 * size + max(size, 4) * (chunks > 1))
-    passes = 9 * (cost.in_cache if 2 * c * v * size <= cost.cache else 1.0)
-    return (
-        6 * n * d * v / cost.balance + chunks * (weight + cost.overhead) + passes * logits + cost.fresh * c * v * size
-    )
+def _rates(dtype: torch.dtype, device: str) -> Rates:
+    if device != "cpu":
+        return CUDA
+    # AMX makes products in bfloat16 four times as fast.
+    speed = torch.get_num_threads() * (4 if dtype == torch.bfloat16 else 1)
+    return CPU._replace(products=CPU.products * speed)
 
 
 def has_fast_bfloat16(device: str) -> bool:

@@ -28,6 +28,10 @@ class Plan(NamedTuple):
     dtype: torch.dtype
     region: torch.dtype | None
 
+    def operands(self, h: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Turn the operands of the products into their dtype."""
+        return cast(h, self.dtype), cast(w, self.dtype), None if b is None else cast(b, self.dtype)
+
 
 def fused(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, reduction: str, chunk_rows: int | None) -> Tensor:
     """Compute the loss of a layer: in chunks where that is possible and pays, else by its composite.
@@ -39,13 +43,16 @@ def fused(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, reduction: str, ch
         - Output: scalar; if ``reduction`` is ``"none"``, :math:`(N)`, or :math:`(N, D_{out})` for a loss by entry.
     """
     who = caller()
-    plan = _plan(loss, h, w, b, chunk_rows) if who in ("eager", "no grad") else None
-    if plan is None:
+    if who in ("transform", "composite"):
         return loss.composite(h, w, b, reduction)
+    plan = None if who == "compiler" else _plan(loss, h, w, b, chunk_rows)
+    if plan is None:
+        return loss.quick_composite(h, w, b, reduction)
     if who == "eager":
         return _LossFunction.apply(h, w, b, loss, reduction, plan)  # type: ignore[no-any-return]
     values, _ = _sweep(loss, h, w, b, plan, by_entry=reduction == "none")
-    return _reduced(values, loss, reduction, h.dtype if plan.region is None else values.dtype)
+    count = loss.mean()[0] if reduction == "mean" else 1.0
+    return _reduced(values, count, reduction, h, plan)
 
 
 class _LossFunction(Function):
@@ -57,11 +64,12 @@ class _LossFunction(Function):
         ctx.once, ctx.again = plan.rows >= len(h), plan.rows < len(h) and reduction == "none"
         needed = (False,) * 3 if ctx.again else ctx.needs_input_grad[:3]
         values, ctx.made = _sweep(loss, h, w, b, plan, needed, by_entry=reduction == "none", keep=ctx.once)
-        ctx.loss, ctx.plan, ctx.scale = loss, plan, loss.mean()[1] if reduction == "mean" else 1.0
+        count, ctx.scale = loss.mean() if reduction == "mean" else (1.0, 1.0)
+        ctx.loss, ctx.plan = loss, plan
         # The bias of torch's layer may change before backward: what is made once more needs it as it was.
         ctx.bias, as_it_was = b, None if b is None else b.detach().clone()
         ctx.save_for_backward(h, w, as_it_was, *loss.tensors())
-        return _reduced(values, loss, reduction, h.dtype if plan.region is None else values.dtype)
+        return _reduced(values, count, reduction, h, plan)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
@@ -122,7 +130,7 @@ def _sweep(
     keep: bool = False,
 ) -> tuple[Tensor, Any]:
     """Compute the values of rows or entries; and what is needed of dh, dw and db, or δ if it is to be kept."""
-    h, w, b = (None if t is None else cast(t, plan.dtype) for t in (h, w, b))
+    h, w, b = plan.operands(h, w, b)
     with _uncast(h):
         logits = _Logits(h, w, b, plan.rows)
         values = logits.zeros(len(h), *([len(w)] if by_entry and loss.by_entry else []))
@@ -130,7 +138,7 @@ def _sweep(
         dw = logits.zeros(*w.shape) if needed[1] and not keep else None
         db = logits.zeros(len(w)) if needed[2] and not keep else None
         for at in logits.chunks():
-            value, delta = logits.of(loss, at).values(logits(at), any(needed))
+            value, delta = loss.values(logits(at), at, any(needed))
             values[at] = value if value.dim() == values.dim() else value.sum(-1)
             if delta is None:
                 continue
@@ -158,7 +166,7 @@ def _first_order(ctx: Any, g: Tensor, h: Tensor, w: Tensor, b: Tensor | None, ne
         _, made = _sweep(ctx.loss, h, w, b, ctx.plan, needed, _column(g))
     else:
         made = [_times(t, g, last) if need else None for t, need in zip(made, needed, strict=True)]
-    return tuple(None if t is None else cast(t, x.dtype) for t, x in zip(made, (h, w, b), strict=True))
+    return _in_dtypes(made, (h, w, b))
 
 
 def _second_sweep(
@@ -173,7 +181,7 @@ def _second_sweep(
 ) -> Each:
     """Compute the cotangents of h, w, b and g from those of dh, dw and db."""
     given = h, w, b, g
-    h, w, b = (None if t is None else cast(t, plan.dtype) for t in (h, w, b))
+    h, w, b = plan.operands(h, w, b)
     with _uncast(h):
         logits = _Logits(h, w, b, plan.rows)
         h_tilde, w_tilde, b_tilde = (None if t is None else cast(t, h.dtype) for t in tilde)
@@ -186,7 +194,7 @@ def _second_sweep(
             q = delta_cotangent(h_tilde_at, w_tilde, b_tilde, h[at], w, in_place=True)  # (S1)
             assert q is not None
             q = widen(q)
-            delta, r = logits.of(loss, at).curvature(logits(at), q)
+            delta, r = loss.curvature(logits(at), q, at)
             if g_sum is not None:
                 g_sum[at] = (q * delta).sum_to_size(g[at].shape)
             delta, r = cast(delta.mul_(g[at]), h.dtype), cast(r.mul_(g[at]), h.dtype)
@@ -198,7 +206,7 @@ def _second_sweep(
                     _add_outer(w_sum, delta, h_tilde_at)  # (S5)
             if b_sum is not None:
                 b_sum += r.sum(0, dtype=b_sum.dtype)  # (S6)
-    return tuple(None if t is None else cast(t, x.dtype) for t, x in zip(sums, given, strict=True))
+    return _in_dtypes(sums, given)
 
 
 def _by_composite(
@@ -207,9 +215,9 @@ def _by_composite(
     """Compute dh, dw and db by torch's own operations, which every transform looks into."""
     create = torch.is_grad_enabled()
     with torch.enable_grad():
-        given = _aliases(h, w, b)
+        h, w, b = given = _aliases(h, w, b)
         with torch.autocast(h.device.type, plan.region, enabled=plan.region is not None):
-            values = loss.composite(*given, "none")
+            values = loss.composite(h, w, b, "none")
         cotangent = cast(g.expand_as(values) if values.dim() == g.dim() else g[..., 0], values.dtype)
         asked = [t for t, need in zip(given, needed, strict=True) if need]
         found = torch.autograd.grad(values, asked, cotangent, create_graph=create)
@@ -229,9 +237,9 @@ def _second_by_composite(
     """Compute the cotangents of h, w, b and g by torch's own operations."""
     create = torch.is_grad_enabled()
     with torch.enable_grad():
-        *given, g = _aliases(h, w, b, g)
-        first = _by_composite(loss, plan, *given, g, [t is not None for t in tilde])
-        asked = [t for t, need in zip((*given, g), needed, strict=True) if need]
+        h, w, b, g = given = _aliases(h, w, b, g)
+        first = _by_composite(loss, plan, h, w, b, g, [t is not None for t in tilde])
+        asked = [t for t, need in zip(given, needed, strict=True) if need]
         outputs, cotangents = ([t for t in some if t is not None] for some in (first, tilde))
         found = torch.autograd.grad(outputs, asked, cotangents, create_graph=create, materialize_grads=True)
     return _spread(found, needed)
@@ -263,10 +271,6 @@ class _Logits:
     def narrow(self, t: Tensor) -> Tensor:
         """Turn what became of the logits into the dtype of the products."""
         return t if t.dtype == self.made.dtype else self.made[: len(t)].copy_(t)
-
-    def of(self, loss: Loss, at: slice) -> Loss:
-        """Take some rows of what the loss compares with, in the dtype of z."""
-        return loss.chunk(at).map(lambda t: cast(t, self.dtype) if t.is_floating_point() else t)
 
     def zeros(self, *shape: int) -> Tensor:
         """Make a tensor to add to, in float32 at least."""
@@ -301,18 +305,24 @@ def _spread(found: Sequence[Tensor], needed: Sequence[bool]) -> Each:
     return tuple(next(rest) if need else None for need in needed)
 
 
+def _in_dtypes(found: Sequence[Tensor | None], like: Sequence[Tensor | None]) -> Each:
+    pairs = zip(found, like, strict=True)
+    return tuple(None if t is None or x is None else cast(t, x.dtype) for t, x in pairs)
+
+
 def _restored(b: Tensor | None, as_it_was: Tensor | None) -> Tensor | None:
     """Give b the values it had, and keep where it came from."""
     if b is None or as_it_was is None:
         return None
-    b = b.clone()
+    with torch.enable_grad():
+        b = b.clone()
     with torch.no_grad():
         return b.copy_(as_it_was)
 
 
-def _reduced(values: Tensor, loss: Loss, reduction: str, dtype: torch.dtype) -> Tensor:
-    result = values if reduction == "none" else values.sum()
-    return cast(result / loss.mean()[0] if reduction == "mean" else result, dtype)
+def _reduced(values: Tensor, count: Tensor | float, reduction: str, h: Tensor, plan: Plan) -> Tensor:
+    result = values if reduction == "none" else values.sum() / count
+    return cast(result, h.dtype if plan.region is None else values.dtype)
 
 
 def _plan(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, chunk_rows: int | None) -> Plan | None:
@@ -323,11 +333,11 @@ def _plan(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, chunk_rows: int | 
     mixed = torch.float64 in dtypes if region else len(dtypes) > 1
     if mixed or any(t.requires_grad for t in held) or not h.numel() or not len(w):
         return None
-    chunk = chunk_rows or rows_at_once(len(h), h.shape[1], len(w), 6, h.device.type)
     dtype = region or h.dtype
     if dtype == torch.bfloat16 and not has_fast_bfloat16(h.device.type):
         dtype = torch.float32
-    return Plan(chunk, dtype, region)
+    chunk = chunk_rows or rows_at_once(len(h), h.shape[1], len(w), dtype, h.device.type)
+    return Plan(chunk, dtype, region) if chunk else None
 
 
 def _uncast(h: Tensor) -> AbstractContextManager[Any]:

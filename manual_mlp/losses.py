@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import ClassVar, TypeVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +13,13 @@ from manual_mlp.activations import Activation
 from manual_mlp.activations.record import cast, times_slope, widen
 from manual_mlp.dense import autocasting, dense
 
-Self = TypeVar("Self", bound="Loss")
 
-
-@dataclass(eq=False)
 class Loss(ABC):
-    """Hold what rows are compared with: the target, and the weights that a loss has.
+    """Hold what the rows of a layer's z are compared with, in ``target`` and in the weights that a loss has.
+
+    Below, z are some of the rows, in float32 at least, and ``at`` says which.
 
     Attributes:
-        target: one row or entry for each of z.
         by_entry: whether there is a value for each entry of z, instead of each row.
     """
 
@@ -29,35 +27,29 @@ class Loss(ABC):
     by_entry: ClassVar[bool] = True
 
     @abstractmethod
-    def values(self, z: Tensor, need_delta: bool) -> tuple[Tensor, Tensor | None]:
+    def values(self, z: Tensor, at: slice, need_delta: bool) -> tuple[Tensor, Tensor | None]:
         """Compute the values before any reduction, and δ, the gradient of their sum by z; z is overwritten."""
 
     @abstractmethod
-    def curvature(self, z: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    def curvature(self, z: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
         """Compute δ, and the gradient of Σ q ⊙ δ by z; z is overwritten."""
 
     @abstractmethod
     def composite(self, h: Tensor, w: Tensor, b: Tensor | None, reduction: str) -> Tensor:
-        """Compute the loss of a layer by operations that are right in every mode of differentiation."""
+        """Compute the loss of a layer by torch's own operations, or by ``dense``: right in every mode."""
+
+    def quick_composite(self, h: Tensor, w: Tensor, b: Tensor | None, reduction: str) -> Tensor:
+        """Compute the same for eager autograd and the compiler alone, in fewer operations where torch has them."""
+        return self.composite(h, w, b, reduction)
 
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
         """Return what a mean divides the sum of the values by, and what it multiplies their gradient by."""
         entries = self.target.numel()
         return entries, 1 / entries
 
-    def chunk(self: Self, at: slice) -> Self:
-        """Take some of the rows."""
-        return self.map(lambda t: t[at])
-
     def tensors(self) -> list[Tensor]:
-        """List the tensors."""
-        held = (getattr(self, field.name) for field in fields(self))
-        return [t for t in held if isinstance(t, Tensor)]
-
-    def map(self: Self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Change every tensor."""
-        held = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: change(t) for name, t in held.items() if isinstance(t, Tensor)})
+        """List the tensors that are held."""
+        return [self.target]
 
 
 @dataclass(eq=False)
@@ -68,17 +60,18 @@ class SquaredError(Loss):
         activation: f.
     """
 
+    target: Tensor
     activation: Activation
 
-    def values(self, z: Tensor, need_delta: bool) -> tuple[Tensor, Tensor | None]:
+    def values(self, z: Tensor, at: slice, need_delta: bool) -> tuple[Tensor, Tensor | None]:
         y = self.activation.f(z)  # (F2)
-        error = y - self.target
+        error = y - self.target[at]
         kept = z if self.activation.df_y is None else y
         delta = times_slope(error, kept, self.activation, plain=True) if need_delta else None  # (O1)
         return 0.5 * error.square(), delta
 
-    def curvature(self, z: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        error, slope = self.activation.f(z) - self.target, self.activation.df(z)
+    def curvature(self, z: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+        error, slope = self.activation.f(z) - self.target[at], self.activation.df(z)
         r = q * (slope.square() + error * self.activation.d2f(z))  # (S2)
         return error * slope, r  # (O1)
 
@@ -100,72 +93,83 @@ class CrossEntropy(Loss):
         label_smoothing: ε.
     """
 
+    target: Tensor
     weight: Tensor | None
     ignore_index: int
     label_smoothing: float
+    _found: tuple[Tensor, Tensor, Tensor] | None = field(default=None, init=False)
     by_entry: ClassVar[bool] = False
 
-    def values(self, z: Tensor, need_delta: bool) -> tuple[Tensor, Tensor | None]:
-        z.sub_(z.amax(-1, keepdim=True))  # p stays, and no exponential overflows
-        total, inner, subtract = self._row(z)
-        e = _flushed(z).exp_()
-        norm = e.sum(-1)
-        values = total * norm.log() - inner
-        if not self.target.is_floating_point():
-            values = values.masked_fill(self.target == self.ignore_index, 0.0)
-        return values, subtract(e.mul_((total / norm)[:, None])) if need_delta else None  # (O2)
+    def values(self, z: Tensor, at: slice, need_delta: bool) -> tuple[Tensor, Tensor | None]:
+        log_p = torch.log_softmax(z, -1, out=z)
+        values, total, subtract = self._compared(log_p, at)
+        return values, subtract(_flushed(log_p).exp_().mul_(total)) if need_delta else None  # (O2)
 
-    def curvature(self, z: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        z.sub_(z.amax(-1, keepdim=True))
-        total, _, subtract = self._row(z)
-        p = _flushed(z).exp_()
-        p.div_(p.sum(-1, keepdim=True))
-        total_p = p * total[:, None]
+    def curvature(self, z: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+        log_p = torch.log_softmax(z, -1, out=z)
+        _, total, subtract = self._compared(log_p, at)
+        p = _flushed(log_p).exp_()
+        total_p = p * total
         r = (q - (p * q).sum(-1, keepdim=True)).mul_(total_p)  # (O4)
         return subtract(total_p), r  # (O2)
 
-    def _row(self, z: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """Return Σa and a·z of each row, and what subtracts a from such rows in place."""
-        epsilon, t, weight = self.label_smoothing, self.target, self.weight
-        share = epsilon / z.shape[-1]
+    def _compared(self, log_p: Tensor, at: slice) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """Return −a·ln p and Σa (n, 1) of each row, and what subtracts a from such rows in place."""
+        epsilon, t, weight = self.label_smoothing, self.target[at], self.weight
+        if weight is not None:
+            weight = cast(weight, log_p.dtype)
+        share = epsilon / log_p.shape[-1]
         if t.is_floating_point():
-            a = (1 - epsilon) * t + share
+            a = (1 - epsilon) * cast(t, log_p.dtype) + share
             a = a if weight is None else a * weight
-            return a.sum(-1), (a * z).sum(-1), lambda rows: rows.sub_(a)
-        # nll_loss looks z up and weighs it, and raises torch's own error for a class out of range.
-        hard = F.nll_loss(z, t, weight, reduction="none", ignore_index=self.ignore_index)
-        at, known, each = self._classes(z.dtype)
-        inner, each = (epsilon - 1) * hard, (1 - epsilon) * each
+            return -(a * log_p).sum(-1), a.sum(-1, keepdim=True), lambda rows: rows.sub_(a)
+        # It raises torch's own error for a class that is out of range.
+        values = F.nll_loss(log_p, t, weight, reduction="none", ignore_index=self.ignore_index)
+        known, column, total = (of_all[at] for of_all in self._classes())
+        hard = total if not epsilon else (1 - epsilon) * total
 
         def subtract(rows: Tensor) -> Tensor:
-            return rows.scatter_(1, at, rows.gather(1, at) - each[:, None])
+            return rows.scatter_(1, column, rows.gather(1, column) - hard)
 
-        if not share:
-            return each, inner, subtract
-        soft = z.new_full((z.shape[-1],), share) if weight is None else share * weight
-        inner = inner + (z @ soft) * known
-        return each + soft.sum() * known, inner, lambda rows: subtract(rows.sub_(torch.outer(known, soft)))
+        if not epsilon:
+            return values, total, subtract
+        soft = log_p.new_full((log_p.shape[-1],), share) if weight is None else share * weight
+        values = (1 - epsilon) * values - torch.where(known, log_p @ soft, 0.0)
+        soft_rows = known[:, None] * soft
+        return values, hard + soft_rows.sum(-1, keepdim=True), lambda rows: subtract(rows.sub_(soft_rows))
 
-    def _classes(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the class of each row (n, 1), whether it counts, and its weight; 0 for a row that is ignored."""
-        ignored = self.target == self.ignore_index
-        at, known = self.target.masked_fill(ignored, 0).long(), (~ignored).to(dtype)
-        if self.weight is None:
-            return at[:, None], known, known
-        return at[:, None], known, self.weight.take(at).to(dtype).masked_fill(ignored, 0.0)
+    def _classes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Tell which rows count (N,), the class of each (N, 1), and its weight (N, 1): 0 where the row does not."""
+        if self._found is None:
+            known = self.target != self.ignore_index
+            column = torch.where(known, self.target, 0).long()[:, None]
+            weight = known[:, None].float() if self.weight is None else widen(self.weight).take(column)
+            self._found = known, column, torch.where(known[:, None], weight, 0.0)
+        return self._found
 
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
         if self.target.is_floating_point():
             return len(self.target), 1 / len(self.target)
-        _, known, each = self._classes(torch.float64)
-        count = each.sum()
+        known, _, total = self._classes()
+        count = total.sum(dtype=torch.float64)
         # Where every row is ignored, the mean is 0/0, but there is no gradient.
         return count, torch.where(known.any(), 1 / count, 0.0)
 
-    def chunk(self, at: slice) -> "CrossEntropy":
-        return replace(self, target=self.target[at])
+    def tensors(self) -> list[Tensor]:
+        return [self.target] if self.weight is None else [self.target, self.weight]
 
     def composite(self, h: Tensor, w: Tensor, b: Tensor | None, reduction: str) -> Tensor:
+        # torch raises for log_softmax where forward mode meets create_graph, and its ONNX export of cross_entropy is
+        # wrong with class weights and smoothing.
+        z = widen(F.linear(h, w, b))
+        z = z - z.detach().amax(-1, keepdim=True)
+        values, *_ = self._compared(z - z.exp().sum(-1, keepdim=True).log(), slice(None))
+        result = values if reduction == "none" else values.sum()
+        if reduction == "mean":
+            result = result / self.mean()[0]
+        return result if autocasting(h) else cast(result, h.dtype)
+
+    def quick_composite(self, h: Tensor, w: Tensor, b: Tensor | None, reduction: str) -> Tensor:
         z = F.linear(h, w, b)
         return F.cross_entropy(
             z, self.target, self.weight, None, self.ignore_index, None, reduction, self.label_smoothing
@@ -181,29 +185,35 @@ class BinaryCrossEntropy(Loss):
         pos_weight: ρ (n, V), or None.
     """
 
+    target: Tensor
     weight: Tensor | None
     pos_weight: Tensor | None
 
-    def values(self, z: Tensor, need_delta: bool) -> tuple[Tensor, Tensor | None]:
-        positive, total = self._shares()
-        values = (1 - self.target) * z - total * F.logsigmoid(z)
+    def values(self, z: Tensor, at: slice, need_delta: bool) -> tuple[Tensor, Tensor | None]:
+        t, positive, total = self._shares(at, z.dtype)
+        values = (1 - t) * z - total * F.logsigmoid(z)
         delta = _flushed(z).sigmoid_().mul_(total).sub_(positive) if need_delta else None  # (O3)
         if self.weight is not None:
-            values, delta = values * self.weight, None if delta is None else delta.mul_(self.weight)
+            weight = self.weight[at]
+            values, delta = values * weight, None if delta is None else delta.mul_(weight)
         return values, delta
 
-    def curvature(self, z: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        positive, total = self._shares()
+    def curvature(self, z: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+        _, positive, total = self._shares(at, z.dtype)
         p = _flushed(z).sigmoid_()
         delta, r = total * p - positive, q * total * p * (1 - p)  # (O3, S2)
-        return (delta, r) if self.weight is None else (delta.mul_(self.weight), r.mul_(self.weight))
+        return (delta, r) if self.weight is None else (delta.mul_(self.weight[at]), r.mul_(self.weight[at]))
 
-    def _shares(self) -> tuple[Tensor, Tensor | float]:
-        """Return ρt and ρt + 1 − t, which is 1 where ρ is."""
+    def _shares(self, at: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Return t, ρt and ρt + 1 − t, which is 1 where ρ is."""
+        t = cast(self.target[at], dtype)
         if self.pos_weight is None:
-            return self.target, 1.0
-        positive = self.pos_weight * self.target
-        return positive, positive + (1 - self.target)
+            return t, t, 1.0
+        positive = self.pos_weight[at] * t
+        return t, positive, positive + (1 - t)
+
+    def tensors(self) -> list[Tensor]:
+        return [t for t in (self.target, self.weight, self.pos_weight) if t is not None]
 
     def composite(self, h: Tensor, w: Tensor, b: Tensor | None, reduction: str) -> Tensor:
         z = F.linear(h, w, b)

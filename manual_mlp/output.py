@@ -161,7 +161,7 @@ def _broadcast(name: str, t: Tensor | None, target: Tensor) -> Tensor | None:
 
 def _shaped(loss: Tensor, input: Tensor) -> Tensor:
     """Give the losses of rows or entries the leading dimensions of the input."""
-    return loss.reshape(*input.shape[:-1], *loss.shape[1:]) if loss.dim() else loss
+    return loss.reshape(input.shape[:-1] + loss.shape[1:]) if loss.dim() else loss
 
 
 def _check(input: Tensor, weight: Tensor, bias: Tensor | None, reduction: str, chunk_rows: int | None) -> None:

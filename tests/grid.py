@@ -21,7 +21,7 @@ from manual_mlp import activations
 from modes import FEW, GROUPS, LIMITS, MODES
 from modes.judge import OUTCOMES, Verdict, judge
 from modes.providers import losses
-from modes.subjects import SUBJECTS, Subject
+from modes.subjects import SUBJECTS, WITHOUT_ACTIVATION, Subject
 
 OURS, TORCHS = "manual_mlp", "nn.Linear + activation"
 PACKAGES = "onnx", "onnxscript", "onnxruntime", "triton", "liger-kernel", "cut-cross-entropy"
@@ -45,7 +45,9 @@ def subjects(quick: bool) -> list[Subject]:
     """List the layers and losses with each activation."""
     chosen = FEW if quick else activations.names()
     return [
-        make(name) for subject, make in SUBJECTS.items() for name in (chosen if subject != "Linear" else ("identity",))
+        make(name)
+        for subject, make in SUBJECTS.items()
+        for name in (("identity",) if subject in WITHOUT_ACTIVATION else chosen)
     ]
 
 

@@ -15,15 +15,9 @@ from manual_mlp import activations
 from modes import FEW, LIMITS, MODES, Mode
 from modes.elementary import ELEMENTARY
 from modes.judge import Verdict, compare, judge
-from modes.subjects import LAYER, SUBJECTS, Subject, chain
+from modes.subjects import LAYER, SUBJECTS, WITHOUT_ACTIVATION, Subject, chain
 
-OTHERS = {
-    "dense_squared_error": FEW,
-    "dense_squared_error, by its target too": FEW,
-    "Linear": ("identity",),
-    "Dense": FEW,
-    "MLP": FEW,
-}
+OTHERS = {name: ("identity",) if name in WITHOUT_ACTIVATION else FEW for name in SUBJECTS if name != "dense"}
 SLOW_FOR_OTHERS = "compile, static batch", "compile of a module", "export, strict", "ONNX in onnxruntime"
 FOR_EVERY_ACTIVATION = "backward", "create_graph, second order", "jvp", "vmap(grad) over rows"
 

@@ -2,20 +2,31 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manual_mlp import MLP, Dense, Linear, activations, dense, dense_squared_error
+from manual_mlp import (
+    MLP,
+    Dense,
+    Linear,
+    activations,
+    dense,
+    dense_squared_error,
+    linear_binary_cross_entropy,
+    linear_cross_entropy,
+)
 from manual_mlp.activations import to_module
 from modes.elementary import ELEMENTARY
 from modes.mode import Call, Map
 
 # No two sizes are equal: a mode tells a batch of inputs by its number of rows.
-N, D_IN, D_OUT = 5, 4, 3
+N, D_IN, D_OUT, CLASSES = 5, 4, 3, 7
 Shapes = tuple[tuple[int, ...], ...]
 LAYER = (N, D_IN), (D_OUT, D_IN), (D_OUT,)
+HEAD = (N, D_IN), (CLASSES, D_IN), (CLASSES,)
 
 
 @dataclass(frozen=True)
@@ -65,12 +76,12 @@ def _dense(name: str) -> Subject:
     )
 
 
-def _squared_error(name: str) -> Subject:
+def _squared_error(name: str, chunk_rows: int | None = None) -> Subject:
     own = to_module(activations.get(name))
     return Subject(
-        "dense_squared_error",
+        "dense_squared_error" + (f", {chunk_rows} rows at once" if chunk_rows else ""),
         name,
-        lambda h, w, b: dense_squared_error(h, w, b, target_of(h), name),
+        lambda h, w, b: dense_squared_error(h, w, b, target_of(h), name, chunk_rows=chunk_rows),
         lambda h, w, b: 0.5 * F.mse_loss(own(F.linear(h, w, b)), target_of(h), reduction="sum"),
         lambda h, w, b: 0.5 * (chain(name)(h, w, b) - target_of(h)).square().sum(),
     )
@@ -92,6 +103,97 @@ def _squared_error_by_target(name: str) -> Subject:
     return Subject("dense_squared_error, by its target too", name, ours, torchs, truth, (*LAYER, (N, D_OUT)))
 
 
+def labels(h: Tensor) -> Tensor:
+    """Choose a class for each row of h."""
+    classes = (3 * torch.arange(N, device=h.device) + 1) % CLASSES
+    return classes[: len(h)] if h.dim() > 1 else classes[0]
+
+
+def probabilities(h: Tensor) -> Tensor:
+    """Choose probabilities of the classes for each row of h; those of a row need not sum to one."""
+    p = torch.linspace(0, 1, N * CLASSES, dtype=h.dtype, device=h.device).sqrt().view(N, CLASSES)
+    return p[: len(h)] if h.dim() > 1 else p[0]
+
+
+def weights(h: Tensor) -> Tensor:
+    """Choose a weight for each class."""
+    return torch.linspace(0.5, 2, CLASSES, dtype=h.dtype, device=h.device)
+
+
+def log_softmax(z: Tensor) -> Tensor:
+    """Compute ln p; torch.logsumexp cannot be differentiated after forward mode over reverse."""
+    return z - z.exp().sum(-1, keepdim=True).log()
+
+
+def picked(z: Tensor, classes: Tensor) -> Tensor:
+    """Pick the entry of each row's class."""
+    return z.gather(-1, classes.unsqueeze(-1)).squeeze(-1)
+
+
+def _cross_entropy(chunk_rows: int) -> Subject:
+    return Subject(
+        f"linear_cross_entropy, {chunk_rows} rows at once",
+        "identity",
+        lambda h, w, b: linear_cross_entropy(h, w, labels(h), linear_bias=b, chunk_rows=chunk_rows),
+        lambda h, w, b: F.cross_entropy(F.linear(h, w, b), labels(h)),
+        lambda h, w, b: -picked(log_softmax(F.linear(h, w, b)), labels(h)).mean(),
+        HEAD,
+    )
+
+
+def _weighted_cross_entropy(chunk_rows: int) -> Subject:
+    options = {"ignore_index": 4, "label_smoothing": 0.2, "reduction": "none"}
+
+    def ours(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        given = {"linear_bias": b, "weight": weights(h), "chunk_rows": chunk_rows}
+        return linear_cross_entropy(h, w, labels(h), **given, **options)
+
+    def torchs(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(h, w, b), labels(h), weights(h), **options)
+
+    def truth(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        log_p, v = log_softmax(F.linear(h, w, b)), weights(h)
+        values = -0.8 * picked(v * log_p, labels(h)) - 0.2 / CLASSES * (v * log_p).sum(-1)
+        return values * (labels(h) != 4)
+
+    name = f"linear_cross_entropy of each row, smoothed and weighted, {chunk_rows} rows at once"
+    return Subject(name, "identity", ours, torchs, truth, HEAD)
+
+
+def _cross_entropy_of_probabilities(chunk_rows: int) -> Subject:
+    def ours(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return linear_cross_entropy(
+            h, w, probabilities(h), linear_bias=b, weight=weights(h), label_smoothing=0.1, chunk_rows=chunk_rows
+        )
+
+    def torchs(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(h, w, b), probabilities(h), weights(h), label_smoothing=0.1)
+
+    def truth(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        a = weights(h) * (0.9 * probabilities(h) + 0.1 / CLASSES)
+        return -(a * log_softmax(F.linear(h, w, b))).sum(-1).mean()
+
+    name = f"linear_cross_entropy of probabilities, {chunk_rows} rows at once"
+    return Subject(name, "identity", ours, torchs, truth, HEAD)
+
+
+def _binary_cross_entropy(chunk_rows: int) -> Subject:
+    def ours(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return linear_binary_cross_entropy(
+            h, w, probabilities(h), linear_bias=b, pos_weight=weights(h), chunk_rows=chunk_rows
+        )
+
+    def torchs(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(F.linear(h, w, b), probabilities(h), pos_weight=weights(h))
+
+    def truth(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        p, t = torch.sigmoid(F.linear(h, w, b)), probabilities(h)
+        return -(weights(h) * t * p.log() + (1 - t) * (1 - p).log()).mean()
+
+    name = f"linear_binary_cross_entropy, {chunk_rows} rows at once"
+    return Subject(name, "identity", ours, torchs, truth, HEAD)
+
+
 def _linear(_: str) -> Subject:
     ours, torchs = Call(Linear(D_IN, D_OUT)), Call(nn.Linear(D_IN, D_OUT))
     return Subject("Linear", "identity", ours, torchs, chain("identity"))
@@ -111,8 +213,16 @@ def _mlp(name: str) -> Subject:
 SUBJECTS: dict[str, Callable[[str], Subject]] = {
     "dense": _dense,
     "dense_squared_error": _squared_error,
+    "dense_squared_error, 2 rows at once": partial(_squared_error, chunk_rows=2),
+    "dense_squared_error, 8 rows at once": partial(_squared_error, chunk_rows=8),
     "dense_squared_error, by its target too": _squared_error_by_target,
     "Linear": _linear,
     "Dense": _module,
     "MLP": _mlp,
 }
+# Losses whose layer has no activation: each runs in several chunks, and in one.
+for make in (_cross_entropy, _weighted_cross_entropy, _cross_entropy_of_probabilities, _binary_cross_entropy):
+    for rows in (2, 8):
+        subject = make(rows)
+        SUBJECTS[subject.name] = lambda _, subject=subject: subject
+WITHOUT_ACTIVATION = "Linear", *list(SUBJECTS)[8:]
