@@ -3,14 +3,16 @@
 from manual_mlp import activations
 from manual_mlp.activations import Activation
 from manual_mlp.dense import dense
-from manual_mlp.modules import MLP, Dense, Linear
+from manual_mlp.modules import MLP, Dense, DenseSquaredError, Linear, LinearCrossEntropyLoss
 from manual_mlp.output import dense_squared_error, linear_binary_cross_entropy, linear_cross_entropy
 
 __all__ = [
     "MLP",
     "Activation",
     "Dense",
+    "DenseSquaredError",
     "Linear",
+    "LinearCrossEntropyLoss",
     "activations",
     "dense",
     "dense_squared_error",

@@ -17,13 +17,15 @@ float32 on one and two cores with AVX-512, torch 2.14: they predict those times 
 for CUDA come from the data sheet of an H100 and have not been checked on one.
 """
 
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 
-class Rates(NamedTuple):
+@dataclass(frozen=True)
+class Rates:
     """The figures of the model: operations or bytes a second, then seconds; and the bytes a chunk may take."""
 
     products: float
@@ -67,7 +69,7 @@ def _rates(dtype: torch.dtype, device: str) -> Rates:
         return CUDA
     # AMX makes products in bfloat16 four times as fast.
     speed = torch.get_num_threads() * (4 if dtype == torch.bfloat16 else 1)
-    return CPU._replace(products=CPU.products * speed)
+    return replace(CPU, products=CPU.products * speed)
 
 
 def has_fast_bfloat16(device: str) -> bool:

@@ -61,11 +61,12 @@ class _LossFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, w: Tensor, b: Tensor | None, loss: Loss, reduction: str, plan: Plan) -> Tensor:
-        ctx.once, ctx.again = plan.rows >= len(h), plan.rows < len(h) and reduction == "none"
-        needed = (False,) * 3 if ctx.again else ctx.needs_input_grad[:3]
-        values, ctx.made = _sweep(loss, h, w, b, plan, needed, by_entry=reduction == "none", keep=ctx.once)
+        ctx.loss, ctx.plan, ctx.once = loss, plan, plan.rows >= len(h)
+        again = reduction == "none" and not ctx.once
+        needed = (False,) * 3 if again else ctx.needs_input_grad[:3]
+        values, made = _sweep(loss, h, w, b, plan, needed, by_entry=reduction == "none", keep=ctx.once)
+        ctx.made = None if again else made
         count, ctx.scale = loss.mean() if reduction == "mean" else (1.0, 1.0)
-        ctx.loss, ctx.plan = loss, plan
         # The bias of torch's layer may change before backward: what is made once more needs it as it was.
         ctx.bias, as_it_was = b, None if b is None else b.detach().clone()
         ctx.save_for_backward(h, w, as_it_was, *loss.tensors())
@@ -84,7 +85,7 @@ class _LossFunction(Function):
             if not torch.is_grad_enabled():
                 return *made, None, None, None
         b = _restored(ctx.bias, as_it_was)
-        g = _column(g.expand(len(h)) if g.dim() == 0 else g)
+        g = _of_rows(g, h)
         if opaque:
             made = _GradientsFunction.apply(h, w, b, g, ctx.loss, ctx.plan, made)
         else:
@@ -159,11 +160,11 @@ def _first_order(ctx: Any, g: Tensor, h: Tensor, w: Tensor, b: Tensor | None, ne
     made, last = ctx.made, last_pass()
     if last:
         ctx.made = None
-    if ctx.once:
+    if made is None:
+        _, made = _sweep(ctx.loss, h, w, b, ctx.plan, needed, _of_rows(g, h))
+    elif ctx.once:
         with _uncast(h):
-            made = gradients(_times(made, _column(g), last), h, w, needed)
-    elif ctx.again:
-        _, made = _sweep(ctx.loss, h, w, b, ctx.plan, needed, _column(g))
+            made = gradients(_times(made, _of_rows(g, h), last), h, w, needed)
     else:
         made = [_times(t, g, last) if need else None for t, need in zip(made, needed, strict=True)]
     return _in_dtypes(made, (h, w, b))
@@ -291,8 +292,9 @@ def _times(t: Tensor, g: Tensor, in_place: bool) -> Tensor:
     return t.mul_(g) if in_place else cast(t * g, t.dtype)
 
 
-def _column(g: Tensor) -> Tensor:
-    return g[:, None] if g.dim() == 1 else g
+def _of_rows(g: Tensor, h: Tensor) -> Tensor:
+    """Give each row (N, 1) its upstream gradient, unless each entry (N, D_out) has one."""
+    return g if g.dim() == 2 else g.expand(len(h))[:, None]
 
 
 def _aliases(*tensors: Tensor | None) -> list[Any]:

@@ -81,6 +81,9 @@ class SquaredError(Loss):
         result = values if reduction == "none" else values.mean() if reduction == "mean" else values.sum()
         return result if autocasting(h) else cast(result, torch.promote_types(y.dtype, self.target.dtype))
 
+    def quick_composite(self, h: Tensor, w: Tensor, b: Tensor | None, reduction: str) -> Tensor:
+        return 0.5 * F.mse_loss(dense(h, w, b, self.activation), self.target, reduction=reduction)
+
 
 @dataclass(eq=False)
 class CrossEntropy(Loss):
@@ -123,9 +126,9 @@ class CrossEntropy(Loss):
             a = (1 - epsilon) * cast(t, log_p.dtype) + share
             a = a if weight is None else a * weight
             return -(a * log_p).sum(-1), a.sum(-1, keepdim=True), lambda rows: rows.sub_(a)
-        # It raises torch's own error for a class that is out of range.
         values = F.nll_loss(log_p, t, weight, reduction="none", ignore_index=self.ignore_index)
         known, column, total = (of_all[at] for of_all in self._classes())
+        total = cast(total, log_p.dtype)
         hard = total if not epsilon else (1 - epsilon) * total
 
         def subtract(rows: Tensor) -> Tensor:
@@ -143,15 +146,16 @@ class CrossEntropy(Loss):
         if self._found is None:
             known = self.target != self.ignore_index
             column = torch.where(known, self.target, 0).long()[:, None]
-            weight = known[:, None].float() if self.weight is None else widen(self.weight).take(column)
-            self._found = known, column, torch.where(known[:, None], weight, 0.0)
+            # A class that is out of range is left to nll_loss, which raises torch's own error.
+            weight = known[:, None] if self.weight is None else self.weight.take(column.clamp(0, len(self.weight) - 1))
+            self._found = known, column, torch.where(known[:, None], weight.double(), 0.0)
         return self._found
 
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
         if self.target.is_floating_point():
             return len(self.target), 1 / len(self.target)
         known, _, total = self._classes()
-        count = total.sum(dtype=torch.float64)
+        count = total.sum()
         # Where every row is ignored, the mean is 0/0, but there is no gradient.
         return count, torch.where(known.any(), 1 / count, 0.0)
 

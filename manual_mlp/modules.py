@@ -12,6 +12,13 @@ from torch.nn import init
 
 from manual_mlp.activations import IDENTITY, Activation, get, to_module
 from manual_mlp.dense import dense
+from manual_mlp.output import (
+    check_class_weight,
+    check_options,
+    check_smoothing,
+    dense_squared_error,
+    linear_cross_entropy,
+)
 from manual_mlp.transforms import has_hooks
 
 Known: TypeAlias = str | nn.Module | Activation | None
@@ -88,6 +95,113 @@ class Dense(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"activation={self.activation}, bias={self.bias is not None}"
+        )
+
+
+class DenseSquaredError(Dense):
+    """Apply a dense layer and compare its output with a target: the textbook's J = ½Σ(Y − Y*)².
+
+    Args:
+        in_features, out_features, activation, bias: as in :class:`Dense`, whose state_dict it has.
+        reduction, chunk_rows: as in :func:`manual_mlp.dense_squared_error`.
+
+    Shape:
+        - Input: :math:`(*, D_{in})`
+        - Target: :math:`(*, D_{out})`
+        - Output: scalar; :math:`(*, D_{out})` if ``reduction`` is ``"none"``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        activation: Known = None,
+        bias: bool = True,
+        *,
+        reduction: str = "sum",
+        chunk_rows: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, activation, bias, device, dtype)
+        check_options(reduction, chunk_rows)
+        self.reduction, self.chunk_rows = reduction, chunk_rows
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+        return dense_squared_error(
+            input, self.weight, self.bias, target, self.activation, self.reduction, self.chunk_rows
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, reduction={self.reduction!r}, chunk_rows={self.chunk_rows}"
+
+
+class LinearCrossEntropyLoss(nn.Module):
+    """Hold the linear layer whose softmax is compared with classes: logits exist a few rows at a time.
+
+    It takes torch's place: the same arguments (``chunk_rows`` for ``options``, no ``out_features``) and the same
+    state_dict, with ``linear.weight``, ``linear.bias`` and, if it was given, ``weight``.
+
+    Args:
+        in_features: D.
+        num_classes: V.
+        bias: whether the layer adds a learnt bias.
+        reduction, weight, ignore_index, label_smoothing, chunk_rows: as in :func:`manual_mlp.linear_cross_entropy`.
+
+    Shape:
+        - Input: :math:`(*, D)`
+        - Target: :math:`(*)`, or :math:`(*, V)` for probabilities
+        - Output: scalar; :math:`(*)` if ``reduction`` is ``"none"``.
+
+    Raises:
+        ValueError: a size is negative, or an option is out of range.
+        TypeError: a size is not an int.
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        chunk_rows: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_options(reduction, chunk_rows)
+        check_smoothing(label_smoothing)
+        check_class_weight(weight, num_classes)
+        self.linear = Linear(
+            _check_size("in_features", in_features), _check_size("num_classes", num_classes), bias, device, dtype
+        )
+        self.register_buffer("weight", weight)
+        self.reduction, self.ignore_index, self.label_smoothing = reduction, ignore_index, label_smoothing
+        self.chunk_rows = chunk_rows
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return linear_cross_entropy(
+            input,
+            self.linear.weight,
+            target,
+            linear_bias=self.linear.bias,
+            weight=self.weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            chunk_rows=self.chunk_rows,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, "
+            f"label_smoothing={self.label_smoothing}, chunk_rows={self.chunk_rows}"
         )
 
 

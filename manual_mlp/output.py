@@ -53,8 +53,12 @@ def linear_cross_entropy(
         TypeError: dtypes differ or are not those named here.
         IndexError: a class is out of range (on a CPU; CUDA reports it as torch does, by an assertion).
     """
-    _check(input, linear_weight, linear_bias, reduction, chunk_rows)
-    _check_classes(input, linear_weight, target, weight, ignore_index, label_smoothing)
+    check_layer(input, linear_weight, linear_bias)
+    check_options(reduction, chunk_rows)
+    check_smoothing(label_smoothing)
+    check_class_weight(weight, linear_weight.shape[0])
+    _check_classes(input, linear_weight.shape[0], target, ignore_index)
+    _check_devices(input, target=target, weight=weight)
     t = rows(target) if target.is_floating_point() else target.reshape(-1)
     loss = CrossEntropy(t, weight, ignore_index, label_smoothing)
     return _shaped(fused(loss, rows(input), linear_weight, linear_bias, reduction, chunk_rows), input)
@@ -97,7 +101,8 @@ def linear_binary_cross_entropy(
         ValueError: shapes or devices do not fit together, or an option is out of range.
         TypeError: dtypes differ or are not floating point.
     """
-    _check(input, linear_weight, linear_bias, reduction, chunk_rows)
+    check_layer(input, linear_weight, linear_bias)
+    check_options(reduction, chunk_rows)
     _check_target(input, linear_weight, target)
     weights = (_broadcast(name, t, target) for name, t in (("weight", weight), ("pos_weight", pos_weight)))
     loss = BinaryCrossEntropy(rows(target), *weights)
@@ -140,7 +145,8 @@ def dense_squared_error(
     """
     if not isinstance(activation, Activation):
         activation = get(activation)
-    _check(input, weight, bias, reduction, chunk_rows)
+    check_layer(input, weight, bias)
+    check_options(reduction, chunk_rows)
     _check_target(input, weight, target)
     if target.dtype is not input.dtype and not autocasting(input):
         raise TypeError(f"expected target of dtype {input.dtype}, got {target.dtype}")
@@ -156,49 +162,57 @@ def _broadcast(name: str, t: Tensor | None, target: Tensor) -> Tensor | None:
         expanded = t.expand(target.shape)
     except RuntimeError:
         raise ValueError(f"expected {name} to broadcast to {tuple(target.shape)}, got {tuple(t.shape)}") from None
-    return t.expand(target.shape[:-1].numel(), -1) if t.dim() < 2 else rows(expanded)
+    return t.expand(target.shape[:-1].numel(), target.shape[-1]) if t.dim() < 2 else rows(expanded)
 
 
 def _shaped(loss: Tensor, input: Tensor) -> Tensor:
     """Give the losses of rows or entries the leading dimensions of the input."""
-    return loss.reshape(input.shape[:-1] + loss.shape[1:]) if loss.dim() else loss
+    return loss if input.dim() == 2 or not loss.dim() else loss.reshape(input.shape[:-1] + loss.shape[1:])
 
 
-def _check(input: Tensor, weight: Tensor, bias: Tensor | None, reduction: str, chunk_rows: int | None) -> None:
-    check_layer(input, weight, bias)
+def check_options(reduction: str, chunk_rows: int | None) -> None:
+    """Raise an error unless a loss can be reduced and chunked so."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"expected reduction 'none', 'mean' or 'sum', got {reduction!r}")
-    if chunk_rows is not None and (not isinstance(chunk_rows, int) or chunk_rows < 1):
-        raise ValueError(f"expected chunk_rows to be a whole number from 1 up, or None, got {chunk_rows!r}")
+    if chunk_rows is not None and (type(chunk_rows) is not int or chunk_rows < 1):
+        raise ValueError(f"expected chunk_rows to be an int from 1 up, or None, got {chunk_rows!r}")
 
 
-def _check_classes(
-    input: Tensor, linear_weight: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float
-) -> None:
+def check_smoothing(label_smoothing: float) -> None:
+    """Raise an error unless targets can be smoothed so."""
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"expected label_smoothing from 0 to 1, got {label_smoothing}")
+
+
+def check_class_weight(weight: Tensor | None, classes: int) -> None:
+    """Raise an error unless there is a weight for each class."""
+    if weight is not None and tuple(weight.shape) != (classes,):
+        raise ValueError(f"expected weight ({classes},), one for each class, got {tuple(weight.shape)}")
+
+
+def _check_classes(input: Tensor, classes: int, target: Tensor, ignore_index: int) -> None:
     if not isinstance(target, Tensor) or not (target.is_floating_point() or target.dtype in (torch.int64, torch.uint8)):
         got = target.dtype if isinstance(target, Tensor) else type(target).__name__
         raise TypeError(f"expected target to be a tensor of int64 classes, or of probabilities, got {got}")
-    classes = linear_weight.shape[0]
-    shape = (*input.shape[:-1], classes) if target.is_floating_point() else input.shape[:-1]
+    if target.is_floating_point():
+        _check_shape(input, target, classes)
+        if ignore_index >= 0:
+            raise ValueError(f"expected no ignore_index for a target of probabilities, got {ignore_index}")
+    elif target.shape != input.shape[:-1]:
+        raise ValueError(f"expected target {tuple(input.shape[:-1])} of classes, got {tuple(target.shape)}")
+
+
+def _check_shape(input: Tensor, target: Tensor, d_out: int) -> None:
+    shape = (*input.shape[:-1], d_out)
     if target.shape != shape:
-        kind = "probabilities" if target.is_floating_point() else "classes"
-        raise ValueError(f"expected target {tuple(shape)} of {kind}, got {tuple(target.shape)}")
-    if target.is_floating_point() and ignore_index >= 0:
-        raise ValueError(f"expected no ignore_index for a target of probabilities, got {ignore_index}")
-    if weight is not None and tuple(weight.shape) != (classes,):
-        raise ValueError(f"expected weight ({classes},), one for each class, got {tuple(weight.shape)}")
-    if not 0 <= smoothing <= 1:
-        raise ValueError(f"expected label_smoothing from 0 to 1, got {smoothing}")
-    _check_devices(input, target=target, weight=weight)
+        raise ValueError(f"expected target {shape}, got {tuple(target.shape)}")
 
 
 def _check_target(input: Tensor, weight: Tensor, target: Tensor) -> None:
     if not isinstance(target, Tensor) or not target.is_floating_point():
         got = target.dtype if isinstance(target, Tensor) else type(target).__name__
         raise TypeError(f"expected target to be a floating-point tensor, got {got}")
-    shape = (*input.shape[:-1], weight.shape[0])
-    if target.shape != shape:
-        raise ValueError(f"expected target {tuple(shape)}, got {tuple(target.shape)}")
+    _check_shape(input, target, weight.shape[0])
     _check_devices(input, target=target)
 
 

@@ -13,6 +13,7 @@ from torch.autograd import Function, forward_ad
 
 _core = torch._C
 _functorch: Any = getattr(_core, "_functorch", None)
+_autograd: Any = getattr(_core, "_autograd", None)
 
 
 Caller = Literal["eager", "no grad", "compiler", "transform", "composite"]
@@ -75,7 +76,7 @@ def last_pass() -> bool:
     """Tell whether the running backward pass frees the graph: what a node has made, no later pass will ask for."""
     try:
         return not _keeps_graph()
-    except (AttributeError, RuntimeError):
+    except AttributeError:
         return False
 
 
@@ -141,7 +142,7 @@ def _is_batch(t: Tensor) -> bool:
 
 
 def _keeps_graph() -> bool:
-    return _core._autograd._get_current_graph_task_keep_graph()
+    return _autograd._get_current_graph_task_keep_graph()  # type: ignore[no-any-return]
 
 
 def _will_run(node: Any) -> bool:

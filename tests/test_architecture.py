@@ -20,7 +20,10 @@ ROOMS = {
     "reference": set(),
     "rules": GROUND,
     "dense": GROUND | {"rules"},
-    "output": GROUND | {"rules", "dense"},
+    "losses": {"activations", "dense"},
+    "chunks": set(),
+    "fused": GROUND | {"rules", "dense", "losses", "chunks"},
+    "output": {"activations", "rules", "dense", "losses", "fused"},
     "modules": GROUND | {"dense", "output"},
     "training": GROUND | {"dense", "output", "modules"},
 }

@@ -83,6 +83,17 @@ def test_a_batch_of_cotangents_is_known() -> None:
     assert seen == [False, True]
 
 
+def test_the_last_pass_is_the_one_that_frees_the_graph() -> None:
+    seen: list[bool] = []
+    x = torch.randn(3, requires_grad=True)
+    y = Probe.apply(lambda *_: seen.append(transforms.last_pass()), x).sum()
+    y.backward(retain_graph=True)
+    torch.autograd.grad(y, x, create_graph=True)
+    y.backward()
+    assert seen == [False, False, True]
+    assert not transforms.last_pass()
+
+
 @pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "computed"])
 def test_the_engine_tells_which_inputs_it_asks_for(leaves: bool) -> None:
     seen: list[list[bool]] = []
@@ -141,6 +152,7 @@ PRIVATE = {
     "is_legacy_batchedtensor": "_functorch",
     "_current_level": "forward_ad",
     "_will_engine_execute_node": "_core",
+    "_get_current_graph_task_keep_graph": "_autograd",
 }
 
 
@@ -177,7 +189,11 @@ def test_without_a_private_name_every_answer_is_still_right(
     def mine(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return 0.5 * (dense(h, w, b, "tanh") - t).square().sum()
 
-    for f in (mine, lambda h, w, b: dense_squared_error(h, w, b, t, get("tanh"))):
+    losses = [
+        lambda h, w, b, chunk_rows=chunk_rows: dense_squared_error(h, w, b, t, get("tanh"), chunk_rows=chunk_rows)
+        for chunk_rows in (None, 2, 8)
+    ]
+    for f in (mine, *losses):
         torch.testing.assert_close(answers(f), answers(theirs), rtol=1e-10, atol=1e-10)
     if name in ("maybe_current_level", "_current_level"):
         assert transforms.caller() == "composite"
