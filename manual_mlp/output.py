@@ -158,6 +158,8 @@ def _broadcast(name: str, t: Tensor | None, target: Tensor) -> Tensor | None:
     """Give a weight of the entries a row for each row of the target, without a copy where that can be."""
     if t is None:
         return None
+    _check_float(name, t)
+    _check_devices(target, **{name: t})
     try:
         expanded = t.expand(target.shape)
     except RuntimeError:
@@ -186,7 +188,10 @@ def check_smoothing(label_smoothing: float) -> None:
 
 def check_class_weight(weight: Tensor | None, classes: int) -> None:
     """Raise an error unless there is a weight for each class."""
-    if weight is not None and tuple(weight.shape) != (classes,):
+    if weight is None:
+        return
+    _check_float("weight", weight)
+    if tuple(weight.shape) != (classes,):
         raise ValueError(f"expected weight ({classes},), one for each class, got {tuple(weight.shape)}")
 
 
@@ -209,11 +214,15 @@ def _check_shape(input: Tensor, target: Tensor, d_out: int) -> None:
 
 
 def _check_target(input: Tensor, weight: Tensor, target: Tensor) -> None:
-    if not isinstance(target, Tensor) or not target.is_floating_point():
-        got = target.dtype if isinstance(target, Tensor) else type(target).__name__
-        raise TypeError(f"expected target to be a floating-point tensor, got {got}")
+    _check_float("target", target)
     _check_shape(input, target, weight.shape[0])
     _check_devices(input, target=target)
+
+
+def _check_float(name: str, t: Tensor) -> None:
+    if not isinstance(t, Tensor) or not t.is_floating_point():
+        got = t.dtype if isinstance(t, Tensor) else type(t).__name__
+        raise TypeError(f"expected {name} to be a floating-point tensor, got {got}")
 
 
 def _check_devices(input: Tensor, **others: Tensor | None) -> None:

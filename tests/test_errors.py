@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from manual_mlp import MLP, Dense, dense, dense_squared_error
+from manual_mlp import linear_binary_cross_entropy as logistic
+from manual_mlp import linear_cross_entropy as cross_entropy
 
 H, W, B, T = torch.ones(5, 4), torch.ones(7, 4), torch.ones(7), torch.ones(5, 7)
 
@@ -74,6 +76,40 @@ def test_unknown_activations_and_reductions_are_told_the_known_ones() -> None:
 def test_a_target_that_does_not_fit_is_refused(target: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         dense_squared_error(H, W, B, target)
+
+
+C, P = torch.ones(5, dtype=torch.int64), torch.ones(5, 7)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: cross_entropy(H, torch.ones(7, 3), C), ValueError, r"expected input \(\*, 3\) for weight \(7, 3\)"),
+        (lambda: cross_entropy(H, W, C, linear_bias=torch.ones(1)), ValueError, r"expected bias \(7,\) for weight"),
+        (lambda: cross_entropy(H, W, C[:3]), ValueError, r"expected target \(5,\) of classes, got \(3,\)"),
+        (lambda: cross_entropy(H, W, P[:, 1:]), ValueError, r"expected target \(5, 7\), got \(5, 6\)"),
+        (lambda: cross_entropy(H, W, C.int()), TypeError, "expected target .* int64 classes, .* got torch.int32"),
+        (lambda: cross_entropy(H, W, [1] * 5), TypeError, "expected target .* int64 classes, .* got list"),
+        (lambda: cross_entropy(H, W, C.to("meta")), ValueError, "expected target on cpu, got meta"),
+        (lambda: cross_entropy(H, W, C, weight=torch.ones(5)), ValueError, r"expected weight \(7,\), .* got \(5,\)"),
+        (lambda: cross_entropy(H, W, C, weight=[1.0] * 7), TypeError, "expected weight to be a floating.* got list"),
+        (lambda: cross_entropy(H, W, C, weight=B.to("meta")), ValueError, "expected weight on cpu, got meta"),
+        (lambda: cross_entropy(H, W, C, reduction="avg"), ValueError, "'none', 'mean' or 'sum', got 'avg'"),
+        (lambda: cross_entropy(H, W, C, label_smoothing=1.5), ValueError, "label_smoothing from 0 to 1, got 1.5"),
+        (lambda: cross_entropy(H, W, P, ignore_index=3), ValueError, "no ignore_index for a target of probab.* got 3"),
+        (lambda: cross_entropy(H, W, C, chunk_rows=0), ValueError, "chunk_rows to be an int from 1 up, or None, got 0"),
+        (lambda: cross_entropy(H, W, C, chunk_rows=2.0), ValueError, "chunk_rows to be an int .* got 2.0"),
+        (lambda: logistic(H, W, C), TypeError, "expected target to be a floating-point tensor, got torch.int64"),
+        (lambda: logistic(H, W, P[:3]), ValueError, r"expected target \(5, 7\), got \(3, 7\)"),
+        (lambda: logistic(H, W, P, pos_weight=torch.ones(5)), ValueError, r"pos_weight to broadcast to \(5, 7\), got"),
+        (lambda: logistic(H, W, P, weight=3), TypeError, "expected weight to be a floating-point tensor, got int"),
+        (lambda: logistic(H, W, P, weight=B.to("meta")), ValueError, "expected weight on cpu, got meta"),
+        (lambda: logistic(H, W, P, reduction="avg"), ValueError, "'none', 'mean' or 'sum', got 'avg'"),
+    ],
+)
+def test_a_loss_refuses_what_does_not_fit(call: Callable[[], Tensor], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from manual_mlp import MLP, Activation, Dense, Linear, activations
+from manual_mlp import MLP, Activation, Dense, DenseSquaredError, Linear, LinearCrossEntropyLoss, activations
 
 Draw = Callable[..., Tensor]
 
@@ -293,3 +294,73 @@ def test_a_users_own_activation_in_a_module(device: str) -> None:
     x = torch.randn(5, 4, device=device, dtype=torch.float64)
     assert torch.autograd.gradcheck(mlp, (x.requires_grad_(),))
     assert MLP.from_sequential(mlp.to_sequential()).layers[0].activation is cubic
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_cross_entropy_module_has_torchs_parameters_and_answers(device: str, bias: bool, weighted: bool) -> None:
+    options = {"bias": bias, "weight": torch.rand(7) if weighted else None, "ignore_index": 3, "label_smoothing": 0.1}
+    torch.manual_seed(1)
+    ours = LinearCrossEntropyLoss(4, 7, **options, chunk_rows=2).to(device)
+    torch.manual_seed(1)
+    linear, own = nn.Linear(4, 7, bias).to(device), options["weight"]
+    state = {f"linear.{name}": t for name, t in linear.state_dict().items()} | ({"weight": own} if weighted else {})
+    if hasattr(nn, "LinearCrossEntropyLoss"):
+        theirs = nn.LinearCrossEntropyLoss(4, 7, **options)
+        assert set(theirs.state_dict()) == set(state)
+        ours.load_state_dict(theirs.state_dict())
+        ours.load_state_dict(state)
+    assert set(ours.state_dict()) == set(state)
+    for name, t in ours.state_dict().items():
+        assert torch.equal(t, state[name].to(device))
+    h, t = torch.randn(5, 4, device=device, requires_grad=True), torch.tensor([0, 6, 3, 2, 2], device=device)
+    weight = None if own is None else own.to(device)
+    expected = F.cross_entropy(linear(h), t, weight, ignore_index=3, label_smoothing=0.1)
+    torch.testing.assert_close(ours(h, t), expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours(h, t), (h, *ours.parameters())),
+        torch.autograd.grad(expected, (h, *linear.parameters())),
+    )
+
+
+def test_the_cross_entropy_module_is_copied_pickled_and_moved() -> None:
+    module = LinearCrossEntropyLoss(4, 7, bias=True, weight=torch.rand(7), reduction="none", chunk_rows=2)
+    h, t = torch.randn(5, 4), torch.tensor([0, 6, 3, 2, 2])
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(other(h, t), module(h, t))
+    assert module.double()(h.double(), t).dtype == torch.float64
+    assert "reduction='none', ignore_index=-100, label_smoothing=0.0, chunk_rows=2" in repr(module)
+
+
+def test_the_squared_error_module_is_a_dense_layer_with_a_target(device: str) -> None:
+    layer = Dense(4, 7, "tanh").to(device)
+    module = DenseSquaredError(4, 7, "tanh", reduction="mean", chunk_rows=2).to(device)
+    module.load_state_dict(layer.state_dict())
+    h, t = torch.randn(5, 4, device=device), torch.randn(5, 7, device=device)
+    expected = 0.5 * F.mse_loss(layer(h), t)
+    torch.testing.assert_close(module(h, t), expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(module(h, t), list(module.parameters())),
+        torch.autograd.grad(expected, list(layer.parameters())),
+    )
+    assert "activation=tanh(), bias=True, reduction='mean', chunk_rows=2" in repr(module)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: LinearCrossEntropyLoss(4, 7, reduction="avg"),
+            "expected reduction 'none', 'mean' or 'sum', got 'avg'",
+        ),
+        (lambda: LinearCrossEntropyLoss(4, 7, label_smoothing=2.0), "expected label_smoothing from 0 to 1, got 2.0"),
+        (lambda: LinearCrossEntropyLoss(4, 7, weight=torch.ones(4)), r"expected weight \(7,\), .* got \(4,\)"),
+        (lambda: LinearCrossEntropyLoss(-4, 7), "expected in_features >= 0, got -4"),
+        (lambda: LinearCrossEntropyLoss(4, 7, chunk_rows=0), "expected chunk_rows to be an int from 1 up.* got 0"),
+        (lambda: DenseSquaredError(4, 7, reduction="avg"), "expected reduction 'none', 'mean' or 'sum', got 'avg'"),
+        (lambda: DenseSquaredError(4, 7, chunk_rows=-1), "expected chunk_rows to be an int from 1 up.* got -1"),
+    ],
+)
+def test_a_loss_module_refuses_options_when_it_is_made(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

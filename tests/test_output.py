@@ -22,12 +22,17 @@ def composite(h: Tensor, w: Tensor, b: Tensor | None, t: Tensor, name: str, redu
 @every_name
 @every_reduction
 @pytest.mark.parametrize("shape", [(4,), (5, 4), (2, 3, 4)], ids=str)
-def test_value_and_gradients_are_the_composites(draw: Draw, name: str, reduction: str, shape: tuple[int, ...]) -> None:
-    inputs = draw(*shape), draw(7, 4), draw(7), draw(*shape[:-1], 7)
-    ours, theirs = dense_squared_error(*inputs, name, reduction), composite(*inputs, name, reduction)
+@pytest.mark.parametrize("chunk_rows", [None, 2, 8])
+@pytest.mark.parametrize("fixed", [True, False], ids=["fixed target", "target of its own"])
+def test_value_and_gradients_are_the_composites(
+    draw: Draw, name: str, reduction: str, shape: tuple[int, ...], chunk_rows: int | None, fixed: bool
+) -> None:
+    inputs = draw(*shape), draw(7, 4), draw(7), draw(*shape[:-1], 7, requires_grad=not fixed)
+    ours, theirs = dense_squared_error(*inputs, name, reduction, chunk_rows), composite(*inputs, name, reduction)
     torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
     upstream = torch.randn_like(theirs)
-    grads = torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream)
+    asked = inputs[:3] if fixed else inputs
+    grads = torch.autograd.grad(ours, asked, upstream), torch.autograd.grad(theirs, asked, upstream)
     torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
 
 
@@ -64,14 +69,20 @@ def test_the_loss_differentiates_as_the_layer_with_the_loss_on_top(draw: Draw) -
 
 
 @every_reduction
-def test_second_derivatives_are_the_composites(draw: Draw, reduction: str) -> None:
-    inputs = draw(5, 4), draw(7, 4), draw(7), draw(5, 7)
+@pytest.mark.parametrize("name", ["tanh", "gelu", "relu"])
+@pytest.mark.parametrize("chunk_rows", [None, 2, 8])
+@pytest.mark.parametrize("fixed", [True, False], ids=["fixed target", "target of its own"])
+def test_second_derivatives_are_the_composites(
+    draw: Draw, reduction: str, name: str, chunk_rows: int | None, fixed: bool
+) -> None:
+    inputs = draw(5, 4), draw(7, 4), draw(7), draw(5, 7, requires_grad=not fixed)
+    asked = inputs[:3] if fixed else inputs
 
-    def second(loss: Callable[..., Tensor]) -> tuple[Tensor, ...]:
-        first = torch.autograd.grad(loss(*inputs, "tanh", reduction).sum(), inputs, create_graph=True)
-        return torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+    def second(loss: Callable[..., Tensor], *options: int | None) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(loss(*inputs, name, reduction, *options).sum(), asked, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), asked)
 
-    torch.testing.assert_close(second(dense_squared_error), second(composite), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(second(dense_squared_error, chunk_rows), second(composite), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("frozen", range(4))
@@ -102,26 +113,36 @@ PRECISIONS = {
 
 @pytest.mark.parametrize("name", ["relu", "tanh", "gelu"])
 @every_reduction
+@pytest.mark.parametrize("chunk_rows", [None, 4, 16])
 @pytest.mark.parametrize(("dtype", "region"), PRECISIONS.values(), ids=PRECISIONS)
 def test_the_error_is_at_most_twice_torchs_own(
-    draw: Draw, device: str, name: str, reduction: str, dtype: torch.dtype, region: torch.dtype | None
+    draw: Draw,
+    device: str,
+    name: str,
+    reduction: str,
+    chunk_rows: int | None,
+    dtype: torch.dtype,
+    region: torch.dtype | None,
 ) -> None:
     largest = torch.zeros(2, 5, dtype=torch.float64)
     for seed in range(50):
         torch.manual_seed(seed)
         inputs = [draw(*s, dtype=dtype) for s in ((9, 4), (7, 4), (7,), (9, 7))]
-        wide = [t.detach().double().requires_grad_() for t in inputs]
+        if chunk_rows:  # a target that requires grad is not chunked
+            inputs[3].requires_grad_(False)
+        wide = [t.detach().double().requires_grad_(t.requires_grad) for t in inputs]
+        asked, of_wide = ([t for t in some if t.requires_grad] for some in (inputs, wide))
         truth_loss = composite(*wide, name, reduction)
         upstream = torch.randint_like(truth_loss, -4, 5) if reduction == "none" else torch.ones_like(truth_loss)
-        truth = truth_loss, *torch.autograd.grad(truth_loss, wide, upstream)
-        for k, function in enumerate((dense_squared_error, composite)):
+        truth = truth_loss, *torch.autograd.grad(truth_loss, of_wide, upstream)
+        for k, (function, options) in enumerate(((dense_squared_error, (chunk_rows,)), (composite, ()))):
             with torch.autocast(device, region or torch.bfloat16, enabled=region is not None):
-                loss = function(*inputs, name, reduction)
+                loss = function(*inputs, name, reduction, *options)
             assert loss.dtype == (torch.float32 if region else dtype)
-            result = loss, *torch.autograd.grad(loss, inputs, upstream.to(loss.dtype))
-            assert [g.dtype for g in result[1:]] == [dtype] * 4
+            result = loss, *torch.autograd.grad(loss, asked, upstream.to(loss.dtype))
+            assert {g.dtype for g in result[1:]} == {dtype}
             errors = torch.stack([(a.double() - b).abs().max() for a, b in zip(result, truth, strict=True)])
-            largest[k] = torch.maximum(largest[k], errors.detach().cpu())
+            largest[k, : len(errors)] = torch.maximum(largest[k, : len(errors)], errors.detach().cpu())
     assert (largest[0] <= 2 * largest[1] + 1e-6).all(), largest
 
 
