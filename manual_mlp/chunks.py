@@ -10,14 +10,14 @@ A step over N rows, D inputs and V outputs takes, c rows at a time, about::
 
 seconds. A wide chunk reads the weight less often, a narrow one needs fewer fresh pages, and fewer bytes. Chosen is the
 smallest power of two whose T is within 5 % of the least: bytes are worth that. torch's own operations, which keep all
-logits, take ``6 N D V / products + 4 N V / kept``; where that is less, they are the right choice.
+logits, take ``6 N D V / products + 4 N V / kept``; where that is less, whatever c, they are the right choice.
 
 The figures for CPUs were fitted to 92 steps with N from 256 to 8192, D from 64 to 768 and V from 512 to 32000, in
 float32 on one and two cores with AVX-512, torch 2.14: they predict those times to 10 % (one core) and 6 % (two). Those
 for CUDA come from the data sheet of an H100 and have not been checked on one.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -42,34 +42,36 @@ CPU = Rates(125e9, 2e9, 5e9, 3e9, 0.8e9, 0.14e-3, 0.7e-3, 2**31)
 CUDA = Rates(500e12, 300e9, 1e12, 1e15, 150e9, 0.1e-3, 0.3e-3, 2**28)
 
 
+_FEW = [rates.step / (1 / rates.kept - 1 / rates.logits) / 4 for rates in (CPU, CUDA)]
+
+
 def rows_at_once(n: int, d: int, v: int, dtype: torch.dtype, device: str) -> int:
     """Choose the rows of a chunk for products in a dtype; 0 where torch's own operations are quicker."""
-    return _rows_at_once(n, d, v, _rates(dtype, device), dtype.itemsize)
+    return _rows_at_once(n, d, v, dtype, device, torch.get_num_threads())
+
+
+def few_logits(n: int, v: int, cuda: bool) -> bool:
+    """Tell whether torch's own operations, which keep all logits, are quicker than any chunks."""
+    return n * v < _FEW[cuda]
 
 
 @lru_cache(maxsize=256)
-def _rows_at_once(n: int, d: int, v: int, rates: Rates, size: int) -> int:
+def _rows_at_once(n: int, d: int, v: int, dtype: torch.dtype, device: str, threads: int) -> int:
+    if few_logits(n, v, device != "cpu"):
+        return 0
+    rates = CPU if device == "cpu" else CUDA
+    # AMX makes products in bfloat16 four times as fast.
+    speed = threads * (4 if dtype == torch.bfloat16 else 1) if device == "cpu" else 1
     # Sums in another dtype than the products' cost another pass.
-    weight, logits = d * v * (4 if size >= 4 else 8), v * max(size, 4)
-    fixed = n * v * 4 / rates.logits + rates.step
+    weight, logits = d * v * (4 if dtype.itemsize >= 4 else 8), v * max(dtype.itemsize, 4)
 
     def seconds(c: int) -> float:
-        return fixed + -(-n // c) * (weight / rates.weight + rates.chunk) + c * logits / rates.fresh
+        again = -(-n // c) * (weight / rates.weight + rates.chunk)
+        return 6 * n * d * v / (rates.products * speed) + 4 * n * v / rates.logits + again + c * logits / rates.fresh
 
-    if n * v * 4 / rates.kept < fixed:
-        return 0
     choices = [n, *(1 << k for k in reversed(range(4, (n - 1).bit_length())))]
-    times = {c: seconds(c) for c in choices if c * logits <= rates.limit or c == choices[-1]}
-    limit = 1.05 * min(times.values()) + 0.05 * 6 * n * d * v / rates.products
-    return min(c for c, time in times.items() if time <= limit)
-
-
-def _rates(dtype: torch.dtype, device: str) -> Rates:
-    if device != "cpu":
-        return CUDA
-    # AMX makes products in bfloat16 four times as fast.
-    speed = torch.get_num_threads() * (4 if dtype == torch.bfloat16 else 1)
-    return replace(CPU, products=CPU.products * speed)
+    times = {c: seconds(c) + rates.step for c in choices if c * logits <= rates.limit or c == choices[-1]}
+    return min(c for c, time in times.items() if time <= 1.05 * min(times.values()))
 
 
 def has_fast_bfloat16(device: str) -> bool:

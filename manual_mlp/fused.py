@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manual_mlp.activations.record import cast, widen
-from manual_mlp.chunks import has_fast_bfloat16, rows_at_once
+from manual_mlp.chunks import few_logits, has_fast_bfloat16, rows_at_once
 from manual_mlp.dense import autocasting
 from manual_mlp.losses import Loss
 from manual_mlp.rules import delta_cotangent, gradients
@@ -53,6 +53,20 @@ def fused(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, reduction: str, ch
     values, _ = _sweep(loss, h, w, b, plan, by_entry=reduction == "none")
     count = loss.mean()[0] if reduction == "mean" else 1.0
     return _reduced(values, count, reduction, h, plan)
+
+
+def is_small(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Tell, with few questions, whether torch's own operations are the quickest here, and refuse what does not fit."""
+    try:
+        (n, _), (v, _) = input.shape, weight.shape
+        return (
+            few_logits(n, v, input.is_cuda)
+            and (bias is None or bias.shape == (v,))
+            and input.layout is weight.layout is torch.strided
+            and caller() in ("eager", "no grad", "compiler")
+        )
+    except (AttributeError, RuntimeError, ValueError):  # no tensors, nested ones, or of other dimensions
+        return False
 
 
 class _LossFunction(Function):

@@ -1,11 +1,12 @@
 """The last layer and its loss in one step: δ is known in closed form, and logits exist a few rows at a time."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manual_mlp.activations import Activation, get
 from manual_mlp.dense import autocasting, check_layer
-from manual_mlp.fused import fused
+from manual_mlp.fused import fused, is_small
 from manual_mlp.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
 from manual_mlp.rules import rows
 
@@ -53,6 +54,12 @@ def linear_cross_entropy(
         TypeError: dtypes differ or are not those named here.
         IndexError: a class is out of range (on a CPU; CUDA reports it as torch does, by an assertion).
     """
+    if chunk_rows is None and is_small(input, linear_weight, linear_bias):
+        try:
+            z = F.linear(input, linear_weight, linear_bias)
+            return F.cross_entropy(z, target, weight, None, ignore_index, None, reduction, label_smoothing)
+        except Exception:  # What is wrong is said below.
+            pass
     check_layer(input, linear_weight, linear_bias)
     check_options(reduction, chunk_rows)
     check_smoothing(label_smoothing)
@@ -101,6 +108,12 @@ def linear_binary_cross_entropy(
         ValueError: shapes or devices do not fit together, or an option is out of range.
         TypeError: dtypes differ or are not floating point.
     """
+    if chunk_rows is None and is_small(input, linear_weight, linear_bias):
+        try:
+            z = F.linear(input, linear_weight, linear_bias)
+            return F.binary_cross_entropy_with_logits(z, target, weight, None, None, reduction, pos_weight)
+        except Exception:  # What is wrong is said below.
+            pass
     check_layer(input, linear_weight, linear_bias)
     check_options(reduction, chunk_rows)
     _check_target(input, linear_weight, target)
