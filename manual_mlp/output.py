@@ -54,18 +54,23 @@ def linear_cross_entropy(
         TypeError: dtypes differ or are not those named here.
         IndexError: a class is out of range (on a CPU; CUDA reports it as torch does, by an assertion).
     """
+
+    def check() -> None:
+        check_layer(input, linear_weight, linear_bias)
+        check_options(reduction, chunk_rows)
+        check_smoothing(label_smoothing)
+        check_class_weight(weight, linear_weight.shape[0])
+        _check_classes(input, linear_weight.shape[0], target, ignore_index)
+        _check_devices(input, target=target, weight=weight)
+
     if chunk_rows is None and is_small(input, linear_weight, linear_bias):
         try:
             z = F.linear(input, linear_weight, linear_bias)
             return F.cross_entropy(z, target, weight, None, ignore_index, None, reduction, label_smoothing)
-        except Exception:  # What is wrong is said below.
-            pass
-    check_layer(input, linear_weight, linear_bias)
-    check_options(reduction, chunk_rows)
-    check_smoothing(label_smoothing)
-    check_class_weight(weight, linear_weight.shape[0])
-    _check_classes(input, linear_weight.shape[0], target, ignore_index)
-    _check_devices(input, target=target, weight=weight)
+        except Exception:
+            check()
+            raise
+    check()
     t = rows(target) if target.is_floating_point() else target.reshape(-1)
     loss = CrossEntropy(t, weight, ignore_index, label_smoothing)
     return _shaped(fused(loss, rows(input), linear_weight, linear_bias, reduction, chunk_rows), input)
@@ -108,17 +113,23 @@ def linear_binary_cross_entropy(
         ValueError: shapes or devices do not fit together, or an option is out of range.
         TypeError: dtypes differ or are not floating point.
     """
+
+    def check() -> None:
+        check_layer(input, linear_weight, linear_bias)
+        check_options(reduction, chunk_rows)
+        _check_target(input, linear_weight, target)
+        _check_broadcast("weight", weight, target)
+        _check_broadcast("pos_weight", pos_weight, target)
+
     if chunk_rows is None and is_small(input, linear_weight, linear_bias):
         try:
             z = F.linear(input, linear_weight, linear_bias)
             return F.binary_cross_entropy_with_logits(z, target, weight, None, None, reduction, pos_weight)
-        except Exception:  # What is wrong is said below.
-            pass
-    check_layer(input, linear_weight, linear_bias)
-    check_options(reduction, chunk_rows)
-    _check_target(input, linear_weight, target)
-    weights = (_broadcast(name, t, target) for name, t in (("weight", weight), ("pos_weight", pos_weight)))
-    loss = BinaryCrossEntropy(rows(target), *weights)
+        except Exception:
+            check()
+            raise
+    check()
+    loss = BinaryCrossEntropy(rows(target), _entries(weight, target), _entries(pos_weight, target))
     return _shaped(fused(loss, rows(input), linear_weight, linear_bias, reduction, chunk_rows), input)
 
 
@@ -167,17 +178,23 @@ def dense_squared_error(
     return _shaped(fused(loss, rows(input), weight, bias, reduction, chunk_rows), input)
 
 
-def _broadcast(name: str, t: Tensor | None, target: Tensor) -> Tensor | None:
+def _check_broadcast(name: str, t: Tensor | None, target: Tensor) -> None:
+    if t is None:
+        return
+    _check_float(name, t)
+    _check_devices(target, **{name: t})
+    pairs = zip(reversed(t.shape), reversed(target.shape), strict=False)
+    if t.dim() > target.dim() or any(size not in (1, whole) for size, whole in pairs):
+        raise ValueError(f"expected {name} to broadcast to {tuple(target.shape)}, got {tuple(t.shape)}")
+
+
+def _entries(t: Tensor | None, target: Tensor) -> Tensor | None:
     """Give a weight of the entries a row for each row of the target, without a copy where that can be."""
     if t is None:
         return None
-    _check_float(name, t)
-    _check_devices(target, **{name: t})
-    try:
-        expanded = t.expand(target.shape)
-    except RuntimeError:
-        raise ValueError(f"expected {name} to broadcast to {tuple(target.shape)}, got {tuple(t.shape)}") from None
-    return t.expand(target.shape[:-1].numel(), target.shape[-1]) if t.dim() < 2 else rows(expanded)
+    if t.dim() < 2:
+        return t.expand(target.shape[:-1].numel(), target.shape[-1])
+    return rows(t.expand(target.shape))
 
 
 def _shaped(loss: Tensor, input: Tensor) -> Tensor:

@@ -63,6 +63,11 @@ def chain(*names: str) -> Map:
     return f
 
 
+def at_once(chunk_rows: int | None) -> str:
+    """Say how many rows of logits a loss holds, unless it is left to choose."""
+    return f", {chunk_rows} rows at once" if chunk_rows else ""
+
+
 def target_of(h: Tensor) -> Tensor:
     """Choose a target for the rows of h."""
     t = torch.linspace(-1, 2, N * D_OUT, dtype=h.dtype, device=h.device).sin().view(N, D_OUT)
@@ -79,7 +84,7 @@ def _dense(name: str) -> Subject:
 def _squared_error(name: str, chunk_rows: int | None = None) -> Subject:
     own = to_module(activations.get(name))
     return Subject(
-        "dense_squared_error" + (f", {chunk_rows} rows at once" if chunk_rows else ""),
+        f"dense_squared_error{at_once(chunk_rows)}",
         name,
         lambda h, w, b: dense_squared_error(h, w, b, target_of(h), name, chunk_rows=chunk_rows),
         lambda h, w, b: 0.5 * F.mse_loss(own(F.linear(h, w, b)), target_of(h), reduction="sum"),
@@ -130,9 +135,9 @@ def picked(z: Tensor, classes: Tensor) -> Tensor:
     return z.gather(-1, classes.unsqueeze(-1)).squeeze(-1)
 
 
-def _cross_entropy(chunk_rows: int) -> Subject:
+def _cross_entropy(chunk_rows: int | None) -> Subject:
     return Subject(
-        f"linear_cross_entropy, {chunk_rows} rows at once",
+        f"linear_cross_entropy{at_once(chunk_rows)}",
         "identity",
         lambda h, w, b: linear_cross_entropy(h, w, labels(h), linear_bias=b, chunk_rows=chunk_rows),
         lambda h, w, b: F.cross_entropy(F.linear(h, w, b), labels(h)),
@@ -141,7 +146,7 @@ def _cross_entropy(chunk_rows: int) -> Subject:
     )
 
 
-def _weighted_cross_entropy(chunk_rows: int) -> Subject:
+def _weighted_cross_entropy(chunk_rows: int | None) -> Subject:
     options = {"ignore_index": 4, "label_smoothing": 0.2, "reduction": "none"}
 
     def ours(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -156,11 +161,11 @@ def _weighted_cross_entropy(chunk_rows: int) -> Subject:
         values = -0.8 * picked(v * log_p, labels(h)) - 0.2 / CLASSES * (v * log_p).sum(-1)
         return values * (labels(h) != 4)
 
-    name = f"linear_cross_entropy of each row, smoothed and weighted, {chunk_rows} rows at once"
+    name = f"linear_cross_entropy of each row, smoothed and weighted{at_once(chunk_rows)}"
     return Subject(name, "identity", ours, torchs, truth, HEAD)
 
 
-def _cross_entropy_of_probabilities(chunk_rows: int) -> Subject:
+def _cross_entropy_of_probabilities(chunk_rows: int | None) -> Subject:
     def ours(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return linear_cross_entropy(
             h, w, probabilities(h), linear_bias=b, weight=weights(h), label_smoothing=0.1, chunk_rows=chunk_rows
@@ -173,11 +178,11 @@ def _cross_entropy_of_probabilities(chunk_rows: int) -> Subject:
         a = weights(h) * (0.9 * probabilities(h) + 0.1 / CLASSES)
         return -(a * log_softmax(F.linear(h, w, b))).sum(-1).mean()
 
-    name = f"linear_cross_entropy of probabilities, {chunk_rows} rows at once"
+    name = f"linear_cross_entropy of probabilities{at_once(chunk_rows)}"
     return Subject(name, "identity", ours, torchs, truth, HEAD)
 
 
-def _binary_cross_entropy(chunk_rows: int) -> Subject:
+def _binary_cross_entropy(chunk_rows: int | None) -> Subject:
     def ours(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return linear_binary_cross_entropy(
             h, w, probabilities(h), linear_bias=b, pos_weight=weights(h), chunk_rows=chunk_rows
@@ -190,7 +195,7 @@ def _binary_cross_entropy(chunk_rows: int) -> Subject:
         p, t = torch.sigmoid(F.linear(h, w, b)), probabilities(h)
         return -(weights(h) * t * p.log() + (1 - t) * (1 - p).log()).mean()
 
-    name = f"linear_binary_cross_entropy, {chunk_rows} rows at once"
+    name = f"linear_binary_cross_entropy{at_once(chunk_rows)}"
     return Subject(name, "identity", ours, torchs, truth, HEAD)
 
 
@@ -220,9 +225,9 @@ SUBJECTS: dict[str, Callable[[str], Subject]] = {
     "Dense": _module,
     "MLP": _mlp,
 }
-# Losses whose layer has no activation: each runs in several chunks, and in one.
+# Losses whose layer has no activation: each runs in several chunks, in one, and as it chooses.
 for make in (_cross_entropy, _weighted_cross_entropy, _cross_entropy_of_probabilities, _binary_cross_entropy):
-    for rows in (2, 8):
+    for rows in (2, 8, None):
         subject = make(rows)
         SUBJECTS[subject.name] = lambda _, subject=subject: subject
 WITHOUT_ACTIVATION = "Linear", *list(SUBJECTS)[8:]
