@@ -221,6 +221,55 @@ def layer_squared_error(
     return cost, layer_backward(h, w, b, dy, activation)
 
 
+def softmax(Z: Vector) -> list[float]:
+    """Return pᵢ = exp(Zᵢ) / Σₗ exp(Zₗ), with the largest Z subtracted from all, which changes no p."""
+    powers = [math.exp(z - max(Z)) for z in Z]
+    return [power / fsum(powers) for power in powers]
+
+
+def dp_dZ(i: int, l: int, p: Vector) -> float:
+    """Return ∂pᵢ/∂Zₗ = pᵢ (δᵢₗ − pₗ)."""
+    return p[i] * (kronecker(i, l) - p[l])
+
+
+def layer_cross_entropy(
+    h: Matrix, w: Matrix, b: Vector | None, a: Matrix
+) -> tuple[list[float], list[list[float]], LayerGradients]:
+    """Return J = −Σᵢ aᵢ ln pᵢ of each row, δₗ = Σᵢ ∂J/∂pᵢ ∂pᵢ/∂Zₗ, and the gradients of the sum over all rows.
+
+    Shape:
+        a: (N, D_out) -> (N,), (N, D_out), as h, w, b
+    """
+    identity, outputs = ACTIVATIONS["identity"](), range(len(w))
+    p = [softmax(Z) for Z in layer_forward(h, w, b, identity)]
+    costs = [-fsum(A[i] * math.log(P[i]) for i in outputs) for P, A in zip(p, a, strict=True)]
+    dp = [[-A[i] / P[i] for i in outputs] for P, A in zip(p, a, strict=True)]
+    delta = [[fsum(dP[i] * dp_dZ(i, l, P) for i in outputs) for l in outputs] for P, dP in zip(p, dp, strict=True)]
+    return costs, delta, layer_backward(h, w, b, delta, identity)
+
+
+def layer_binary_cross_entropy(
+    h: Matrix, w: Matrix, b: Vector | None, target: Matrix, weight: Matrix, pos_weight: Vector
+) -> tuple[list[list[float]], list[list[float]], LayerGradients]:
+    """Return J = −v (ρ t ln p + (1 − t) ln(1 − p)) of each entry, p = σ(z), δ = ∂J/∂p ∂p/∂z, and gradients as above.
+
+    Shape:
+        target, weight (v): (N, D_out), pos_weight (ρ): (D_out,) -> (N, D_out), (N, D_out), as h, w, b
+    """
+
+    def cost(z: float, t: float, v: float, rho: float) -> float:
+        return -v * (rho * t * math.log(_sigma(z)) + (1 - t) * math.log(1 - _sigma(z)))
+
+    def slope(z: float, t: float, v: float, rho: float) -> float:
+        p = _sigma(z)
+        return -v * (rho * t / p - (1 - t) / (1 - p)) * (p * (1 - p))
+
+    identity = ACTIVATIONS["identity"]()
+    rows = list(zip(layer_forward(h, w, b, identity), target, weight, strict=True))
+    costs, delta = ([list(map(f, *row, pos_weight)) for row in rows] for f in (cost, slope))
+    return costs, delta, layer_backward(h, w, b, delta, identity)
+
+
 # The activations. Where f has a kink, f′ and f″ are torch's there. No exponent is ever large and positive: math.exp
 # raises where torch.exp returns inf.
 

@@ -25,6 +25,7 @@ from modes.subjects import SUBJECTS, WITHOUT_ACTIVATION, Subject
 
 OURS, TORCHS = "manual_mlp", "nn.Linear + activation"
 PACKAGES = "onnx", "onnxscript", "onnxruntime", "triton", "liger-kernel", "cut-cross-entropy"
+INDUCTOR = ("dense", "relu"), ("dense", "gelu")
 OUTPUT = Path(__file__).parent.parent / "docs" / "modes.md"
 
 
@@ -81,8 +82,8 @@ def fill(name: str, quick: bool, device: str) -> Row:
 def compiles(name: str, subject: Subject) -> bool:
     """Tell whether a slow mode runs a subject."""
     if "inductor" in name:
-        return subject.name == "dense" and subject.activation in ("relu", "gelu")
-    return subject.name in ("dense", "Linear") or subject.activation in ("tanh", "silu")
+        return subject.name == "linear_cross_entropy" or (subject.name, subject.activation) in INDUCTOR
+    return subject.name in ("dense", *WITHOUT_ACTIVATION) or subject.activation in ("tanh", "silu")
 
 
 def allowed(name: str, case: Case) -> bool:
@@ -188,7 +189,7 @@ def _preface(rows: dict[str, Row], quick: bool, device: str) -> list[str]:
         "entry of the truth.",
         "",
         "The compiled modes and the exports are slow: they run every activation with `dense` alone, tanh and silu with "
-        "the others; inductor runs relu and gelu with `dense`.",
+        "the others; inductor runs relu and gelu with `dense`, and `linear_cross_entropy`.",
         "",
         "Under two levels of forward mode, functionalize, a transform inside torch.compile, an export, and where grad "
         "mode is off, `manual_mlp` hands over to torch's own operations on purpose: those rows show that it does.",

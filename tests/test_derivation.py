@@ -38,8 +38,8 @@ def test_every_tag_in_the_code_is_proved_in_the_document_and_the_reverse() -> No
 
 
 def test_the_code_computes_every_formula_of_first_and_second_order() -> None:
-    first = {"F1", "F2", "B1", "B2", "B3", "B4", "J1", "J2", "O1"}
-    assert first | {"S1", "S2", "S3", "S4", "S5", "S6"} <= tags_in_code()
+    first = {"F1", "F2", "B1", "B2", "B3", "B4", "J1", "J2", "O1", "O2", "O3"}
+    assert first | {"S1", "S2", "S3", "S4", "S5", "S6", "O4"} <= tags_in_code()
 
 
 def test_the_opening_table_lists_every_proof() -> None:
@@ -72,7 +72,8 @@ def misprints(told: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> 
     return {name: value for name, value in found.items() if not torch.allclose(told[name], value, rtol=0, atol=5.1e-7)}
 
 
-WORKED = {heading: worked_numbers(heading) for heading in ("7. With numbers", "With numbers, once more")}
+EXAMPLES = "7. With numbers", "With numbers, once more", "With numbers, for three classes"
+WORKED = {heading: worked_numbers(heading) for heading in EXAMPLES}
 
 
 def test_no_worked_number_stands_elsewhere() -> None:
@@ -137,6 +138,46 @@ def test_the_second_order_example_is_what_autograd_finds() -> None:
     found |= {"∂K/∂w": ddw, "ΔK/Δw₂₂": (K(dy, leaves[0], w + nudge, b) - held) / 0.0001, "∂K/∂b, dy moving": ddb_moving}
     assert set(found) | {"w", "h̃"} == set(told)
     assert torch.equal(w, first["W"].T)
+    assert torch.equal(told["h̃"], torch.ones_like(h))
+    assert not misprints(told, found)
+
+
+def test_the_example_of_three_classes_is_what_autograd_finds() -> None:
+    first, told = WORKED["7. With numbers"], WORKED["With numbers, for three classes"]
+    target, v, epsilon = torch.tensor(1), told["v"], 0.3
+
+    def loss(z: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(z, target, v, reduction="sum", label_smoothing=epsilon)
+
+    def J(h: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return loss(h @ w.T + b)
+
+    def K(g: torch.Tensor, h: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        (dh,) = torch.autograd.grad(J(h, w, b), h, g, create_graph=True)
+        return dh.sum()
+
+    h, w, b = leaves = [told[name].clone().requires_grad_() for name in "hwb"]
+    dh, dw, db = torch.autograd.grad(J(*leaves), leaves)
+    z = (h @ w.T + b).detach().requires_grad_()
+    (delta,) = torch.autograd.grad(loss(z), z, create_graph=True)
+    g = torch.ones((), dtype=torch.float64, requires_grad=True)
+    dg, ddh, ddw, ddb = torch.autograd.grad(K(g, *leaves), (g, *leaves))
+    (q,) = torch.autograd.grad((delta @ w).sum(), delta, retain_graph=True)
+    (r,) = torch.autograd.grad(delta, z, q)
+    p = torch.softmax(z, -1)
+    a = v * ((1 - epsilon) * torch.eye(3, dtype=torch.float64)[target] + epsilon / 3)
+    nudge = torch.zeros_like(w)
+    nudge[1, 1] = 0.0001
+    dJ, dK = (f(h, w + nudge, b) - f(h, w, b) for f in (J, lambda *leaves: K(g, *leaves)))
+
+    found = {"a": a, "Σa": a.sum(), "z": z, "S": z.exp().sum(), "p": p, "J": J(*leaves), "δ": delta}
+    found |= {"∂p/∂z": torch.autograd.functional.jacobian(lambda z: torch.softmax(z, -1), z)}
+    found |= {"dh": dh, "dw": dw, "db": db, "ΔJ/Δw₂₂": dJ / 0.0001, "K": K(g, *leaves), "q": q, "p · q": p @ q, "r": r}
+    found |= {"∂K/∂g": dg, "∂K/∂h": ddh, "∂K/∂w": ddw, "∂K/∂b": ddb, "ΔK/Δw₂₂": dK / 0.0001}
+    assert set(found) | {"h", "w", "b", "v", "h̃"} == set(told)
+    assert torch.equal(h, first["H"])
+    assert torch.equal(w[:2], first["W"].T)
+    assert torch.equal(b[:2], first["B"])
     assert torch.equal(told["h̃"], torch.ones_like(h))
     assert not misprints(told, found)
 

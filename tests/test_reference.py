@@ -242,6 +242,69 @@ def test_reference_cost_falls_as_its_gradient_says() -> None:
             assert gradients.dw[l][k] == pytest.approx(quotient, abs=1e-9)
 
 
+OPTIONS = {
+    "plain": {},
+    "weights": {"weight": [0.5, 2.0, 1.5]},
+    "smoothing": {"label_smoothing": 0.3},
+    "ignored": {"ignore_index": 1},
+    "all of them": {"weight": [0.5, 2.0, 1.5], "label_smoothing": 0.3, "ignore_index": 1},
+}
+every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+CLASSES = [2, 0, 1, 0]
+PROBABILITIES = [[0.2, 0.3, 0.5], [1.0, 0.0, 0.0], [0.4, 0.4, 0.2], [0.0, 0.1, 0.9]]
+every_target = pytest.mark.parametrize("target", [CLASSES, PROBABILITIES], ids=["classes", "probabilities"])
+
+
+def rows_of(target: list, options: dict) -> list[list[float]]:
+    """Return aₙᵢ = vᵢ ((1 − ε) tₙᵢ + ε/V) of each row n; a row to be ignored is zero."""
+    v, epsilon = options.get("weight", [1.0] * 3), options.get("label_smoothing", 0.0)
+    a = []
+    for t in target:
+        one_hot = [float(t == i) for i in range(3)] if isinstance(t, int) else t
+        counts = isinstance(t, list) or t != options.get("ignore_index")
+        a.append([counts * v[i] * ((1 - epsilon) * one_hot[i] + epsilon / 3) for i in range(3)])
+    return a
+
+
+def as_keywords(target: list, options: dict, device: str) -> dict:
+    """Return the options for torch; a target of probabilities has no class to ignore."""
+    known = {name: value for name, value in options.items() if name != "ignore_index" or target is CLASSES}
+    return known | ({"weight": tensor(known["weight"]).to(device)} if "weight" in known else {})
+
+
+def as_target(target: list, device: str) -> Tensor:
+    return (torch.tensor(target) if target is CLASSES else tensor(target)).to(device)
+
+
+@every_target
+@every_option
+@pytest.mark.parametrize("bias", [True, False])
+def test_reference_cross_entropy_is_autograd_s(bias: bool, options: dict, target: list) -> None:
+    h, w, b, _ = layer(bias)
+    leaves = on("cpu", h, w, b)
+    z = F.linear(*leaves)
+    values = F.cross_entropy(z, as_target(target, "cpu"), reduction="none", **as_keywords(target, options, "cpu"))
+    expected = torch.autograd.grad(values.sum(), [z, *(leaf for leaf in leaves if leaf is not None)])
+    costs, delta, gradients = reference.layer_cross_entropy(*lists(h, w, b), rows_of(target, options))
+    assert_close(values, costs)
+    for gradient, told in zip(expected, (delta, *gradients), strict=False):
+        assert_close(gradient, told)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_reference_logistic_cross_entropy_is_autograd_s(bias: bool) -> None:
+    h, w, b, _ = layer(bias)
+    leaves = on("cpu", h, w, b)
+    t, v, rho = tensor(PROBABILITIES), tensor(PROBABILITIES) + 0.5, tensor([0.5, 2.0, 1.5])
+    z = F.linear(*leaves)
+    values = F.binary_cross_entropy_with_logits(z, t, v, pos_weight=rho, reduction="none")
+    expected = torch.autograd.grad(values.sum(), [z, *(leaf for leaf in leaves if leaf is not None)])
+    costs, delta, gradients = reference.layer_binary_cross_entropy(*lists(h, w, b, t, v, rho))
+    assert_close(values, costs)
+    for gradient, told in zip(expected, (delta, *gradients), strict=False):
+        assert_close(gradient, told)
+
+
 # The layer against the reference.
 
 
@@ -293,18 +356,92 @@ def test_dense_forward_mode_is_the_sum_over_indices(name: str, parameters: dict,
     assert_close(y_dot, reference.layer_jvp(*lists(h, w, b, *dots), scalar(name, parameters)))
 
 
+# Of the four rows two at a time, all at once, or as it is found best.
+every_chunk = pytest.mark.parametrize("chunk_rows", [2, 8, None])
+
+
 @EVERY_ACTIVATION
 @pytest.mark.parametrize("bias", [True, False])
-def test_dense_squared_error_is_the_sum_over_indices(name: str, parameters: dict, bias: bool, device: str) -> None:
+@every_chunk
+def test_dense_squared_error_is_the_sum_over_indices(
+    name: str, parameters: dict, bias: bool, chunk_rows: int | None, device: str
+) -> None:
     h, w, b, target = layer(bias)
-    leaves = on(device, h, w, b)
-    loss = manual_mlp.dense_squared_error(*leaves, target.to(device), getattr(activations, name)(**parameters))
+    leaves, activation = on(device, h, w, b), getattr(activations, name)(**parameters)
+    loss = manual_mlp.dense_squared_error(*leaves, target.to(device), activation, chunk_rows=chunk_rows)
     loss.backward()
     cost, gradients = reference.layer_squared_error(*lists(h, w, b, target), scalar(name, parameters))
     assert_close(loss, cost)
     for leaf, told in zip(leaves, gradients, strict=True):
         if leaf is not None:
             assert_close(leaf.grad, told, 1e-12)
+
+
+@every_chunk
+@every_target
+@every_option
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
+def test_linear_cross_entropy_is_the_sum_over_indices(
+    reduction: str, bias: bool, options: dict, target: list, chunk_rows: int | None, device: str
+) -> None:
+    h, w, b, _ = layer(bias)
+    a, upstream = rows_of(target, options), [1.0] * 4
+    if reduction == "mean":
+        v, ignored = options.get("weight", [1.0] * 3), options.get("ignore_index")
+        upstream = [1 / (sum(v[t] for t in CLASSES if t != ignored) if target is CLASSES else 4)] * 4
+    if reduction == "none":
+        upstream = [0.7, -1.3, 0.4, 2.0]
+    leaves, keywords = on(device, h, w, b), as_keywords(target, options, device)
+    loss = manual_mlp.linear_cross_entropy(
+        *leaves[:2],
+        as_target(target, device),
+        linear_bias=leaves[2],
+        reduction=reduction,
+        chunk_rows=chunk_rows,
+        **keywords,
+    )
+    loss.backward(tensor(upstream).to(device) if reduction == "none" else None)
+
+    costs, *_ = reference.layer_cross_entropy(*lists(h, w, b), a)
+    assert_close(loss, costs if reduction == "none" else sum(costs) * upstream[0])
+    # The cost is linear in a, so what multiplies a row's cost may multiply its a.
+    multiplied = [[g * share for share in row] for g, row in zip(upstream, a, strict=True)]
+    *_, gradients = reference.layer_cross_entropy(*lists(h, w, b), multiplied)
+    for leaf, told in zip(leaves, gradients, strict=True):
+        if leaf is not None:
+            assert_close(leaf.grad, told)
+
+
+@every_chunk
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("pos_weight", [[1.0, 1.0, 1.0], [0.5, 2.0, 1.5]], ids=["plain", "pos_weight"])
+@pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
+def test_linear_binary_cross_entropy_is_the_sum_over_indices(
+    reduction: str, pos_weight: list[float], bias: bool, chunk_rows: int | None, device: str
+) -> None:
+    h, w, b, upstream = layer(bias)
+    t, rho, v = tensor(PROBABILITIES), tensor(pos_weight), tensor(PROBABILITIES) + 0.5
+    leaves = on(device, h, w, b)
+    loss = manual_mlp.linear_binary_cross_entropy(
+        *leaves[:2],
+        t.to(device),
+        linear_bias=leaves[2],
+        weight=v.to(device),
+        pos_weight=None if pos_weight == [1.0] * 3 else rho.to(device),
+        reduction=reduction,
+        chunk_rows=chunk_rows,
+    )
+    loss.backward(upstream.to(device) if reduction == "none" else None)
+
+    costs = tensor(reference.layer_binary_cross_entropy(*lists(h, w, b, t, v, rho))[0])
+    assert_close(loss, {"sum": costs.sum(), "mean": costs.mean(), "none": costs}[reduction])
+    # The cost is linear in v.
+    upstream = {"sum": torch.ones(()), "mean": torch.tensor(1 / 12, dtype=torch.float64), "none": upstream}[reduction]
+    *_, gradients = reference.layer_binary_cross_entropy(*lists(h, w, b, t, v * upstream, rho))
+    for leaf, told in zip(leaves, gradients, strict=True):
+        if leaf is not None:
+            assert_close(leaf.grad, told)
 
 
 def test_mean_divides_the_textbook_s_sum_by_the_number_of_entries(device: str) -> None:
