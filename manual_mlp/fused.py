@@ -91,7 +91,13 @@ class _LossFunction(Function):
         h, w, as_it_was, *_ = ctx.saved_tensors
         needed, opaque = needed_now(ctx, 3), plain(upstream)
         g = widen(upstream)
-        g = g * cast(ctx.scale, g.dtype) if isinstance(ctx.scale, Tensor) else g * ctx.scale
+        if isinstance(ctx.scale, Tensor):
+            # 0 stands for a mean over no row: no upstream gradient, not even NaN, reaches the layer.
+            g = torch.where(ctx.scale == 0, 0.0, g * cast(ctx.scale, g.dtype))
+        elif ctx.scale != 1:
+            g = g * ctx.scale
+        if g.dim() == 1:
+            g = ctx.loss.counted(g)
         made: Each = ()
         if opaque:
             with torch.no_grad():

@@ -47,6 +47,10 @@ class Loss(ABC):
         entries = self.target.numel()
         return entries, 1 / entries
 
+    def counted(self, g: Tensor) -> Tensor:
+        """Let no upstream gradient (N,) through to a row that does not count."""
+        return g
+
     def tensors(self) -> list[Tensor]:
         """List the tensors that are held."""
         return [self.target]
@@ -160,6 +164,9 @@ class CrossEntropy(Loss):
         count = total.sum()
         # Where every row is ignored, the mean is 0/0, but there is no gradient.
         return count, torch.where(known.any(), 1 / count, 0.0)
+
+    def counted(self, g: Tensor) -> Tensor:
+        return g if self.target.is_floating_point() else torch.where(self._classes()[0], g, 0.0)
 
     def tensors(self) -> list[Tensor]:
         return [self.target] if self.weight is None else [self.target, self.weight]

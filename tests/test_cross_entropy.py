@@ -545,3 +545,22 @@ def test_a_target_or_class_weight_changed_before_backward_is_an_error(device: st
         (t if change == "target" else v).zero_()
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
+
+
+@pytest.mark.parametrize("chunk_rows", [2, 8, None])
+@pytest.mark.parametrize("create_graph", [True, False])
+def test_an_ignored_row_takes_no_upstream_gradient_not_even_nan(
+    draw: Draw, device: str, chunk_rows: int | None, create_graph: bool
+) -> None:
+    inputs, t = (draw(N, D), draw(V, D), draw(V)), torch.tensor([3, -100, 5, 0, -100], device=device)
+    upstream = torch.tensor([1.0, torch.nan, 2.0, -1.0, torch.inf], dtype=torch.float64, device=device)
+    losses = (
+        ours(*inputs, t, reduction="none", chunk_rows=chunk_rows),
+        cross_entropy(*inputs, t, reduction="none"),
+    )
+    results = [torch.autograd.grad(loss, inputs, upstream, create_graph=create_graph) for loss in losses]
+    assert all(g.isfinite().all() for g in results[0])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+    nothing = torch.full((N,), -100, device=device)
+    loss = ours(*inputs, nothing, chunk_rows=chunk_rows)
+    assert not any(g.any() for g in torch.autograd.grad(loss.sin(), inputs, create_graph=create_graph))
