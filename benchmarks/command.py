@@ -59,8 +59,8 @@ def positive_seconds(text: str) -> float:
     return value
 
 
-def parser(command: str, description: str) -> Parser:
-    """Make the parser with the flags every command has."""
+def parser(command: str, description: str, dtype: bool = True) -> Parser:
+    """Make the parser with the flags every command has; ``dtype``: whether all its rows are of one dtype, to choose."""
     flags = Parser(prog=f"python -m benchmarks {command}", description=description)
     flags.add_argument("--json", action="store_true", help="also write <results>/<machine>-<date>.json")
     flags.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where --json writes")
@@ -69,7 +69,8 @@ def parser(command: str, description: str) -> Parser:
     flags.add_argument("--threads", type=positive_int, nargs="+", metavar="N", help="thread counts (1 2)")
     flags.add_argument("--malloc", nargs="+", choices=machine.mallocs(), help="CPU allocators (all)")
     flags.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
-    flags.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
+    if dtype:
+        flags.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
     return flags
 
 
@@ -145,8 +146,13 @@ def check_row(
         provider["kept_bytes"] = memory.kept_bytes(layer, tensors)
         step = training_step(layer, tensors, cotangent)
         provider["peak_bytes"] = memory.peak_bytes(step, tensors.values(), cotangent.device)
+    judge(row, baseline)
+
+
+def judge(row: dict[str, Any], baseline: str, slack: Mapping[str, float] | None = None) -> None:
+    """Add to each provider of a row whether its errors are wrong beside the baseline's."""
     for provider in row["providers"].values():
-        provider["wrong"] = wrong(provider["error"], row["providers"][baseline]["error"])
+        provider["wrong"] = wrong(provider["error"], row["providers"][baseline]["error"], slack)
 
 
 def take_rows(

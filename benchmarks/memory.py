@@ -62,9 +62,13 @@ def kept_bytes(layer: Layer, tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return counts | {"total": sum(counts.values()), "attributes": attributes}
 
 
-def peak_bytes(step: Step, tensors: Iterable[Tensor], device: torch.device) -> int:
-    """Measure the most bytes of new tensors a step holds at once, the gradients of ``tensors`` among them."""
-    step()
+def peak_bytes(step: Step, tensors: Iterable[Tensor], device: torch.device, warm: bool = True) -> int:
+    """Measure the most bytes of new tensors a step holds at once, the gradients of ``tensors`` among them.
+
+    A step has to be run before, which is done here if ``warm``.
+    """
+    if warm:
+        step()
     for tensor in tensors:
         tensor.grad = None
     if device.type == "cuda":

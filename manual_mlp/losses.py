@@ -159,7 +159,8 @@ class CrossEntropy(Loss):
 
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
         if self.target.is_floating_point():
-            return len(self.target), 1 / len(self.target)
+            rows = len(self.target)
+            return rows, 1 / max(rows, 1)
         known, _, total = self._classes()
         count = total.sum()
         # Where every row is ignored, the mean is 0/0, but there is no gradient.
