@@ -118,7 +118,8 @@ def ask(loss: Any, case: Case, given: list[Tensor]) -> Any:
         every = tuple(range(len(given)))
         given = [t.contiguous() for t in given]  # an expanded tensor cannot be a dual number
         if case.order == "jvp":
-            return jvp(loss, tuple(given), tuple(t.cos() for t in given))
+            y, y_dot = jvp(loss, tuple(given), tuple(t.cos() for t in given))
+            return y, y_dot.masked_fill(y.isnan(), 0.0)  # a mean over nothing has no derivative
         return (grad if case.order == "grad" else hessian)(head, every)(*given)
     inputs = [t.detach().requires_grad_(not frozen) for t, frozen in zip(given, case.frozen, strict=False)]
     asked = [t for t in inputs if t.requires_grad]
