@@ -113,11 +113,13 @@ def record(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def time_row(steps: Mapping[str, Step], baseline: str, options: argparse.Namespace, threads: int) -> dict[str, Any]:
-    """Time the steps of a row against each other; return the fields every row has, load among them."""
+def time_row(
+    steps: Mapping[str, Step], baseline: str, options: argparse.Namespace, threads: int, share: float = 1.0
+) -> dict[str, Any]:
+    """Time the steps of a row against each other, for a share of a row's seconds; return the fields every row has."""
     fix(threads)
     start, others = now(), machine.others_seconds()
-    timing = time_rounds(steps, options.seconds)
+    timing = time_rounds(steps, share * options.seconds)
     others = max(0.0, machine.others_seconds() - others) / (now() - start)
     load = machine.load()
     return {
