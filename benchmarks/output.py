@@ -47,7 +47,7 @@ from benchmarks.harness import (
     training_step,
 )
 from benchmarks.layers import BASELINE
-from manual_mlp.chunks import has_fast_bfloat16, rows_at_once
+from manual_mlp.chunks import has_fast_products, rows_at_once
 from manual_mlp.output import linear_cross_entropy
 
 OURS = "manual_mlp"
@@ -215,7 +215,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
 def chosen_rows(case: Case, device: torch.device) -> int:
     """Return the rows of logits that manual_mlp holds at once in this case, by its own choice."""
     dtype = command.DTYPES[case.dtype]
-    if dtype == torch.bfloat16 and not has_fast_bfloat16(device.type):
+    if not has_fast_products(dtype, device.type):
         dtype = torch.float32
     return rows_at_once(case.rows, case.d_in, case.classes, dtype, device.type)
 

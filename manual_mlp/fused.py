@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manual_mlp.activations.record import cast, widen
-from manual_mlp.chunks import few_logits, has_fast_bfloat16, rows_at_once
+from manual_mlp.chunks import few_logits, has_fast_products, rows_at_once
 from manual_mlp.dense import autocasting
 from manual_mlp.losses import Loss
 from manual_mlp.rules import delta_cotangent, gradients
@@ -49,7 +49,8 @@ def fused(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, reduction: str, ch
     if plan is None:
         return loss.quick_composite(h, w, b, reduction)
     if who == "eager":
-        return _LossFunction.apply(h, w, b, loss, reduction, plan)  # type: ignore[no-any-return]
+        # A clone, because torch lets the bias of a layer change before backward.
+        return _LossFunction.apply(h, w, None if b is None else b.clone(), loss, reduction, plan)  # type: ignore[no-any-return]
     values, _ = _sweep(loss, h, w, b, plan, by_entry=reduction == "none")
     count = loss.mean()[0] if reduction == "mean" else 1.0
     return _reduced(values, count, reduction, h, plan)
@@ -71,24 +72,24 @@ def is_small(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 class _LossFunction(Function):
     # Where all rows are one chunk, δ is kept and the products wait for backward. Else the products are made while the
-    # logits are there, for an upstream gradient of 1; if there is one for each row, the logits are made once more.
+    # logits are there, for an upstream gradient of 1. If there is one for each row, the logits are made once more; so
+    # they are in float16, whose range asks for δ to be scaled before the products.
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, w: Tensor, b: Tensor | None, loss: Loss, reduction: str, plan: Plan) -> Tensor:
-        ctx.loss, ctx.plan, ctx.once = loss, plan, plan.rows >= len(h)
-        again = reduction == "none" and not ctx.once
+        ctx.loss, ctx.plan, ctx.once = loss.holding([None] * len(loss.held)), plan, plan.rows >= len(h)
+        again = (reduction == "none" or plan.dtype == torch.float16) and not ctx.once
         needed = (False,) * 3 if again else ctx.needs_input_grad[:3]
         values, made = _sweep(loss, h, w, b, plan, needed, by_entry=reduction == "none", keep=ctx.once)
         ctx.made = None if again else made
         count, ctx.scale = loss.mean() if reduction == "mean" else (1.0, 1.0)
-        # The bias of torch's layer may change before backward: what is made once more needs it as it was.
-        ctx.bias, as_it_was = b, None if b is None else b.detach().clone()
-        ctx.save_for_backward(h, w, as_it_was, *loss.tensors())
+        ctx.save_for_backward(h, w, b, *loss.tensors())
         return _reduced(values, count, reduction, h, plan)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        h, w, as_it_was, *_ = ctx.saved_tensors
+        h, w, b, *held = ctx.saved_tensors
+        loss = ctx.loss.holding(held)
         needed, opaque = needed_now(ctx, 3), plain(upstream)
         g = widen(upstream)
         if isinstance(ctx.scale, Tensor):
@@ -97,19 +98,18 @@ class _LossFunction(Function):
         elif ctx.scale != 1:
             g = g * ctx.scale
         if g.dim() == 1:
-            g = ctx.loss.counted(g)
+            g = loss.counted(g)
         made: Each = ()
         if opaque:
             with torch.no_grad():
-                made = _first_order(ctx, g, h, w, as_it_was, needed)
+                made = _first_order(ctx, loss, g, h, w, b, needed)
             if not torch.is_grad_enabled():
                 return *made, None, None, None
-        b = _restored(ctx.bias, as_it_was)
         g = _of_rows(g, h)
         if opaque:
-            made = _GradientsFunction.apply(h, w, b, g, ctx.loss, ctx.plan, made)
+            made = _GradientsFunction.apply(h, w, b, g, loss, ctx.plan, made)
         else:
-            made = _by_composite(ctx.loss, ctx.plan, h, w, b, g, needed)
+            made = _by_composite(loss, ctx.plan, h, w, b, g, needed)
         return *made, None, None, None
 
 
@@ -121,21 +121,22 @@ class _GradientsFunction(Function):
     def forward(
         ctx: Any, h: Tensor, w: Tensor, b: Tensor | None, g: Tensor, loss: Loss, plan: Plan, made: Each
     ) -> Each:
-        ctx.loss, ctx.plan = loss, plan
+        ctx.loss, ctx.plan = loss.holding([None] * len(loss.held)), plan
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(h, w, b, g, *loss.tensors())
         return made
 
     @staticmethod
     def backward(ctx: Any, *tilde: Tensor | None) -> Any:
-        h, w, b, g, *_ = ctx.saved_tensors
+        h, w, b, g, *held = ctx.saved_tensors
+        loss = ctx.loss.holding(held)
         needed = *needed_now(ctx, 3), ctx.needs_input_grad[3]
         if all(t is None for t in tilde):
             cotangents: Each = (None,) * 4
         elif torch.is_grad_enabled() or not plain(*tilde):
-            cotangents = _second_by_composite(ctx.loss, ctx.plan, h, w, b, g, tilde, needed)
+            cotangents = _second_by_composite(loss, ctx.plan, h, w, b, g, tilde, needed)
         else:
-            cotangents = _second_sweep(ctx.loss, ctx.plan, h, w, b, g, tilde, needed)
+            cotangents = _second_sweep(loss, ctx.plan, h, w, b, g, tilde, needed)
         return *cotangents, None, None, None
 
 
@@ -175,13 +176,15 @@ def _sweep(
         return values, (dh, dw, db)
 
 
-def _first_order(ctx: Any, g: Tensor, h: Tensor, w: Tensor, b: Tensor | None, needed: Sequence[bool]) -> Each:
+def _first_order(
+    ctx: Any, loss: Loss, g: Tensor, h: Tensor, w: Tensor, b: Tensor | None, needed: Sequence[bool]
+) -> Each:
     """Finish dh, dw and db for an upstream gradient g, from what forward made."""
     made, last = ctx.made, last_pass()
     if last:
         ctx.made = None
     if made is None:
-        _, made = _sweep(ctx.loss, h, w, b, ctx.plan, needed, _of_rows(g, h))
+        _, made = _sweep(loss, h, w, b, ctx.plan, needed, _of_rows(g, h))
     elif ctx.once:
         with _uncast(h):
             made = gradients(_times(made, _of_rows(g, h), last), h, w, needed)
@@ -217,7 +220,7 @@ def _second_sweep(
             q = widen(q)
             delta, r = loss.curvature(logits(at), q, at)
             if g_sum is not None:
-                g_sum[at] = (q * delta).sum_to_size(g[at].shape)
+                g_sum[at] = (q * delta).sum_to_size(g[at].shape)  # (S3)
             delta, r = cast(delta.mul_(g[at]), h.dtype), cast(r.mul_(g[at]), h.dtype)
             if h_sum is not None:
                 h_sum[at] = r @ w if w_tilde is None else torch.addmm(r @ w, delta, w_tilde)  # (S4)
@@ -301,11 +304,11 @@ class _Logits:
 def _add_outer(total: Tensor, delta: Tensor, h: Tensor) -> None:
     """Add δᵀh in the dtype of the total; a block of a product in another dtype is no larger than δ."""
     if total.dtype == delta.dtype:
-        total.addmm_(delta.mT, h)  # (B3)
+        total.addmm_(delta.mT, h)  # (B3, S5)
         return
     columns = max(1, delta.numel() // max(1, h.shape[1]))
     for start in range(0, len(total), columns):
-        total[start : start + columns] += delta[:, start : start + columns].mT @ h  # (B3)
+        total[start : start + columns] += delta[:, start : start + columns].mT @ h  # (B3, S5)
 
 
 def _times(t: Tensor, g: Tensor, in_place: bool) -> Tensor:
@@ -332,16 +335,6 @@ def _in_dtypes(found: Sequence[Tensor | None], like: Sequence[Tensor | None]) ->
     return tuple(None if t is None or x is None else cast(t, x.dtype) for t, x in pairs)
 
 
-def _restored(b: Tensor | None, as_it_was: Tensor | None) -> Tensor | None:
-    """Give b the values it had, and keep where it came from."""
-    if b is None or as_it_was is None:
-        return None
-    with torch.enable_grad():
-        b = b.clone()
-    with torch.no_grad():
-        return b.copy_(as_it_was)
-
-
 def _reduced(values: Tensor, count: Tensor | float, reduction: str, h: Tensor, plan: Plan) -> Tensor:
     result = values if reduction == "none" else values.sum() / count
     return cast(result, h.dtype if plan.region is None else values.dtype)
@@ -349,14 +342,14 @@ def _reduced(values: Tensor, count: Tensor | float, reduction: str, h: Tensor, p
 
 def _plan(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, chunk_rows: int | None) -> Plan | None:
     """Plan a step, or leave it to the composite."""
-    held = loss.tensors()
+    held = [t for t in loss.tensors() if t is not None]
     dtypes = {t.dtype for t in (h, w, b, *held) if t is not None and t.is_floating_point()}
     region = torch.get_autocast_dtype(h.device.type) if autocasting(h) else None
     mixed = torch.float64 in dtypes if region else len(dtypes) > 1
     if mixed or any(t.requires_grad for t in held) or not h.numel() or not len(w):
         return None
     dtype = region or h.dtype
-    if dtype == torch.bfloat16 and not has_fast_bfloat16(h.device.type):
+    if not has_fast_products(dtype, h.device.type):
         dtype = torch.float32
     chunk = chunk_rows or rows_at_once(len(h), h.shape[1], len(w), dtype, h.device.type)
     return Plan(chunk, dtype, region) if chunk else None

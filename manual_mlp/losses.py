@@ -1,9 +1,9 @@
 """The losses at the end of a network, for a few rows of ``z = h wᵀ + b``: formulas O1 to O4."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from manual_mlp.activations import Activation
 from manual_mlp.activations.record import cast, times_slope, widen
 from manual_mlp.dense import autocasting, dense
 
+Self = TypeVar("Self", bound="Loss")
+
 
 class Loss(ABC):
     """Hold what the rows of a layer's z are compared with, in ``target`` and in the weights that a loss has.
@@ -21,18 +23,20 @@ class Loss(ABC):
 
     Attributes:
         by_entry: whether there is a value for each entry of z, instead of each row.
+        held: the names of what are tensors, or None.
     """
 
     target: Tensor
     by_entry: ClassVar[bool] = True
+    held: ClassVar[tuple[str, ...]] = ("target",)
 
     @abstractmethod
     def values(self, z: Tensor, at: slice, need_delta: bool) -> tuple[Tensor, Tensor | None]:
-        """Compute the values before any reduction, and δ, the gradient of their sum by z; z is overwritten."""
+        """Compute the values before any reduction, and δ, the gradient of their sum by z; z may be overwritten."""
 
     @abstractmethod
     def curvature(self, z: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
-        """Compute δ, and the gradient of Σ q ⊙ δ by z; z is overwritten."""
+        """Compute δ, and the gradient of Σ q ⊙ δ by z; z may be overwritten."""
 
     @abstractmethod
     def composite(self, h: Tensor, w: Tensor, b: Tensor | None, reduction: str) -> Tensor:
@@ -51,9 +55,13 @@ class Loss(ABC):
         """Let no upstream gradient (N,) through to a row that does not count."""
         return g
 
-    def tensors(self) -> list[Tensor]:
-        """List the tensors that are held."""
-        return [self.target]
+    def tensors(self) -> list[Tensor | None]:
+        """List the target and the weights, None where one is missing."""
+        return [getattr(self, name) for name in self.held]
+
+    def holding(self: Self, tensors: Sequence[Tensor | None]) -> Self:
+        """Copy the loss with another target and other weights, in the order of :meth:`tensors`."""
+        return replace(self, **dict(zip(self.held, tensors, strict=True)))  # type: ignore[type-var]
 
 
 @dataclass(eq=False)
@@ -72,7 +80,7 @@ class SquaredError(Loss):
         error = y - self.target[at]
         kept = z if self.activation.df_y is None else y
         delta = times_slope(error, kept, self.activation, plain=True) if need_delta else None  # (O1)
-        return 0.5 * error.square(), delta
+        return error.square().mul_(0.5), delta
 
     def curvature(self, z: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
         error, slope = self.activation.f(z) - self.target[at], self.activation.df(z)
@@ -108,16 +116,17 @@ class CrossEntropy(Loss):
     label_smoothing: float
     _found: tuple[Tensor, Tensor, Tensor] | None = field(default=None, init=False)
     by_entry: ClassVar[bool] = False
+    held: ClassVar[tuple[str, ...]] = ("target", "weight")
 
     def values(self, z: Tensor, at: slice, need_delta: bool) -> tuple[Tensor, Tensor | None]:
         log_p = torch.log_softmax(z, -1, out=z)
         values, total, subtract = self._compared(log_p, at)
-        return values, subtract(_flushed(log_p).exp_().mul_(total)) if need_delta else None  # (O2)
+        return values, subtract(_flush_(log_p).exp_().mul_(total)) if need_delta else None  # (O2)
 
     def curvature(self, z: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
         log_p = torch.log_softmax(z, -1, out=z)
         _, total, subtract = self._compared(log_p, at)
-        p = _flushed(log_p).exp_()
+        p = _flush_(log_p).exp_()
         total_p = p * total
         r = (q - (p * q).sum(-1, keepdim=True)).mul_(total_p)  # (O4)
         return subtract(total_p), r  # (O2)
@@ -169,9 +178,6 @@ class CrossEntropy(Loss):
     def counted(self, g: Tensor) -> Tensor:
         return g if self.target.is_floating_point() else torch.where(self._classes()[0], g, 0.0)
 
-    def tensors(self) -> list[Tensor]:
-        return [self.target] if self.weight is None else [self.target, self.weight]
-
     def composite(self, h: Tensor, w: Tensor, b: Tensor | None, reduction: str) -> Tensor:
         # torch raises for log_softmax where forward mode meets create_graph, and its ONNX export of cross_entropy is
         # wrong with class weights and smoothing.
@@ -202,20 +208,25 @@ class BinaryCrossEntropy(Loss):
     target: Tensor
     weight: Tensor | None
     pos_weight: Tensor | None
+    held: ClassVar[tuple[str, ...]] = ("target", "weight", "pos_weight")
 
     def values(self, z: Tensor, at: slice, need_delta: bool) -> tuple[Tensor, Tensor | None]:
         t, positive, total = self._shares(at, z.dtype)
-        values = (1 - t) * z - total * F.logsigmoid(z)
-        delta = _flushed(z).sigmoid_().mul_(total).sub_(positive) if need_delta else None  # (O3)
+        # ln σ(z) = min(z, 0) − ln(1 + exp(−|z|)); the value is (1 − t) z − (1 + (ρ − 1) t) ln σ(z).
+        log1p = _flush_(z.abs().neg_()).exp_().log1p_()
+        values = log1p.sub_(z.clamp(max=0)).mul_(total).addcmul_(1 - t, z)
+        delta = _flush_(z).sigmoid_().mul_(total).sub_(positive) if need_delta else None  # (O3)
         if self.weight is not None:
             weight = self.weight[at]
-            values, delta = values * weight, None if delta is None else delta.mul_(weight)
+            values.mul_(weight)
+            delta = None if delta is None else delta.mul_(weight)
         return values, delta
 
     def curvature(self, z: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
         _, positive, total = self._shares(at, z.dtype)
-        p = _flushed(z).sigmoid_()
-        delta, r = total * p - positive, q * total * p * (1 - p)  # (O3, S2)
+        p = _flush_(z).sigmoid_()
+        delta = total * p - positive  # (O3)
+        r = q * total * p * (1 - p)  # (S2)
         return (delta, r) if self.weight is None else (delta.mul_(self.weight[at]), r.mul_(self.weight[at]))
 
     def _shares(self, at: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | float]:
@@ -226,15 +237,12 @@ class BinaryCrossEntropy(Loss):
         positive = self.pos_weight[at] * t
         return t, positive, positive + (1 - t)
 
-    def tensors(self) -> list[Tensor]:
-        return [t for t in (self.target, self.weight, self.pos_weight) if t is not None]
-
     def composite(self, h: Tensor, w: Tensor, b: Tensor | None, reduction: str) -> Tensor:
         z = F.linear(h, w, b)
         return F.binary_cross_entropy_with_logits(z, self.target, self.weight, None, None, reduction, self.pos_weight)
 
 
-def _flushed(z: Tensor) -> Tensor:
+def _flush_(z: Tensor) -> Tensor:
     """Let what would come out of an exponential below e⁻⁶⁴ come out as 0, in place.
 
     A product with denormal operands is up to 190 times slower. Even a millionth of e⁻⁶⁴ is a normal float32, and what

@@ -65,7 +65,7 @@ def test_chunks_are_wider_where_reading_the_weight_again_costs_more() -> None:
 def test_products_in_bfloat16_are_fast_on_a_cpu_with_amx_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for amx in (True, False):
         monkeypatch.setattr(chunks, "_capabilities", lambda amx=amx: {"amx_bf16": amx})
-        assert chunks.has_fast_bfloat16("cpu") is amx
-        assert chunks.has_fast_bfloat16("cuda")
+        assert chunks.has_fast_products(torch.bfloat16, "cpu") is amx
+        assert chunks.has_fast_products(torch.bfloat16, "cuda")
     monkeypatch.setattr(chunks, "_capabilities", dict)
-    assert not chunks.has_fast_bfloat16("cpu")
+    assert not chunks.has_fast_products(torch.bfloat16, "cpu")
