@@ -5,6 +5,7 @@ A tag names the formula that its line computes; ``docs/derivation.md`` proves ea
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -59,9 +60,10 @@ def fused(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, reduction: str, ch
 def is_small(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Tell, with few questions, whether torch's own operations are the quickest here, and refuse what does not fit."""
     try:
-        (n, _), (v, _) = input.shape, weight.shape
+        *batch, _ = input.shape
+        v, _ = weight.shape
         return (
-            few_logits(n, v, input.is_cuda)
+            few_logits(prod(batch), v, input.is_cuda)
             and (bias is None or bias.shape == (v,))
             and input.layout is weight.layout is torch.strided
             and caller() in ("eager", "no grad", "compiler")
@@ -336,7 +338,7 @@ def _in_dtypes(found: Sequence[Tensor | None], like: Sequence[Tensor | None]) ->
 
 
 def _reduced(values: Tensor, count: Tensor | float, reduction: str, h: Tensor, plan: Plan) -> Tensor:
-    result = values if reduction == "none" else values.sum() / count
+    result = values if reduction == "none" else values.sum(dtype=torch.float64) / count
     return cast(result, h.dtype if plan.region is None else values.dtype)
 
 

@@ -146,7 +146,8 @@ class LinearCrossEntropyLoss(nn.Module):
         in_features: D.
         num_classes: V.
         bias: whether the layer adds a learnt bias.
-        reduction, weight, ignore_index, label_smoothing, chunk_rows: as in :func:`manual_mlp.linear_cross_entropy`.
+        reduction, weight, ignore_index, label_smoothing, chunk_rows: as in :func:`manual_mlp.linear_cross_entropy`;
+            None for ignore_index is -100, as for torch.
 
     Shape:
         - Input: :math:`(*, D)`
@@ -170,7 +171,7 @@ class LinearCrossEntropyLoss(nn.Module):
         dtype: torch.dtype | None = None,
         reduction: str = "mean",
         weight: Tensor | None = None,
-        ignore_index: int = -100,
+        ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         chunk_rows: int | None = None,
     ) -> None:
@@ -182,7 +183,8 @@ class LinearCrossEntropyLoss(nn.Module):
             _check_size("in_features", in_features), _check_size("num_classes", num_classes), bias, device, dtype
         )
         self.register_buffer("weight", weight)
-        self.reduction, self.ignore_index, self.label_smoothing = reduction, ignore_index, label_smoothing
+        self.ignore_index = -100 if ignore_index is None else ignore_index
+        self.reduction, self.label_smoothing = reduction, label_smoothing
         self.chunk_rows = chunk_rows
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

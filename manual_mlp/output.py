@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manual_mlp.activations import Activation, get
-from manual_mlp.dense import autocasting, check_layer
+from manual_mlp.dense import autocasting, check_layer, dense
 from manual_mlp.fused import fused, is_small
 from manual_mlp.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
 from manual_mlp.rules import rows
@@ -65,15 +65,18 @@ def linear_cross_entropy(
 
     if chunk_rows is None and is_small(input, linear_weight, linear_bias):
         try:
-            z = F.linear(input, linear_weight, linear_bias)
-            return F.cross_entropy(z, target, weight, None, ignore_index, None, reduction, label_smoothing)
+            z, t = F.linear(input, linear_weight, linear_bias), target
+            if input.dim() != 2:
+                z, t = rows(z), _flat(target)
+            loss = F.cross_entropy(z, t, weight, None, ignore_index, None, reduction, label_smoothing)
+            return _shaped(loss, input)
         except Exception:
             check()
             raise
     check()
-    t = rows(target) if target.is_floating_point() else target.reshape(-1)
-    loss = CrossEntropy(t, weight, ignore_index, label_smoothing)
-    return _shaped(fused(loss, rows(input), linear_weight, linear_bias, reduction, chunk_rows), input)
+    t = _flat(target)
+    step = CrossEntropy(t, weight, ignore_index, label_smoothing)
+    return _shaped(fused(step, rows(input), linear_weight, linear_bias, reduction, chunk_rows), input)
 
 
 def linear_binary_cross_entropy(
@@ -169,13 +172,30 @@ def dense_squared_error(
     """
     if not isinstance(activation, Activation):
         activation = get(activation)
-    check_layer(input, weight, bias)
-    check_options(reduction, chunk_rows)
-    _check_target(input, weight, target)
-    if target.dtype is not input.dtype and not autocasting(input):
-        raise TypeError(f"expected target of dtype {input.dtype}, got {target.dtype}")
+
+    def check() -> None:
+        check_layer(input, weight, bias)
+        check_options(reduction, chunk_rows)
+        _check_target(input, weight, target)
+        if target.dtype is not input.dtype and not autocasting(input):
+            raise TypeError(f"expected target of dtype {input.dtype}, got {target.dtype}")
+
+    if chunk_rows is None and is_small(input, weight, bias):
+        try:
+            y = dense(input, weight, bias, activation)
+            # torch would broadcast the target; and it raises for mse_loss where a dual number comes back to one.
+            if y.shape == target.shape and input.dtype is target.dtype and not target.requires_grad:
+                return 0.5 * F.mse_loss(y, target, reduction=reduction)
+        except Exception:
+            check()
+            raise
+    check()
     loss = SquaredError(rows(target), activation)
     return _shaped(fused(loss, rows(input), weight, bias, reduction, chunk_rows), input)
+
+
+def _flat(target: Tensor) -> Tensor:
+    return rows(target) if target.is_floating_point() else target.reshape(-1)
 
 
 def _check_broadcast(name: str, t: Tensor | None, target: Tensor) -> None:
@@ -229,6 +249,8 @@ def _check_classes(input: Tensor, classes: int, target: Tensor, ignore_index: in
     if not isinstance(target, Tensor) or not (target.is_floating_point() or target.dtype in (torch.int64, torch.uint8)):
         got = target.dtype if isinstance(target, Tensor) else type(target).__name__
         raise TypeError(f"expected target to be a tensor of int64 classes, or of probabilities, got {got}")
+    if type(ignore_index) is not int:
+        raise TypeError(f"expected ignore_index to be an int, got {ignore_index!r}")
     if target.is_floating_point():
         _check_shape(input, target, classes)
         if ignore_index >= 0:

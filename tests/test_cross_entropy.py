@@ -1,5 +1,6 @@
 """linear_cross_entropy() and linear_binary_cross_entropy() against torch's own losses of F.linear()."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -501,7 +502,7 @@ def test_a_target_or_a_weight_that_requires_grad_gets_its_gradient(
     ]
     for mine, theirs in pairs:
         inputs = (h, w, b, t, v) if mine is pairs[0][0] else (h, w, b, t)
-        torch.testing.assert_close(*(torch.autograd.grad(loss, inputs) for loss in (mine, theirs)))
+        torch.testing.assert_close(*(torch.autograd.grad(loss, inputs) for loss in (mine, theirs)), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("chunk_rows", [2, 8, None])
@@ -564,3 +565,68 @@ def test_an_ignored_row_takes_no_upstream_gradient_not_even_nan(
     nothing = torch.full((N,), -100, device=device)
     loss = ours(*inputs, nothing, chunk_rows=chunk_rows)
     assert not any(g.any() for g in torch.autograd.grad(loss.sin(), inputs, create_graph=create_graph))
+
+
+@pytest.mark.parametrize("chunk_rows", [2, 8, None])
+@pytest.mark.parametrize("change", ["whole", "base"])
+@pytest.mark.parametrize("step", [ours, binary, dense_squared_error])
+def test_a_bias_changed_in_place_after_the_loss_is_the_bias_it_was(
+    draw: Draw, device: str, step: Loss, chunk_rows: int | None, change: str
+) -> None:
+    h, w, leaf = draw(N, D), draw(V, D), draw(V + 1)
+    t = labels(device) if step is ours else fractions(device)
+
+    def second(altered: bool) -> tuple[Tensor, ...]:
+        base = leaf * 1
+        b = base[:V]
+        loss = step(h, w, b, t, chunk_rows=chunk_rows)
+        if altered:
+            if change == "whole":
+                b.mul_(3)
+            else:
+                base[:V] = 0
+        first = torch.autograd.grad(loss, (h, w, leaf), create_graph=True)
+        return *first, *torch.autograd.grad(sum(g.sin().sum() for g in first), (h, w, leaf))
+
+    torch.testing.assert_close(second(True), second(False), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["float16 products", "float32 products"])
+def test_sums_in_float16_neither_overflow_nor_underflow(device: str, fast: bool) -> None:
+    torch.manual_seed(0)
+    h = (200 + torch.randn(4096, 32, device=device)).half()
+    w = (0.01 * torch.randn(70, 32, device=device)).half().requires_grad_()
+    t = torch.zeros(4096, dtype=torch.int64, device=device)
+    with bfloat16_products(fast):
+        mine = torch.autograd.grad(linear_cross_entropy(h, w, t, chunk_rows=512), w)[0]
+    theirs = torch.autograd.grad(F.cross_entropy(F.linear(h, w), t), w)[0]
+    truth = torch.autograd.grad(F.cross_entropy(F.linear(h.double(), w.double()), t), w)[0]
+    assert (mine - truth).abs().max() <= 2 * (theirs - truth).abs().max()
+    # Easy rows: δ is near 1e-6, and only the scale of the loss lifts it into float16's range.
+    h = torch.nn.functional.normalize(torch.randn(64, 256, device=device)).requires_grad_()
+    w = torch.nn.functional.normalize(torch.randn(100, 256, device=device))
+    t = torch.arange(64, device=device)
+    w[:64] = h.detach()
+    w *= 14
+    truth = torch.autograd.grad(F.cross_entropy(F.linear(h.double(), w.double()), t), h)[0]
+    errors = []
+    for loss in (lambda: linear_cross_entropy(h, w, t, chunk_rows=16), lambda: F.cross_entropy(F.linear(h, w), t)):
+        with torch.autocast(device, torch.float16), bfloat16_products(fast):
+            scaled = 65536 * loss()
+        errors.append((torch.autograd.grad(scaled, h)[0].double() / 65536 - truth).norm())
+    assert errors[0] <= 2 * errors[1]
+
+
+@pytest.mark.parametrize("step", [ours, binary, dense_squared_error])
+@pytest.mark.parametrize("chunk_rows", [2, 8])
+def test_a_loss_that_is_kept_keeps_nothing_after_its_last_pass(
+    draw: Draw, device: str, step: Loss, chunk_rows: int
+) -> None:
+    h, w, b = draw(N, D), draw(V, D), draw(V)
+    t = torch.rand(N, V, dtype=torch.float64, device=device)
+    seen = weakref.ref(t)
+    loss = step(h, w, b, t, chunk_rows=chunk_rows)
+    loss.backward()
+    del t
+    assert seen() is None
+    assert loss.grad_fn.made is None

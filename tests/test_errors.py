@@ -97,6 +97,7 @@ C, P = torch.ones(5, dtype=torch.int64), torch.ones(5, 7)
         (lambda: cross_entropy(H, W, C, reduction="avg"), ValueError, "'none', 'mean' or 'sum', got 'avg'"),
         (lambda: cross_entropy(H, W, C, label_smoothing=1.5), ValueError, "label_smoothing from 0 to 1, got 1.5"),
         (lambda: cross_entropy(H, W, P, ignore_index=3), ValueError, "no ignore_index for a target of probab.* got 3"),
+        (lambda: cross_entropy(H, W, C, ignore_index="a"), TypeError, "expected ignore_index to be an int, got 'a'"),
         (lambda: cross_entropy(H, W, C, chunk_rows=0), ValueError, "chunk_rows to be an int from 1 up, or None, got 0"),
         (lambda: cross_entropy(H, W, C, chunk_rows=2.0), ValueError, "chunk_rows to be an int .* got 2.0"),
         (lambda: logistic(H, W, C), TypeError, "expected target to be a floating-point tensor, got torch.int64"),
