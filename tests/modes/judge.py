@@ -115,7 +115,8 @@ def _judge_low_precision(mode: Mode, subject: Subject, device: str, count: int) 
         totals = totals or [[0.0, 0.0] for _ in pairs]
         for total, (a, c), (_, b) in zip(totals, pairs, _pairs(mine.results, truth.results), strict=True):
             verdict = _compare_kinds(a, c)
-            if verdict.outcome != "equal":
+            # What is no tensor may also be the truth's: a gradient scaler halves its scale where torch overflows.
+            if verdict.outcome != "equal" and (isinstance(c, Tensor) or a != b):
                 return verdict
             if isinstance(b, Tensor):
                 total[:] = total[0] + _distance(a, b) / count, total[1] + _distance(c, b) / count

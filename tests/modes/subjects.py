@@ -86,9 +86,9 @@ def _squared_error(name: str, chunk_rows: int | None = None) -> Subject:
     return Subject(
         f"dense_squared_error{at_once(chunk_rows)}",
         name,
-        lambda h, w, b: dense_squared_error(h, w, b, target_of(h), name, chunk_rows=chunk_rows),
-        lambda h, w, b: 0.5 * F.mse_loss(own(F.linear(h, w, b)), target_of(h), reduction="sum"),
-        lambda h, w, b: 0.5 * (chain(name)(h, w, b) - target_of(h)).square().sum(),
+        lambda h, w, b: dense_squared_error(h, w, b, target_of(h), name, "mean", chunk_rows),
+        lambda h, w, b: 0.5 * F.mse_loss(own(F.linear(h, w, b)), target_of(h)),
+        lambda h, w, b: 0.5 * (chain(name)(h, w, b) - target_of(h)).square().mean(),
     )
 
 
