@@ -93,11 +93,6 @@ class SquaredError(Loss):
         result = values if reduction == "none" else values.mean() if reduction == "mean" else values.sum()
         return result if autocasting(h) else cast(result, torch.promote_types(y.dtype, self.target.dtype))
 
-    def quick_composite(self, h: Tensor, w: Tensor, b: Tensor | None, reduction: str) -> Tensor:
-        if self.target.requires_grad:  # then torch raises for mse_loss where a dual number comes back
-            return self.composite(h, w, b, reduction)
-        return 0.5 * F.mse_loss(dense(h, w, b, self.activation), self.target, reduction=reduction)
-
 
 @dataclass(eq=False)
 class CrossEntropy(Loss):
