@@ -40,8 +40,6 @@ class Rates:
 
 CPU = Rates(125e9, 2e9, 5e9, 3e9, 0.8e9, 0.14e-3, 0.7e-3, 2**31)
 CUDA = Rates(500e12, 300e9, 1e12, 1e15, 150e9, 0.1e-3, 0.3e-3, 2**28)
-
-
 _FEW = [rates.step / (1 / rates.kept - 1 / rates.logits) / 4 for rates in (CPU, CUDA)]
 
 
@@ -57,11 +55,12 @@ def few_logits(n: int, v: int, cuda: bool) -> bool:
 
 @lru_cache(maxsize=256)
 def _rows_at_once(n: int, d: int, v: int, dtype: torch.dtype, device: str, threads: int) -> int:
-    if few_logits(n, v, device != "cpu"):
+    cuda = device == "cuda"
+    if few_logits(n, v, cuda):
         return 0
-    rates = CPU if device == "cpu" else CUDA
+    rates = CUDA if cuda else CPU
     # AMX makes products in bfloat16 four times as fast.
-    speed = threads * (4 if dtype == torch.bfloat16 else 1) if device == "cpu" else 1
+    speed = 1 if cuda else threads * (4 if dtype == torch.bfloat16 else 1)
     # Sums in another dtype than the products' cost another pass.
     weight, logits = d * v * (4 if dtype.itemsize >= 4 else 8), v * max(dtype.itemsize, 4)
 

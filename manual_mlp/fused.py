@@ -79,7 +79,7 @@ class _LossFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, w: Tensor, b: Tensor | None, loss: Loss, reduction: str, plan: Plan) -> Tensor:
-        ctx.loss, ctx.plan, ctx.once = loss.holding([None] * len(loss.held)), plan, plan.rows >= len(h)
+        ctx.loss, ctx.plan, ctx.once = loss.emptied(), plan, plan.rows >= len(h)
         again = (reduction == "none" or plan.dtype == torch.float16) and not ctx.once
         needed = (False,) * 3 if again else ctx.needs_input_grad[:3]
         values, made = _sweep(loss, h, w, b, plan, needed, by_entry=reduction == "none", keep=ctx.once)
@@ -123,7 +123,7 @@ class _GradientsFunction(Function):
     def forward(
         ctx: Any, h: Tensor, w: Tensor, b: Tensor | None, g: Tensor, loss: Loss, plan: Plan, made: Each
     ) -> Each:
-        ctx.loss, ctx.plan = loss.holding([None] * len(loss.held)), plan
+        ctx.loss, ctx.plan = loss.emptied(), plan
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(h, w, b, g, *loss.tensors())
         return made

@@ -59,6 +59,10 @@ class Loss(ABC):
         """List the target and the weights, None where one is missing."""
         return [getattr(self, name) for name in self.held]
 
+    def emptied(self: Self) -> Self:
+        """Copy the loss without its tensors, for a node that saves them."""
+        return self.holding([None] * len(self.held))
+
     def holding(self: Self, tensors: Sequence[Tensor | None]) -> Self:
         """Copy the loss with another target and other weights, in the order of :meth:`tensors`."""
         return replace(self, **dict(zip(self.held, tensors, strict=True)))  # type: ignore[type-var]
