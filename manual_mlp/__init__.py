@@ -2,6 +2,7 @@
 
 from manual_mlp import activations
 from manual_mlp.activations import Activation
+from manual_mlp.backprop import backprop
 from manual_mlp.dense import dense
 from manual_mlp.modules import MLP, Dense, DenseSquaredError, Linear, LinearCrossEntropyLoss
 from manual_mlp.output import dense_squared_error, linear_binary_cross_entropy, linear_cross_entropy
@@ -14,6 +15,7 @@ __all__ = [
     "Linear",
     "LinearCrossEntropyLoss",
     "activations",
+    "backprop",
     "dense",
     "dense_squared_error",
     "linear_binary_cross_entropy",

@@ -14,7 +14,7 @@ from torch.autograd import Function
 from manual_mlp.activations import IDENTITY, Activation, get
 from manual_mlp.activations.record import cast, slope, times_slope_and_curvature
 from manual_mlp.rules import delta_cotangent, delta_of, gradients, plus, second_gradients, tangent
-from manual_mlp.transforms import caller, needed_now, plain, without_jvp
+from manual_mlp.transforms import caller, may_autocast, needed_now, plain, without_jvp
 
 
 def dense(
@@ -121,10 +121,7 @@ class _EagerDenseFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None = None) -> Any:
         h, w, kept = ctx.saved_tensors
-        needed, opaque = needed_now(ctx, 3), plain(dy, dz)
-        if opaque and torch.is_grad_enabled() and kept is not None:
-            return *_GradientsFunction.apply(h, w, kept, dy, dz, ctx.activation, needed), None
-        return *gradients(delta_of(dy, dz, kept, ctx.activation, opaque), h, w, needed), None
+        return *layer_gradients(h, w, kept, dy, dz, ctx.activation, needed_now(ctx, 3), plain(dy, dz)), None
 
 
 class _GradientsFunction(Function):
@@ -164,8 +161,29 @@ class _GradientsFunction(Function):
         return h_cotangent, w_cotangent, r, dy_cotangent, None if dz is None else q, None, None
 
 
+def layer_gradients(
+    h: Tensor,
+    w: Tensor,
+    kept: Tensor | None,
+    dy: Tensor | None,
+    dz: Tensor | None,
+    activation: Activation,
+    needed: Sequence[bool],
+    plain: bool,
+) -> Any:
+    """Compute dh, dw and db, each if it is needed, so that what differentiates them is right.
+
+    ``kept`` and ``dz`` are as in :func:`manual_mlp.rules.delta_of`; ``plain`` tells that no transform looks inside.
+    """
+    if plain and torch.is_grad_enabled() and kept is not None:
+        return _GradientsFunction.apply(h, w, kept, dy, dz, activation, needed)
+    return gradients(delta_of(dy, dz, kept, activation, plain), h, w, needed)
+
+
 def autocasting(t: Tensor) -> bool:
     """Tell whether autocast is on for the tensor's device."""
+    if not may_autocast():
+        return False
     kind = t.device.type
     return kind != "meta" and torch.is_autocast_enabled(kind)
 

@@ -16,7 +16,7 @@ from manual_mlp.activations.record import cast, widen
 from manual_mlp.chunks import few_logits, has_fast_products, rows_at_once
 from manual_mlp.dense import autocasting
 from manual_mlp.losses import Loss
-from manual_mlp.rules import delta_cotangent, gradients
+from manual_mlp.rules import add_outer, delta_cotangent, gradients
 from manual_mlp.transforms import caller, last_pass, needed_now, plain
 
 Each = tuple[Tensor | None, ...]
@@ -155,7 +155,7 @@ def _sweep(
 ) -> tuple[Tensor, Any]:
     """Compute the values of rows or entries; and what is needed of dh, dw and db, or δ if it is to be kept."""
     h, w, b = plan.operands(h, w, b)
-    with _uncast(h):
+    with uncast(h):
         logits = _Logits(h, w, b, plan.rows)
         values = logits.zeros(len(h), *([len(w)] if by_entry and loss.by_entry else []))
         dh = torch.empty_like(h) if needed[0] and not keep else None
@@ -172,7 +172,7 @@ def _sweep(
             if dh is not None:
                 torch.mm(delta, w, out=dh[at])  # (B2)
             if dw is not None:
-                _add_outer(dw, delta, h[at])  # (B3)
+                add_outer(dw, delta, h[at])  # (B3)
             if db is not None:
                 db += delta.sum(0, dtype=db.dtype)  # (B4)
         return values, (dh, dw, db)
@@ -188,7 +188,7 @@ def _first_order(
     if made is None:
         _, made = _sweep(loss, h, w, b, ctx.plan, needed, _of_rows(g, h))
     elif ctx.once:
-        with _uncast(h):
+        with uncast(h):
             made = gradients(_times(made, _of_rows(g, h), last), h, w, needed)
     else:
         made = [_times(t, g, last) if need else None for t, need in zip(made, needed, strict=True)]
@@ -208,7 +208,7 @@ def _second_sweep(
     """Compute the cotangents of h, w, b and g from those of dh, dw and db."""
     given = h, w, b, g
     h, w, b = plan.operands(h, w, b)
-    with _uncast(h):
+    with uncast(h):
         logits = _Logits(h, w, b, plan.rows)
         h_tilde, w_tilde, b_tilde = (None if t is None else cast(t, h.dtype) for t in tilde)
         sums = [
@@ -227,9 +227,9 @@ def _second_sweep(
             if h_sum is not None:
                 h_sum[at] = r @ w if w_tilde is None else torch.addmm(r @ w, delta, w_tilde)  # (S4)
             if w_sum is not None:
-                _add_outer(w_sum, r, h[at])  # (S5)
+                add_outer(w_sum, r, h[at])  # (S5)
                 if h_tilde_at is not None:
-                    _add_outer(w_sum, delta, h_tilde_at)  # (S5)
+                    add_outer(w_sum, delta, h_tilde_at)  # (S5)
             if b_sum is not None:
                 b_sum += r.sum(0, dtype=b_sum.dtype)  # (S6)
     return _in_dtypes(sums, given)
@@ -241,13 +241,13 @@ def _by_composite(
     """Compute dh, dw and db by torch's own operations, which every transform looks into."""
     create = torch.is_grad_enabled()
     with torch.enable_grad():
-        h, w, b = given = _aliases(h, w, b)
+        h, w, b = given = aliases(h, w, b)
         with torch.autocast(h.device.type, plan.region, enabled=plan.region is not None):
             values = loss.composite(h, w, b, "none")
         cotangent = cast(g.expand_as(values) if values.dim() == g.dim() else g[..., 0], values.dtype)
         asked = [t for t, need in zip(given, needed, strict=True) if need]
         found = torch.autograd.grad(values, asked, cotangent, create_graph=create)
-    return _spread(found, needed)
+    return spread(found, needed)
 
 
 def _second_by_composite(
@@ -263,12 +263,12 @@ def _second_by_composite(
     """Compute the cotangents of h, w, b and g by torch's own operations."""
     create = torch.is_grad_enabled()
     with torch.enable_grad():
-        h, w, b, g = given = _aliases(h, w, b, g)
+        h, w, b, g = given = aliases(h, w, b, g)
         first = _by_composite(loss, plan, h, w, b, g, [t is not None for t in tilde])
         asked = [t for t, need in zip(given, needed, strict=True) if need]
         outputs, cotangents = ([t for t in some if t is not None] for some in (first, tilde))
         found = torch.autograd.grad(outputs, asked, cotangents, create_graph=create, materialize_grads=True)
-    return _spread(found, needed)
+    return spread(found, needed)
 
 
 class _Logits:
@@ -303,16 +303,6 @@ class _Logits:
         return self.h.new_zeros(shape, dtype=self.dtype)
 
 
-def _add_outer(total: Tensor, delta: Tensor, h: Tensor) -> None:
-    """Add δᵀh in the dtype of the total; a block of a product in another dtype is no larger than δ."""
-    if total.dtype == delta.dtype:
-        total.addmm_(delta.mT, h)  # (B3, S5)
-        return
-    columns = max(1, delta.numel() // max(1, h.shape[1]))
-    for start in range(0, len(total), columns):
-        total[start : start + columns] += delta[:, start : start + columns].mT @ h  # (B3, S5)
-
-
 def _times(t: Tensor, g: Tensor, in_place: bool) -> Tensor:
     return t.mul_(g) if in_place else cast(t * g, t.dtype)
 
@@ -322,12 +312,12 @@ def _of_rows(g: Tensor, h: Tensor) -> Tensor:
     return g if g.dim() == 2 else g.expand(len(h))[:, None]
 
 
-def _aliases(*tensors: Tensor | None) -> list[Any]:
+def aliases(*tensors: Tensor | None) -> list[Any]:
     """Give each tensor a name of its own in the graph, so that what one does to another before stays out of it."""
     return [None if t is None else t.view_as(t) if t.requires_grad else t for t in tensors]
 
 
-def _spread(found: Sequence[Tensor], needed: Sequence[bool]) -> Each:
+def spread(found: Sequence[Tensor], needed: Sequence[bool]) -> Each:
     rest = iter(found)
     return tuple(next(rest) if need else None for need in needed)
 
@@ -357,6 +347,6 @@ def _plan(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, chunk_rows: int | 
     return Plan(chunk, dtype, region) if chunk else None
 
 
-def _uncast(h: Tensor) -> AbstractContextManager[Any]:
+def uncast(h: Tensor) -> AbstractContextManager[Any]:
     """Leave autocast, if it is on: dtypes are chosen here."""
     return torch.autocast(h.device.type, enabled=False) if autocasting(h) else nullcontext()

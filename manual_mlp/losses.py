@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import ClassVar, TypeVar
 
 import torch
@@ -13,26 +14,50 @@ from manual_mlp.activations import Activation
 from manual_mlp.activations.record import cast, times_slope, widen
 from manual_mlp.dense import autocasting, dense
 
+aten = torch.ops.aten
 Self = TypeVar("Self", bound="Loss")
 
 
-class Loss(ABC):
+class RowLoss(ABC):
     """Hold what the rows of a layer's z are compared with, in ``target`` and in the weights that a loss has.
 
     Below, z are some of the rows, in float32 at least, and ``at`` says which.
 
     Attributes:
         by_entry: whether there is a value for each entry of z, instead of each row.
-        held: the names of what are tensors, or None.
     """
 
     target: Tensor
     by_entry: ClassVar[bool] = True
-    held: ClassVar[tuple[str, ...]] = ("target",)
 
     @abstractmethod
     def values(self, z: Tensor, at: slice, need_delta: bool) -> tuple[Tensor, Tensor | None]:
         """Compute the values before any reduction, and δ, the gradient of their sum by z; z may be overwritten."""
+
+    def reduced(self, z: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
+        """Compute the sum or the mean over all rows, and δ, the gradient of that; z may be overwritten."""
+        values, delta = self.values(z, slice(None), True)
+        count, scale = self.mean() if mean else (1.0, 1.0)
+        assert delta is not None
+        return values.sum(dtype=torch.float64) / count, delta.mul_(scale)
+
+    @abstractmethod
+    def mean(self) -> tuple[Tensor | float, Tensor | float]:
+        """Return what a mean divides the sum of the values by, and what it multiplies their gradient by."""
+
+    def counted(self, g: Tensor) -> Tensor:
+        """Let no upstream gradient (N,) through to a row that does not count."""
+        return g
+
+
+class Loss(RowLoss):
+    """A loss that every mode of differentiation may ask for.
+
+    Attributes:
+        held: the names of what are tensors, or None.
+    """
+
+    held: ClassVar[tuple[str, ...]] = ("target",)
 
     @abstractmethod
     def curvature(self, z: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
@@ -47,13 +72,8 @@ class Loss(ABC):
         return self.composite(h, w, b, reduction)
 
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
-        """Return what a mean divides the sum of the values by, and what it multiplies their gradient by."""
         entries = self.target.numel()
         return entries, 1 / entries
-
-    def counted(self, g: Tensor) -> Tensor:
-        """Let no upstream gradient (N,) through to a row that does not count."""
-        return g
 
     def tensors(self) -> list[Tensor | None]:
         """List the target and the weights, None where one is missing."""
@@ -119,8 +139,21 @@ class CrossEntropy(Loss):
 
     def values(self, z: Tensor, at: slice, need_delta: bool) -> tuple[Tensor, Tensor | None]:
         log_p = torch.log_softmax(z, -1, out=z)
+        if self._is_plain:
+            t = self.target[at]
+            return F.nll_loss(log_p, t, reduction="none"), _minus_one_hot(log_p, t) if need_delta else None
         values, total, subtract = self._compared(log_p, at)
         return values, subtract(_flush_(log_p).exp_().mul_(total)) if need_delta else None  # (O2)
+
+    def reduced(self, z: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
+        log_p, t = torch.log_softmax(z, -1, out=z), self.target
+        if self._is_hard():
+            value, count = aten.nll_loss_forward.default(log_p, t, None, 1 if mean else 2, self.ignore_index)
+            if count.item() == t.size(0):
+                delta = _minus_one_hot(log_p, t)
+                return value, delta.mul_(1 / t.size(0)) if mean else delta
+        # ln p is its own logarithm of the softmax.
+        return super().reduced(log_p, mean)
 
     def curvature(self, z: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
         log_p = torch.log_softmax(z, -1, out=z)
@@ -165,8 +198,18 @@ class CrossEntropy(Loss):
             self._found = known, column, torch.where(known[:, None], weight.double(), 0.0)
         return self._found
 
+    @cached_property
+    def _is_plain(self) -> bool:
+        """Tell whether the target is a class for every row, and all count alike."""
+        return self._is_hard() and self.ignore_index < 0 and len(self.target) > 0 and int(self.target.min()) >= 0
+
+    def _is_hard(self) -> bool:
+        """Tell whether every class counts alike, and their rows can be looked at: to ask a GPU would be to wait."""
+        t = self.target
+        return t.dtype is torch.int64 and self.weight is None and not self.label_smoothing and t.device.type == "cpu"
+
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
-        if self.target.is_floating_point():
+        if self.target.is_floating_point() or self._is_plain:
             rows = len(self.target)
             return rows, 1 / max(rows, 1)
         known, _, total = self._classes()
@@ -241,10 +284,44 @@ class BinaryCrossEntropy(Loss):
         return F.binary_cross_entropy_with_logits(z, self.target, self.weight, None, None, reduction, self.pos_weight)
 
 
+@dataclass(eq=False)
+class Pair(RowLoss):
+    """A user's loss of each row, and its gradient.
+
+    Attributes:
+        value: (y, target) -> (n,).
+        delta: (y, target) -> (n, D_out), the gradient of the value's sum by y.
+    """
+
+    target: Tensor
+    value: Callable[[Tensor, Tensor], Tensor]
+    delta: Callable[[Tensor, Tensor], Tensor]
+    by_entry: ClassVar[bool] = False
+
+    def values(self, z: Tensor, at: slice, need_delta: bool) -> tuple[Tensor, Tensor | None]:
+        t = self.target[at]
+        values, delta = self.value(z, t), self.delta(z, t) if need_delta else None
+        if values.shape != z.shape[:1]:
+            raise ValueError(f"expected a value for each of {len(z)} rows, got {tuple(values.shape)}")
+        if delta is not None and delta.shape != z.shape:
+            raise ValueError(f"expected delta {tuple(z.shape)}, got {tuple(delta.shape)}")
+        # A copy, for it may be the user's own tensor, and is overwritten.
+        return values, None if delta is None else delta.clone()
+
+    def mean(self) -> tuple[Tensor | float, Tensor | float]:
+        rows = len(self.target)
+        return rows, 1 / max(rows, 1)
+
+
+def _minus_one_hot(log_p: Tensor, t: Tensor) -> Tensor:
+    """Compute p − a over ln p, where a is 1 at the class t of each row."""
+    return _flush_(log_p).exp_().scatter_(1, t.unsqueeze(1), -1.0, reduce="add")  # (O2)
+
+
 def _flush_(z: Tensor) -> Tensor:
     """Let what would come out of an exponential below e⁻⁶⁴ come out as 0, in place.
 
     A product with denormal operands is up to 190 times slower. Even a millionth of e⁻⁶⁴ is a normal float32, and what
     is flushed is far below its rounding.
     """
-    return z if z.dtype == torch.float64 else F.threshold(z, -64.0, -torch.inf, inplace=True)
+    return z if z.dtype == torch.float64 else torch.threshold_(z, -64.0, -torch.inf)

@@ -11,15 +11,18 @@ from torch import Tensor, nn
 from torch.nn import init
 
 from manual_mlp.activations import IDENTITY, Activation, get, to_module
-from manual_mlp.dense import dense
+from manual_mlp.dense import autocasting, dense
+from manual_mlp.network import fits, network
 from manual_mlp.output import (
     check_class_weight,
     check_options,
+    check_rows,
     check_smoothing,
     dense_squared_error,
     linear_cross_entropy,
 )
-from manual_mlp.transforms import has_hooks
+from manual_mlp.sweep import Layer
+from manual_mlp.transforms import called_as_it_is, caller, has_hooks, modules_are_watched
 
 Known: TypeAlias = str | nn.Module | Activation | None
 
@@ -217,6 +220,8 @@ class MLP(nn.Module):
         bias: whether the layers add a learnt bias.
         dropout: probability of zeroing an entry of a hidden layer's output in training; one for all
             hidden layers, or one for each.
+        tile_rows: the rows to compute at once, as in :func:`manual_mlp.backprop`. With several tiles nothing is kept
+            for backward but the input, and each tile is run forward once more.
 
     Shape:
         - Input: :math:`(*, D_{in})`
@@ -235,10 +240,12 @@ class MLP(nn.Module):
         output_activation: Known = None,
         bias: bool = True,
         dropout: float | Iterable[float] = 0.0,
+        tile_rows: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_rows("tile_rows", tile_rows)
         if not isinstance(sizes, Iterable):
             raise TypeError(f"expected sizes (D_in, ..., D_out), got {sizes!r}")
         sizes = list(sizes)
@@ -249,7 +256,7 @@ class MLP(nn.Module):
         each = given if isinstance(dropout, Iterable) else given * hidden
         if len(each) != hidden or not all(0 <= p <= 1 for p in given):
             raise ValueError(f"expected a dropout within [0, 1] for each of {hidden} hidden layers, got {dropout}")
-        self.dropout = tuple(map(float, each))
+        self.dropout, self.tile_rows = tuple(map(float, each)), tile_rows
         activations = [activation] * hidden + [output_activation]
         self.layers = nn.ModuleList(
             Dense(d_in, d_out, activation, bias, device, dtype)
@@ -257,12 +264,29 @@ class MLP(nn.Module):
         )
 
     def forward(self, input: Tensor) -> Tensor:
+        if caller() in ("eager", "no grad") and not autocasting(input):
+            layers = self.chain()
+            if layers is not None and fits(layers, input):
+                return network(layers, input, self.tile_rows)
         y = input
         for layer, p in zip(self.layers, (*self.dropout, 0.0), strict=True):
             y = layer(y)
             if p and self.training:
                 y = F.dropout(y, p)
         return y
+
+    def chain(self) -> list[Layer] | None:
+        """List the layers as one network may compute them; None if a module was replaced, hooked or parametrised."""
+        if type(self).forward is not MLP.forward or modules_are_watched():
+            return None
+        found = []
+        for layer, p in zip(self.layers, (*self.dropout, 0.0), strict=True):
+            if type(layer) is not Dense or not called_as_it_is(layer):
+                return None
+            # Three times as quick as to ask the module for each of them.
+            parameters = vars(layer)["_parameters"]
+            found.append(Layer(parameters["weight"], parameters["bias"], layer.activation, p if self.training else 0.0))
+        return found
 
     @classmethod
     def from_sequential(cls, sequential: nn.Sequential) -> "MLP":

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manual_mlp.activations import Activation, get
+from manual_mlp.activations import IDENTITY, Activation, get
 from manual_mlp.dense import autocasting, check_layer
 from manual_mlp.fused import fused, is_small
-from manual_mlp.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
+from manual_mlp.losses import BinaryCrossEntropy, CrossEntropy, Loss, SquaredError
 from manual_mlp.rules import rows
 
 REDUCTIONS = "none", "mean", "sum"
@@ -55,13 +55,10 @@ def linear_cross_entropy(
         IndexError: a class is out of range (on a CPU; CUDA reports it as torch does, by an assertion).
     """
 
-    def check() -> None:
+    def checked() -> Loss:
         check_layer(input, linear_weight, linear_bias)
         check_options(reduction, chunk_rows)
-        check_smoothing(label_smoothing)
-        check_class_weight(weight, linear_weight.shape[0])
-        _check_classes(input, linear_weight.shape[0], target, ignore_index)
-        _check_devices(input, target=target, weight=weight)
+        return cross_entropy(input, len(linear_weight), target, weight, ignore_index, label_smoothing)
 
     if chunk_rows is None and is_small(input, linear_weight, linear_bias):
         try:
@@ -69,14 +66,11 @@ def linear_cross_entropy(
             if input.dim() != 2:
                 z, t = rows(z), _flat(target)
             loss = F.cross_entropy(z, t, weight, None, ignore_index, None, reduction, label_smoothing)
-            return _shaped(loss, input)
+            return shaped(loss, input)
         except Exception:
-            check()
+            checked()
             raise
-    check()
-    t = _flat(target)
-    step = CrossEntropy(t, weight, ignore_index, label_smoothing)
-    return _shaped(fused(step, rows(input), linear_weight, linear_bias, reduction, chunk_rows), input)
+    return shaped(fused(checked(), rows(input), linear_weight, linear_bias, reduction, chunk_rows), input)
 
 
 def linear_binary_cross_entropy(
@@ -117,23 +111,19 @@ def linear_binary_cross_entropy(
         TypeError: dtypes differ or are not floating point.
     """
 
-    def check() -> None:
+    def checked() -> Loss:
         check_layer(input, linear_weight, linear_bias)
         check_options(reduction, chunk_rows)
-        _check_target(input, linear_weight, target)
-        _check_broadcast("weight", weight, target)
-        _check_broadcast("pos_weight", pos_weight, target)
+        return binary_cross_entropy(input, len(linear_weight), target, weight, pos_weight)
 
     if chunk_rows is None and is_small(input, linear_weight, linear_bias):
         try:
             z = F.linear(input, linear_weight, linear_bias)
             return F.binary_cross_entropy_with_logits(z, target, weight, None, None, reduction, pos_weight)
         except Exception:
-            check()
+            checked()
             raise
-    check()
-    loss = BinaryCrossEntropy(rows(target), _entries(weight, target), _entries(pos_weight, target))
-    return _shaped(fused(loss, rows(input), linear_weight, linear_bias, reduction, chunk_rows), input)
+    return shaped(fused(checked(), rows(input), linear_weight, linear_bias, reduction, chunk_rows), input)
 
 
 def dense_squared_error(
@@ -174,11 +164,47 @@ def dense_squared_error(
         activation = get(activation)
     check_layer(input, weight, bias)
     check_options(reduction, chunk_rows)
-    _check_target(input, weight, target)
+    loss = squared_error(input, len(weight), target, activation)
+    return shaped(fused(loss, rows(input), weight, bias, reduction, chunk_rows), input)
+
+
+def cross_entropy(
+    input: Tensor,
+    classes: int,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> CrossEntropy:
+    """Make the loss of a layer's rows, or raise an error that says what does not fit the layer's input."""
+    check_smoothing(label_smoothing)
+    check_class_weight(weight, classes)
+    _check_classes(input, classes, target, ignore_index)
+    _check_devices(input, target=target, weight=weight)
+    return CrossEntropy(_flat(target), weight, ignore_index, label_smoothing)
+
+
+def binary_cross_entropy(
+    input: Tensor, d_out: int, target: Tensor, weight: Tensor | None = None, pos_weight: Tensor | None = None
+) -> BinaryCrossEntropy:
+    """Make the loss of a layer's rows, or raise an error that says what does not fit the layer's input."""
+    _check_target(input, d_out, target)
+    _check_broadcast("weight", weight, target)
+    _check_broadcast("pos_weight", pos_weight, target)
+    return BinaryCrossEntropy(rows(target), _entries(weight, target), _entries(pos_weight, target))
+
+
+def squared_error(input: Tensor, d_out: int, target: Tensor, activation: Activation = IDENTITY) -> SquaredError:
+    """Make the loss of a layer's rows, or raise an error that says what does not fit the layer's input."""
+    _check_target(input, d_out, target)
     if target.dtype is not input.dtype and not autocasting(input):
         raise TypeError(f"expected target of dtype {input.dtype}, got {target.dtype}")
-    loss = SquaredError(rows(target), activation)
-    return _shaped(fused(loss, rows(input), weight, bias, reduction, chunk_rows), input)
+    return SquaredError(rows(target), activation)
+
+
+def shaped(loss: Tensor, input: Tensor) -> Tensor:
+    """Give the losses of rows or entries the leading dimensions of the input."""
+    return loss if input.dim() == 2 or not loss.dim() else loss.reshape(input.shape[:-1] + loss.shape[1:])
 
 
 def _flat(target: Tensor) -> Tensor:
@@ -204,17 +230,22 @@ def _entries(t: Tensor | None, target: Tensor) -> Tensor | None:
     return rows(t.expand(target.shape))
 
 
-def _shaped(loss: Tensor, input: Tensor) -> Tensor:
-    """Give the losses of rows or entries the leading dimensions of the input."""
-    return loss if input.dim() == 2 or not loss.dim() else loss.reshape(input.shape[:-1] + loss.shape[1:])
-
-
 def check_options(reduction: str, chunk_rows: int | None) -> None:
     """Raise an error unless a loss can be reduced and chunked so."""
+    check_reduction(reduction)
+    check_rows("chunk_rows", chunk_rows)
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise an error unless it names a reduction."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"expected reduction 'none', 'mean' or 'sum', got {reduction!r}")
-    if chunk_rows is not None and (type(chunk_rows) is not int or chunk_rows < 1):
-        raise ValueError(f"expected chunk_rows to be an int from 1 up, or None, got {chunk_rows!r}")
+
+
+def check_rows(name: str, rows: int | None) -> None:
+    """Raise an error unless so many rows can be computed at once."""
+    if rows is not None and (type(rows) is not int or rows < 1):
+        raise ValueError(f"expected {name} to be an int from 1 up, or None, got {rows!r}")
 
 
 def check_smoothing(label_smoothing: float) -> None:
@@ -252,9 +283,9 @@ def _check_shape(input: Tensor, target: Tensor, d_out: int) -> None:
         raise ValueError(f"expected target {shape}, got {tuple(target.shape)}")
 
 
-def _check_target(input: Tensor, weight: Tensor, target: Tensor) -> None:
+def _check_target(input: Tensor, d_out: int, target: Tensor) -> None:
     _check_float("target", target)
-    _check_shape(input, target, weight.shape[0])
+    _check_shape(input, target, d_out)
     _check_devices(input, target=target)
 
 

@@ -46,6 +46,16 @@ def gradients(
     return dh, dw, db
 
 
+def add_outer(total: Tensor, delta: Tensor, h: Tensor) -> None:
+    """Add δᵀh in the dtype of the total; a block of a product in another dtype is no larger than δ."""
+    if total.dtype == delta.dtype:
+        total.addmm_(delta.mT, h)  # (B3, S5)
+        return
+    columns = max(1, delta.numel() // max(1, h.shape[1]))
+    for start in range(0, len(total), columns):
+        total[start : start + columns] += delta[:, start : start + columns].mT @ h  # (B3, S5)
+
+
 def tangent(
     h_dot: Tensor | None, w_dot: Tensor | None, b_dot: Tensor | None, h: Tensor, w: Tensor, z: Tensor
 ) -> Tensor:

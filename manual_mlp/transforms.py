@@ -14,6 +14,7 @@ from torch.autograd import Function, forward_ad
 _core = torch._C
 _functorch: Any = getattr(_core, "_functorch", None)
 _autograd: Any = getattr(_core, "_autograd", None)
+_module: Any = nn.modules.module
 
 
 Caller = Literal["eager", "no grad", "compiler", "transform", "composite"]
@@ -82,8 +83,39 @@ def last_pass() -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Tell whether a forward or backward hook is registered on the module itself."""
-    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
-    return any(getattr(module, f"_{kind}") for kind in kinds)
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def called_as_it_is(module: nn.Module) -> bool:
+    """Tell whether to call the module is to run the forward of its class, and nothing beside it."""
+    own = vars(module)
+    return not (has_hooks(module) or "forward" in own or own.get("_compiled_call_impl"))
+
+
+def modules_are_watched() -> bool:
+    """Tell whether a hook is registered on all modules at once."""
+    try:
+        return bool(_module._has_any_global_hook())
+    except AttributeError:
+        return True
+
+
+def may_autocast() -> bool:
+    """Tell whether autocast may be on for some device: a quick question, for there is a slow one for each device."""
+    try:
+        return bool(_core._is_any_autocast_enabled())
+    except AttributeError:
+        return True
+
+
+def has_gradient_hooks(parameter: Tensor) -> bool:
+    """Tell whether a hook waits for the parameter's gradient."""
+    try:
+        return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+    except AttributeError:
+        return True
 
 
 def without_jvp(function: type[Function], compute: Callable[..., Any] | None = None) -> type[Function]:

@@ -64,8 +64,8 @@ def test_chunks_are_wider_where_reading_the_weight_again_costs_more() -> None:
 
 def test_products_in_bfloat16_are_fast_on_a_cpu_with_amx_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for amx in (True, False):
-        monkeypatch.setattr(chunks, "_capabilities", lambda amx=amx: {"amx_bf16": amx})
+        monkeypatch.setattr(chunks, "capabilities", lambda amx=amx: {"amx_bf16": amx})
         assert chunks.has_fast_products(torch.bfloat16, "cpu") is amx
         assert chunks.has_fast_products(torch.bfloat16, "cuda")
-    monkeypatch.setattr(chunks, "_capabilities", dict)
+    monkeypatch.setattr(chunks, "capabilities", dict)
     assert not chunks.has_fast_products(torch.bfloat16, "cpu")

@@ -6,12 +6,15 @@ import io
 import math
 import re
 import tokenize
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from manual_mlp import activations, reference
+from manual_mlp import MLP, activations, backprop, reference
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "derivation.md").read_text(encoding="utf-8")
@@ -72,7 +75,12 @@ def misprints(told: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> 
     return {name: value for name, value in found.items() if not torch.allclose(told[name], value, rtol=0, atol=5.1e-7)}
 
 
-EXAMPLES = "7. With numbers", "With numbers, once more", "With numbers, for three classes"
+EXAMPLES = (
+    "7. With numbers",
+    "With numbers, once more",
+    "With numbers, for three classes",
+    "With numbers, in two tiles",
+)
 WORKED = {heading: worked_numbers(heading) for heading in EXAMPLES}
 
 
@@ -182,6 +190,50 @@ def test_the_example_of_three_classes_is_what_autograd_finds() -> None:
     assert not misprints(told, found)
 
 
+def test_the_example_in_two_tiles_is_what_autograd_finds() -> None:
+    first, told = WORKED["7. With numbers"], WORKED["With numbers, in two tiles"]
+    names = "w₁", "b₁", "w₂", "b₂"
+    w_1, b_1, w_2, b_2 = leaves = [told[name].clone().requires_grad_() for name in names]
+    nudge = torch.zeros_like(w_1)
+    nudge[1, 1] = 0.0001
+
+    def network(h: torch.Tensor, w_1: torch.Tensor = w_1) -> tuple[torch.Tensor, ...]:
+        z_1 = h @ w_1.T + b_1
+        h_2 = torch.sigmoid(z_1)
+        return z_1, h_2, h_2 @ w_2.T + b_2
+
+    def J(y_2: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return (y_2 - t).square().sum() / 2
+
+    found = {}
+    for n in (1, 2):
+        z_1, h_2, y_2 = network(told[f"h₁ of tile {n}"])
+        J_n = J(y_2, told[f"t of tile {n}"])
+        dw_1, dw_2, delta_1, dy_1, delta_2 = torch.autograd.grad(J_n, (w_1, w_2, z_1, h_2, y_2))
+        of_tile = {"h₂": h_2, "y₂": y_2, "J": J_n, "δ₂": delta_2, "dy₁": dy_1, "δ₁": delta_1}
+        of_tile |= {"δ₂ᵀh₂": dw_2, "δ₁ᵀh₁": dw_1}
+        found |= {f"{name} of tile {n}": value for name, value in of_tile.items()}
+
+    # All rows at once: that the tiles' gradients add up to these is the claim.
+    h, t = (torch.stack([told[f"{name} of tile {n}"] for n in (1, 2)]) for name in ("h₁", "t"))
+    h.requires_grad_()
+    both = J(network(h)[-1], t)
+    *gradients, dh = torch.autograd.grad(both, (*leaves, h))
+    of_both = {f"d{name}": gradient for name, gradient in zip(names, gradients, strict=True)}
+    shares = {"dw₂": "δ₂ᵀh₂", "db₂": "δ₂", "dw₁": "δ₁ᵀh₁", "db₁": "δ₁"}
+    for name, share in shares.items():
+        torch.testing.assert_close(found[f"{share} of tile 1"] + found[f"{share} of tile 2"], of_both[name])
+    found |= of_both | {"J": both, "dh": dh, "ΔJ/Δ(w₁)₂₂": (J(network(h, w_1 + nudge)[-1], t) - both) / 0.0001}
+
+    given = {f"{name} of tile {n}" for name in ("h₁", "t") for n in (1, 2)}
+    assert set(found) | set(names) | given == set(told)
+    assert torch.equal(w_1, first["W"].T)
+    assert torch.equal(b_1, first["B"])
+    assert torch.equal(h, torch.stack((first["H"], first["H of row 2"])))
+    assert torch.equal(t, torch.stack((first["Y*"], first["Y* of row 2"])))
+    assert not misprints(told, found)
+
+
 def table_after(heading: str) -> dict[str, list[str]]:
     """Read the first table after a heading: the name in its first column, the other cells."""
     rows = re.findall(r"^\| (`.*) \|$", section(heading), re.MULTILINE)
@@ -191,6 +243,7 @@ def table_after(heading: str) -> dict[str, list[str]]:
 
 OF_Z = table_after("10. The activations")
 OF_Y = table_after("f′ from y")
+COSTS = table_after("What it costs")
 ARGUMENTS: dict[str, tuple[float, ...]] = {
     "leaky_relu": (0.1,),
     "elu": (1.5,),
@@ -265,3 +318,59 @@ def test_the_table_of_activations_lists_every_name() -> None:
 def test_the_table_of_slopes_from_y_lists_the_activations_that_keep_y() -> None:
     keep_y = [name for name in activations.names() if activations.get(name).df_y is not None]
     assert sorted(name_and_parameters(cell)[0] for cell in OF_Y) == sorted(keep_y)
+
+
+class Products(TorchDispatchMode):
+    """Count the matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Keep all tiles on the thread that counts."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("cell", COSTS)
+@pytest.mark.parametrize("L", [1, 2, 5])
+@pytest.mark.parametrize("input_too", [False, True])
+def test_the_table_of_costs_counts_the_products_of_a_step(cell: str, L: int, input_too: bool) -> None:
+    tiles, rows = 3, 4
+    mlp = MLP([5] * (L + 1), "tanh", tile_rows=rows)
+    autograd = mlp.to_sequential()
+    h, t = torch.randn(tiles * rows, 5, requires_grad=input_too), torch.randn(tiles * rows, 5)
+    with Products() as products:
+        if cell.startswith("`autograd`"):
+            autograd(h).sub(t).square().sum().backward()
+            tiles = 1
+        elif cell == "`MLP` in tiles":
+            mlp(h).sub(t).square().sum().backward()
+        else:
+            assert cell == "`backprop` in tiles"
+            backprop(mlp, h, t, "squared_error", tile_rows=rows)
+    assert products.count == tiles * (evaluate(COSTS[cell][0], {"L": L}) + input_too)
+
+
+@pytest.mark.parametrize("cell", COSTS)
+def test_the_table_of_costs_tells_the_example_of_five_layers(cell: str) -> None:
+    formula, *told = COSTS[cell]
+    products = evaluate(formula, {"L": 5})
+    rows = 1024 if cell.endswith("in tiles") else 131072
+    assert told == [
+        f"{products:.0f}",
+        f"{products * 2 * 64 * 64 * 131072 / 1e9:.1f}",
+        f"{rows * 5 * 64 * 4 / 1e6:.3g} MB",
+    ]

@@ -38,6 +38,8 @@ def relu() -> Activation:
         df_y=lambda y: _step(y, 0.0),
         d2f_y=torch.zeros_like,
         kernel=lambda dy, y: aten.threshold_backward.default(dy, y, 0),
+        kernel_out=lambda dy, y: aten.threshold_backward.grad_input(dy, y, 0, grad_input=dy),
+        f_out=lambda z, out: torch.clamp_min(z, 0, out=out),
     )
 
 
@@ -54,6 +56,8 @@ def leaky_relu(negative_slope: float = 0.01) -> Activation:
         df_y=(lambda y: _step(y, a)) if one_to_one else None,
         d2f_y=torch.zeros_like if one_to_one else None,
         kernel=lambda dy, kept: aten.leaky_relu_backward.default(dy, kept, a, one_to_one),
+        kernel_out=lambda dy, kept: aten.leaky_relu_backward.grad_input(dy, kept, a, one_to_one, grad_input=dy),
+        f_out=lambda z, out: aten.leaky_relu.out(z, a, out=out),
     )
 
 
@@ -97,6 +101,8 @@ def sigmoid() -> Activation:
         df_y=df_y,
         d2f_y=lambda y: 1 - 2 * y,
         kernel=aten.sigmoid_backward.default,
+        kernel_out=lambda dy, y: aten.sigmoid_backward.grad_input(dy, y, grad_input=dy),
+        f_out=lambda z, out: torch.sigmoid(z, out=out),
         kernel2=lambda dy, q, y: (
             aten.sigmoid_backward.default(dy, y),
             aten.sigmoid_backward.default(q, y),
@@ -134,6 +140,8 @@ def tanh() -> Activation:
         df_y=df_y,
         d2f_y=lambda y: -2 * y,
         kernel=aten.tanh_backward.default,
+        kernel_out=lambda dy, y: aten.tanh_backward.grad_input(dy, y, grad_input=dy),
+        f_out=lambda z, out: torch.tanh(z, out=out),
         kernel2=lambda dy, q, y: (
             aten.tanh_backward.default(dy, y),
             aten.tanh_backward.default(q, y),
@@ -159,6 +167,8 @@ def softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
             beta * z >= threshold, 0.0
         ),
         kernel=lambda dy, z: aten.softplus_backward.default(dy, z, beta, threshold),
+        kernel_out=lambda dy, z: aten.softplus_backward.grad_input(dy, z, beta, threshold, grad_input=dy),
+        f_out=lambda z, out: aten.softplus.out(z, beta, threshold, out=out),
         kernel2=kernel2,
     )
 
@@ -185,6 +195,8 @@ def hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Activation:
         df=lambda z: _between(z, min_val, max_val),
         d2f=torch.zeros_like,
         kernel=lambda dy, z: aten.hardtanh_backward.default(dy, z, min_val, max_val),
+        kernel_out=lambda dy, z: aten.hardtanh_backward.grad_input(dy, z, min_val, max_val, grad_input=dy),
+        f_out=lambda z, out: aten.hardtanh.out(z, min_val, max_val, out=out),
     )
 
 
@@ -198,6 +210,8 @@ def relu6() -> Activation:
         df_y=lambda y: _between(y, 0.0, 6.0),
         d2f_y=torch.zeros_like,
         kernel=lambda dy, y: aten.hardtanh_backward.default(dy, y, 0.0, 6.0),
+        kernel_out=lambda dy, y: aten.hardtanh_backward.grad_input(dy, y, 0.0, 6.0, grad_input=dy),
+        f_out=lambda z, out: aten.hardtanh.out(z, 0.0, 6.0, out=out),
     )
 
 
@@ -274,6 +288,8 @@ def gelu(approximate: str = "none") -> Activation:
         df=df if approximate == "none" else df_tanh,
         d2f=d2f if approximate == "none" else d2f_tanh,
         kernel=lambda dy, z: aten.gelu_backward.default(dy, z, approximate=approximate),
+        kernel_out=lambda dy, z: aten.gelu_backward.grad_input(dy, z, approximate=approximate, grad_input=dy),
+        f_out=lambda z, out: aten.gelu.out(z, approximate=approximate, out=out),
         kernel2=kernel2 if approximate == "none" else None,
     )
 
@@ -305,7 +321,15 @@ def silu() -> Activation:
         slope.mul_(z).add_(1).mul_(s)
         return _terms(dy, q, slope, curvature)
 
-    return Activation(f=F.silu, df=df, d2f=d2f, kernel=aten.silu_backward.default, kernel2=kernel2)
+    return Activation(
+        f=F.silu,
+        df=df,
+        d2f=d2f,
+        kernel=aten.silu_backward.default,
+        kernel_out=lambda dy, z: aten.silu_backward.grad_input(dy, z, grad_input=dy),
+        f_out=lambda z, out: aten.silu.out(z, out=out),
+        kernel2=kernel2,
+    )
 
 
 @register
@@ -394,4 +418,6 @@ def _exponential(f: Map, alpha: float, scale: float, rate: float) -> Activation:
         df=lambda z: (tail * torch.exp(rate * z.clamp(max=0))).masked_fill(z > 0, scale),
         d2f=lambda z: (tail * rate * torch.exp(rate * z.clamp(max=0))).masked_fill(z >= 0, 0.0),
         kernel=lambda dy, z: aten.elu_backward.default(dy, alpha, scale, rate, False, z),
+        kernel_out=lambda dy, z: aten.elu_backward.grad_input(dy, alpha, scale, rate, False, z, grad_input=dy),
+        f_out=lambda z, out: aten.elu.out(z, alpha, scale, rate, out=out),
     )

@@ -31,6 +31,8 @@ class Activation:
         d2f_y: the derivative of ``df_y`` by y, which is f″/f′; given with it, or not at all.
         kernel: ``(dy, kept) -> dy ⊙ f′(z)`` in one pass over memory, where ``kept`` is y if
             ``df_y`` is given, else z. For speed alone, where nothing differentiates the result.
+        kernel_out: the same as ``kernel``, written over dy. For the speed of whole networks alone.
+        f_out: ``(z, out) -> out``, with f(z) written into ``out``, which may be z. For the same.
         kernel2: ``(dy, q, kept) -> dy ⊙ f′, q ⊙ f′, q ⊙ dy ⊙ c`` with c = f″, or f″/f′ where ``kept`` is y. It may
             overwrite q, and is given float32 or float64. For the speed of second-order gradients alone.
         name: shown by ``repr``.
@@ -51,6 +53,8 @@ class Activation:
     df_y: Map | None = None
     d2f_y: Map | None = None
     kernel: Callable[[Tensor, Tensor], Tensor] | None = None
+    kernel_out: Callable[[Tensor, Tensor], Tensor] | None = None
+    f_out: Callable[[Tensor, Tensor], Tensor] | None = None
     kernel2: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
     name: str = "custom"
     params: tuple[Any, ...] = ()
@@ -104,6 +108,13 @@ def times_slope(dy: Tensor, kept: Tensor, activation: Activation, plain: bool) -
         return activation.kernel(dy, kept)
     (df, d2f), wide = activation.of_kept(), widen(kept)
     return cast(widen(dy) * (df(wide) if plain else _EntrywiseFunction.apply(wide, df, d2f)), dy.dtype)
+
+
+def times_slope_(dy: Tensor, kept: Tensor, activation: Activation) -> Tensor:
+    """Compute dy ⊙ f′ where nothing differentiates it, over dy if there is a kernel for that."""
+    if activation.kernel_out is not None and dy.dtype == kept.dtype:
+        return activation.kernel_out(dy, kept)
+    return times_slope(dy, kept, activation, plain=True)
 
 
 def times_slope_and_curvature(

@@ -1,0 +1,296 @@
+"""Explicit backpropagation: what ``loss.backward()`` does to a network, without a graph, a tile of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manual_mlp.activations.record import cast, widen
+from manual_mlp.chunks import has_fast_products
+from manual_mlp.dense import autocasting
+from manual_mlp.fused import uncast
+from manual_mlp.losses import Pair, RowLoss
+from manual_mlp.network import fits, seed_of
+from manual_mlp.output import binary_cross_entropy, check_reduction, check_rows, cross_entropy, shaped, squared_error
+from manual_mlp.rules import rows
+from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Trace, backward, forward, zeros_like
+from manual_mlp.tiles import tiling_of
+from manual_mlp.transforms import called_as_it_is, caller, has_gradient_hooks
+
+Function = Callable[[Tensor, Tensor], Tensor]
+NOTHING = "expected a parameter, or the input, that requires grad; there is none"
+
+# By name: what makes the loss and checks its target, and its options.
+LOSSES: dict[str, tuple[Callable[..., RowLoss], tuple[str, ...]]] = {
+    "cross_entropy": (cross_entropy, ("weight", "ignore_index", "label_smoothing")),
+    "squared_error": (squared_error, ()),
+    "binary_cross_entropy": (binary_cross_entropy, ("weight", "pos_weight")),
+}
+
+
+def backprop(
+    mlp: nn.Module,
+    input: Tensor,
+    target: Tensor,
+    loss: str | tuple[Function, Function] = "cross_entropy",
+    reduction: str = "mean",
+    tile_rows: int | None = None,
+    *,
+    gradient: Tensor | float | None = None,
+    return_output: bool = False,
+    **options: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Add the gradients of a loss to ``.grad``, as ``loss.backward()`` would, without an autograd graph.
+
+    The network is run forward and backward on a tile of rows, then on the next: a gradient is a sum over rows, so
+    activations never leave the cache, and memory does not grow with the batch. Frozen and shared parameters, hooks on
+    parameters, autocast and dropout are honoured. An ``input`` that requires grad gets its gradient, and so does
+    whatever it was computed from.
+
+    A network that is not an :class:`~manual_mlp.MLP`, or one with a layer that was replaced, hooked or parametrised,
+    is called as it is, on all rows, and autograd goes back through it from δ. So it is with DDP and FSDP, which
+    see to their gradients themselves.
+
+    Dropout draws for each tile: its numbers depend on ``tile_rows``. Where all rows are one tile, on a CPU, they are
+    those of :func:`torch.nn.functional.dropout`.
+
+    Args:
+        mlp: the network.
+        input: floating-point tensor.
+        target: what the loss compares the output with; it may not require grad.
+        loss: ``"cross_entropy"``, ``"squared_error"`` (the textbook's ½(y − t)²) or ``"binary_cross_entropy"`` (of
+            logits); or a pair of functions ``(value, delta)`` of some rows of output and target: the value of each
+            row, and the gradient of its sum by the output. They may be called from several threads.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in :func:`manual_mlp.linear_cross_entropy`,
+            :func:`manual_mlp.dense_squared_error` and :func:`manual_mlp.linear_binary_cross_entropy`; of a pair, over
+            rows.
+        tile_rows: the rows to compute at once; None for what :mod:`manual_mlp.tiles` finds best.
+        gradient: what comes back for the loss, as in :meth:`torch.Tensor.backward`: 1 if it is None. With
+            ``reduction="none"`` it is a tensor of the losses' shape.
+        return_output: whether to return the network's output too.
+        options: of the loss: ``weight``, ``ignore_index`` and ``label_smoothing`` of cross_entropy; ``weight`` and
+            ``pos_weight`` of binary_cross_entropy.
+
+    Shape:
+        - input: :math:`(*, D_{in})`
+        - target: :math:`(*)` for classes, else :math:`(*, D_{out})`; for a pair, :math:`(*, \dots)`
+        - value: :math:`(n, D_{out}), (n, \dots) \to (n)`
+        - delta: :math:`(n, D_{out}), (n, \dots) \to (n, D_{out})`
+        - Output: the loss, a scalar unless ``reduction`` is ``"none"``; with ``return_output``, the loss and the
+          output :math:`(*, D_{out})`. Both are detached.
+
+    Raises:
+        ValueError: shapes or devices do not fit together, an option is out of range, or the loss is not known.
+        TypeError: dtypes differ, or something is of a wrong type.
+        IndexError: a class is out of range (on a CPU; CUDA reports it as torch does, by an assertion).
+        RuntimeError: nothing requires grad; or the call is inside a ``torch.func`` transform, forward mode,
+            ``torch.compile(fullgraph=True)`` or ``torch.inference_mode``.
+    """
+    if caller() not in ("eager", "no grad"):
+        raise RuntimeError("expected backprop outside of torch.func, forward mode and what torch.compile traces")
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("expected backprop outside of torch.inference_mode, where gradients cannot be kept")
+    check_reduction(reduction)
+    check_rows("tile_rows", tile_rows)
+    make = _maker(loss, options)
+    region = torch.get_autocast_dtype(input.device.type) if autocasting(input) else None
+    layers = _layers_of(mlp, input, region is not None)
+    if layers is None:
+        with torch.enable_grad():
+            like = mlp(input)
+        if not isinstance(like, Tensor):
+            raise TypeError(f"expected a module that returns a tensor, got {type(like).__name__}")
+        d_out = like.shape[-1]
+    else:
+        like, d_out = input, layers[-1].w.size(0)
+    objective = _Objective(make(like, d_out, target, **options), reduction, gradient, like, d_out)
+    with torch.no_grad(), nullcontext() if region is None else uncast(input):
+        if layers is None:
+            output = _by_autograd(like, objective)
+        else:
+            output = _by_tiles(layers, input, objective, tile_rows, return_output, region or input.dtype)
+        result = objective.result(like.dtype if region is None else torch.float32)
+    return (result, output) if return_output else result
+
+
+def _layers_of(mlp: nn.Module, input: Tensor, mixed: bool) -> list[Layer] | None:
+    """List the layers of a network, unless it is to be called as it is."""
+    chain = getattr(mlp, "chain", None)
+    layers: list[Layer] | None = chain() if chain is not None and called_as_it_is(mlp) else None
+    return layers if layers is not None and fits(layers, input, mixed, leaves=True) else None
+
+
+def _by_tiles(
+    layers: Sequence[Layer],
+    input: Tensor,
+    objective: _Objective,
+    tile_rows: int | None,
+    return_output: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Add to the gradients, with products in a dtype; return the output if it is asked for, else anything."""
+    narrow = dtype.itemsize < 4
+    products = torch.float32 if narrow and not has_fast_products(dtype, input.device.type) else dtype
+    h = cast(rows(input), products)
+    tiling = tiling_of(layers, h, tile_rows)
+    one = tiling.rows >= h.size(0)
+    sums = [_sums(layers, one) for _ in range(tiling.workers)]
+    needed = [w is not None or b is not None for w, b in sums[0]]
+    if not (input.requires_grad or True in needed):
+        raise RuntimeError(NOTHING)
+    lowest = -1 if input.requires_grad else needed.index(True)
+    if products is not layers[0].w.dtype:
+        layers = [layer.to(products) for layer in layers]
+    if one:
+        trace = forward(layers, h, None)
+        output = trace.y.clone() if return_output else h
+        dh: Tensor | None = backward(
+            layers, trace, objective.of_all(trace.y, _is_free(trace)), sums[0], lowest, None
+        )
+    else:
+        output = h.new_empty(h.size(0), layers[-1].w.size(0)) if return_output else h
+
+        def dy_of(trace: Trace, at: slice) -> Tensor:
+            if return_output:
+                output[at] = trace.y
+            return objective.of_some(trace.y, at, _is_free(trace))
+
+        dh = Sweep(layers, h, tiling, seed_of(layers)).backward(dy_of, sums, lowest)
+    _accumulate(sums[0])
+    if lowest < 0 and dh is not None:
+        torch.autograd.backward(input, cast(dh, input.dtype).view(input.shape))
+    return cast(output, dtype).view(*input.shape[:-1], -1)
+
+
+def _by_autograd(y: Tensor, objective: _Objective) -> Tensor:
+    """Let autograd go back from the gradient by the output; return the output."""
+    if not y.requires_grad:
+        raise RuntimeError(NOTHING)
+    output = y.detach()
+    torch.autograd.backward(y, objective.of_all(rows(output), own=False).view(y.shape))
+    return output
+
+
+def _maker(loss: str | tuple[Function, Function], options: dict[str, Any]) -> Callable[..., RowLoss]:
+    """Find what makes the loss, and see that it knows the options."""
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise ValueError(f"expected a loss among {', '.join(LOSSES)}, or a pair of functions, got {loss!r}")
+        make, known = LOSSES[loss]
+    elif isinstance(loss, tuple) and len(loss) == 2 and all(map(callable, loss)):
+        make, known = lambda like, _, target: Pair(_target_rows(like, target), *loss), ()
+    else:
+        raise TypeError(f"expected a loss by name, or a pair of functions (value, delta), got {loss!r}")
+    for name in options:
+        if name not in known:
+            raise TypeError(f"expected options among {', '.join(known) or 'none'} for loss {loss!r}, got {name}")
+    return make
+
+
+def _target_rows(like: Tensor, target: Tensor) -> Tensor:
+    """Give the target of a pair a row for each row of the input."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"expected target to be a tensor, got {type(target).__name__}")
+    leading = like.shape[:-1]
+    if target.shape[: len(leading)] != leading:
+        raise ValueError(f"expected target {(*leading, '...')}, got {tuple(target.shape)}")
+    return target.reshape(leading.numel(), *target.shape[len(leading) :])
+
+
+class _Objective:
+    """The loss of all rows, from that of some at a time, and what comes back for it."""
+
+    def __init__(
+        self, loss: RowLoss, reduction: str, gradient: Tensor | float | None, like: Tensor, d_out: int
+    ) -> None:
+        if loss.target.requires_grad:
+            raise ValueError("expected a target that requires no grad: loss.backward() would give it one")
+        self.loss, self.like, self.mean = loss, like, reduction == "mean"
+        self.values: dict[int, Tensor] = {}  # by the number of the first row
+        self.gradient = gradient
+        self.each: Tensor | None = None  # what comes back for every row or entry, if they are not added up
+        if reduction == "none" or isinstance(gradient, Tensor):
+            shape = (*like.shape[:-1], *[d_out] * loss.by_entry) if reduction == "none" else ()
+            if not isinstance(gradient, Tensor) or gradient.shape != shape:
+                got = tuple(gradient.shape) if isinstance(gradient, Tensor) else gradient
+                raise ValueError(f"expected a gradient {shape} for the loss, got {got}")
+            if reduction == "none":
+                self.each = rows(gradient) if loss.by_entry else loss.counted(gradient.reshape(-1))[:, None]
+
+    def of_all(self, y: Tensor, own: bool) -> Tensor:
+        """Compute the gradient by the output of all rows, which may be overwritten if it is own."""
+        if self.each is not None:
+            return self.of_some(y, slice(0, y.size(0)), own)
+        self.values[0], delta = self.loss.reduced(_to_overwrite(y, own), self.mean)
+        return cast(delta if self.gradient is None else delta.mul_(self.gradient), y.dtype)
+
+    def of_some(self, y: Tensor, at: slice, own: bool) -> Tensor:
+        """Compute the gradient by the output of some rows, which may be overwritten if it is own."""
+        values, delta = self.loss.values(_to_overwrite(y, own), at, True)
+        assert delta is not None
+        if self.each is not None:
+            self.values[at.start] = values
+            return cast(delta.mul_(self.each[at]), y.dtype)
+        count, scale = self.loss.mean() if self.mean else (1.0, 1.0)
+        self.values[at.start] = values.sum(dtype=torch.float64) / count
+        return cast(delta.mul_(scale if self.gradient is None else scale * self.gradient), y.dtype)
+
+    def result(self, dtype: torch.dtype) -> Tensor:
+        """Put the values together."""
+        if self.each is not None:
+            return shaped(cast(torch.cat(self._in_order()), dtype), self.like)
+        return cast(self.values[0] if len(self.values) == 1 else torch.stack(self._in_order()).sum(), dtype)
+
+    def _in_order(self) -> list[Tensor]:
+        return [self.values[start] for start in sorted(self.values)]
+
+
+def _is_free(trace: Trace) -> bool:
+    """Tell whether the output may be overwritten, as backward does without it."""
+    return trace.y is not trace.kept[-1]
+
+
+def _to_overwrite(y: Tensor, own: bool) -> Tensor:
+    z = widen(y)
+    return z.clone() if z is y and not own else z
+
+
+def _sums(layers: Sequence[Layer], one: bool) -> Sums:
+    """Make a sum for each parameter that requires grad: of one tile, onto ``.grad`` itself if no hook waits for it."""
+    made: dict[int, Sum] = {}
+
+    def of(p: Tensor | None) -> Sum | None:
+        if p is None or not p.requires_grad:
+            return None
+        sum = made.get(id(p))
+        if sum is None:
+            watched = has_gradient_hooks(p)
+            sum = made[id(p)] = Sum(p, (None if watched else p.grad) if one else zeros_like(p), watched)
+        return sum
+
+    return [(of(w), of(b)) for w, b, *_ in layers]
+
+
+def _accumulate(sums: Sums) -> None:
+    """Add the sums to ``.grad``, through autograd where a hook waits for them."""
+    watched: dict[Tensor, Tensor] = {}
+    for pair in sums:
+        for sum in pair:
+            if sum is None:
+                continue
+            p, total = sum.parameter, sum.total
+            grad = p.grad
+            if grad is total or total is None:
+                continue
+            if sum.watched:
+                watched[p] = cast(total, p.dtype)
+            elif grad is None:
+                p.grad = cast(total, p.dtype)
+            else:
+                grad += total
+    if watched:
+        torch.autograd.backward(list(watched), list(watched.values()))

@@ -1,0 +1,279 @@
+"""The rows of a network, tile by tile, forward and backward: the loops of explicit backpropagation.
+
+A tag names the formula that its line computes; ``docs/derivation.md`` proves each of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import islice
+from threading import Barrier
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manual_mlp.activations import IDENTITY, Activation
+from manual_mlp.activations.record import cast, times_slope, times_slope_, widen
+from manual_mlp.rules import add_outer
+from manual_mlp.tiles import Tiling
+
+
+class Layer(NamedTuple):
+    """One layer of a network: y = f(h wᵀ + b), of whose entries dropout zeroes a share."""
+
+    w: Tensor
+    b: Tensor | None
+    activation: Activation
+    dropout: float
+
+    def to(self, dtype: torch.dtype) -> Layer:
+        """Turn the operands of the products into a dtype."""
+        return self._replace(w=cast(self.w, dtype), b=None if self.b is None else cast(self.b, dtype))
+
+
+class Trace(NamedTuple):
+    """What forward leaves for backward, an entry a layer: h; y or z, None for a last identity; dropout's factors."""
+
+    h: list[Tensor]
+    kept: list[Tensor | None]
+    masks: list[Tensor | None]
+    y: Tensor
+
+
+class Workspace(NamedTuple):
+    """The memory of a tile, an entry a layer: z; y, in z's place where z is not kept; δ, if there is a backward."""
+
+    z: Sequence[Tensor]
+    y: Sequence[Tensor]
+    delta: Sequence[Tensor]
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer], rows: int, backward: bool) -> Workspace:
+        """Allocate for so many rows. Two δ at a time are enough."""
+        new = layers[0].w.new_empty
+        widths = [len(layer.w) for layer in layers]
+        z = [new(rows, width) for width in widths]
+        y = [
+            t if layer.activation.df_y is not None else new(rows, len(layer.w))
+            for layer, t in zip(layers, z, strict=True)
+        ]
+        two = [new(rows * max(widths)) for _ in range(2 if backward else 0)]
+        delta = [two[k % 2][: rows * width].view(-1, width) for k, width in enumerate(widths) if backward]
+        return cls(z, y, delta)
+
+    def first(self, rows: int) -> Workspace:
+        """Take the part that a smaller tile needs."""
+        return Workspace(*([t[:rows] for t in some] for some in self))
+
+
+class Sum:
+    """The gradient of a parameter, added up over tiles; None while there is nothing to add to.
+
+    ``watched`` tells that a hook waits for the gradient.
+    """
+
+    __slots__ = ("parameter", "total", "watched")
+
+    def __init__(self, parameter: Tensor, total: Tensor | None, watched: bool = False) -> None:
+        self.parameter, self.total, self.watched = parameter, total, watched
+
+    def add_outer(self, delta: Tensor, h: Tensor) -> None:
+        """Add δᵀh."""
+        if self.total is None:
+            self.total = torch.mm(delta.t(), h)  # (B3)
+        else:
+            add_outer(self.total, delta, h)  # (B3)
+
+    def add_rows(self, delta: Tensor) -> None:
+        """Add δᵀ1."""
+        if self.total is None:
+            self.total = delta.sum(0)  # (B4)
+        else:
+            self.total += delta.sum(0, dtype=self.total.dtype)  # (B4)
+
+
+Sums = Sequence[tuple[Sum | None, Sum | None]]
+
+
+def forward(layers: Sequence[Layer], h: Tensor, space: Workspace | None, draw: torch.Generator | None = None) -> Trace:
+    """Run the network on rows h (n, D_in). Dropout draws from a generator, or as torch does."""
+    inputs: list[Tensor] = []
+    kept: list[Tensor | None] = []
+    masks: list[Tensor | None] = []
+    for k, (w, b, activation, dropout) in enumerate(layers):
+        inputs.append(h)
+        if space is None:
+            z = F.linear(h, w, b)  # (F1)
+            y = activation.f(z)  # (F2)
+        else:
+            z, y_out, f_out = space.z[k], space.y[k], activation.f_out
+            z = torch.mm(h, w.t(), out=z) if b is None else torch.addmm(b, h, w.t(), out=z)  # (F1)
+            y = activation.f(z) if f_out is None else f_out(z, y_out)  # (F2)
+        kept.append(z if activation.df_y is None else y)
+        mask = mask_of(y, dropout, draw) if dropout else None
+        masks.append(mask)
+        h = y if mask is None else y * mask
+    if activation is IDENTITY:
+        kept[-1] = None
+    return Trace(inputs, kept, masks, h)
+
+
+def backward(
+    layers: Sequence[Layer],
+    trace: Trace,
+    dy: Tensor,
+    sums: Sums,
+    lowest: int,
+    space: Workspace | None,
+    dh_out: Tensor | None = None,
+    own: bool = True,
+) -> Tensor:
+    """Add to the sums of every layer down to the lowest; return its dh if that is -1, the input.
+
+    ``own`` allows dy to be overwritten.
+    """
+    for k in range(len(layers) - 1, max(lowest, 0) - 1, -1):
+        w, _, activation, _ = layers[k]
+        kept, delta = trace.kept[k], dy
+        if kept is not None:
+            delta = times_slope_(dy, kept, activation) if own else times_slope(dy, kept, activation, plain=True)  # (B1)
+        dw, db = sums[k]
+        if dw is not None:
+            dw.add_outer(delta, trace.h[k])
+        if db is not None:
+            db.add_rows(delta)
+        if k > lowest:
+            own = True
+            out = dh_out if k == 0 else space.delta[k - 1] if space is not None else None
+            dy = torch.mm(delta, w) if out is None else torch.mm(delta, w, out=out)  # (B2)
+            mask = trace.masks[k - 1] if k else None
+            if mask is not None:
+                dy.mul_(mask)
+    return dy
+
+
+def mask_of(y: Tensor, dropout: float, draw: torch.Generator | None) -> Tensor:
+    """Draw what dropout multiplies y by, as torch does on a CPU."""
+    mask = torch.empty_like(y).bernoulli_(1 - dropout, generator=draw)
+    return mask.div_(1 - dropout) if dropout < 1 else mask
+
+
+class Tile(NamedTuple):
+    """Some of the rows: which, who computes them, in what memory, and what dropout draws from."""
+
+    at: slice
+    worker: int
+    space: Workspace
+    draw: torch.Generator | None
+
+
+class Sweep:
+    """Passes over all rows h (N, D_in) of a network, a tile at a time, without grad mode.
+
+    Args:
+        layers: in the dtype of h.
+        seed: of what dropout draws; None where there is none.
+    """
+
+    def __init__(self, layers: Sequence[Layer], h: Tensor, tiling: Tiling, seed: int | None = None) -> None:
+        self.layers, self.h, self.seed = layers, h, seed
+        self.rows, self.workers = tiling
+
+    def forward(self) -> Tensor:
+        """Compute y (N, D_out)."""
+        y = self.h.new_empty(len(self.h), len(self.layers[-1].w))
+
+        def work(tile: Tile) -> None:
+            y[tile.at] = forward(self.layers, self.h[tile.at], tile.space, tile.draw).y
+
+        self._run(work, backward=False)
+        return y
+
+    def backward(
+        self, dy_of: Callable[[Trace, slice], Tensor], sums: Sequence[Sums], lowest: int, own: bool = True
+    ) -> Tensor | None:
+        """Run forward and backward, where ``dy_of`` a tile gives the gradient by its y; return dh if lowest is -1.
+
+        Every worker adds to sums of its own, and those of the first take in the others'. ``own`` is as for
+        :func:`backward`.
+        """
+        dh = self.h.new_empty(self.h.shape) if lowest < 0 else None
+
+        def work(tile: Tile) -> None:
+            trace = forward(self.layers, self.h[tile.at], tile.space, tile.draw)
+            dh_out = None if dh is None else dh[tile.at]
+            backward(self.layers, trace, dy_of(trace, tile.at), sums[tile.worker], lowest, tile.space, dh_out, own)
+
+        self._run(work, backward=True)
+        for first, *others in zip(*map(distinct, sums), strict=True):
+            for other in others:
+                first.total += other.total  # (T1)
+        return dh
+
+    def masks(self) -> list[Tensor | None]:
+        """Draw once more what dropout multiplied each layer's y by, for all rows."""
+        drawn: list[list[Tensor]] = [[] for _ in self.layers]
+        for number, at in enumerate(self._slices()):
+            draw = self._generator(number)
+            for layer, some in zip(self.layers, drawn, strict=True):
+                if layer.dropout:
+                    some.append(mask_of(self.h.new_empty(at.stop - at.start, len(layer.w)), layer.dropout, draw))
+        return [torch.cat(some) if some else None for some in drawn]
+
+    def _run(self, work: Callable[[Tile], None], backward: bool) -> None:
+        """Deal the tiles out to the workers, always in the same way, so that sums come out the same.
+
+        A worker is a thread, and its operations stay on it. One alone is the calling thread, with all of torch's own.
+        """
+        # Memory is made here: what a new thread allocates comes from an arena of its own.
+        spaces = [Workspace.of(self.layers, self.rows, backward) for _ in range(self.workers)]
+
+        def part(k: int) -> None:
+            with torch.no_grad():
+                for number, at in islice(enumerate(self._slices()), k, None, self.workers):
+                    rows = at.stop - at.start
+                    space = spaces[k] if rows == self.rows else spaces[k].first(rows)
+                    work(Tile(at, k, space, self._generator(number)))
+
+        if self.workers == 1:
+            part(0)
+        else:
+            list(_pool(self.workers, os.getpid()).map(part, range(self.workers)))
+
+    def _slices(self) -> Iterator[slice]:
+        n = len(self.h)
+        return (slice(start, min(start + self.rows, n)) for start in range(0, n, self.rows))
+
+    def _generator(self, number: int) -> torch.Generator | None:
+        return None if self.seed is None else torch.Generator(self.h.device).manual_seed(self.seed + number)
+
+
+def distinct(sums: Sums) -> list[Sum]:
+    """List each sum once, though layers may share it."""
+    return list(dict.fromkeys(sum for layer in sums for sum in layer if sum is not None))
+
+
+def zeros_like(parameter: Tensor) -> Tensor:
+    """Make what many tiles are added to: in float32 at least."""
+    return parameter.new_zeros(parameter.shape, dtype=widen(parameter[:0]).dtype)
+
+
+@lru_cache(maxsize=1)
+def _pool(workers: int, process: int) -> ThreadPoolExecutor:
+    # A forked process has none of its parent's threads, and makes its own.
+    pool, all_started, threads = ThreadPoolExecutor(workers, "manual_mlp"), Barrier(workers), torch.get_num_threads()
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        all_started.wait()
+
+    for started in [pool.submit(start) for _ in range(workers)]:
+        started.result()
+    # What one thread sets is also what threads made later begin with.
+    torch.set_num_threads(threads)
+    return pool
