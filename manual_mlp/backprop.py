@@ -148,17 +148,16 @@ def _by_tiles(
     if one:
         trace = forward(layers, h, None)
         output = trace.y.clone() if return_output else h
-        dh: Tensor | None = backward(
-            layers, trace, objective.of_all(trace.y, _is_free(trace)), sums[0], lowest, None
-        )
+        dh: Tensor | None = backward(layers, trace, objective.of_all(trace.y, _is_free(trace)), sums[0], lowest, None)
     else:
         output = h.new_empty(h.size(0), layers[-1].w.size(0)) if return_output else h
 
         def dy_of(trace: Trace, at: slice) -> Tensor:
             if return_output:
                 output[at] = trace.y
-            return objective.of_some(trace.y, at, _is_free(trace))
+            return objective.of_tile(trace.y, at, _is_free(trace))
 
+        objective.cut(tiling.rows)
         dh = Sweep(layers, h, tiling, seed_of(layers)).backward(dy_of, sums, lowest)
     _accumulate(sums[0])
     if lowest < 0 and dh is not None:
@@ -210,7 +209,6 @@ class _Objective:
         if loss.target.requires_grad:
             raise ValueError("expected a target that requires no grad: loss.backward() would give it one")
         self.loss, self.like, self.mean = loss, like, reduction == "mean"
-        self.values: dict[int, Tensor] = {}  # by the number of the first row
         self.gradient = gradient
         self.each: Tensor | None = None  # what comes back for every row or entry, if they are not added up
         if reduction == "none" or isinstance(gradient, Tensor):
@@ -221,32 +219,42 @@ class _Objective:
             if reduction == "none":
                 self.each = rows(gradient) if loss.by_entry else loss.counted(gradient.reshape(-1))[:, None]
 
+    def cut(self, rows: int) -> None:
+        """Make room for the values of every row or entry, or for the sum of every tile of so many rows.
+
+        Made here, because a small tensor that stayed behind each tile's large ones would keep their memory from the
+        next tile's.
+        """
+        self.rows = rows
+        if self.each is None:
+            tiles = -(-self.like.shape[:-1].numel() // rows)
+            self.values = self.like.new_empty(tiles, dtype=torch.float64)
+        else:
+            shape = self.each.shape if self.loss.by_entry else self.each.shape[:1]
+            self.values = self.each.new_empty(shape, dtype=widen(self.each[:0]).dtype)
+
     def of_all(self, y: Tensor, own: bool) -> Tensor:
         """Compute the gradient by the output of all rows, which may be overwritten if it is own."""
         if self.each is not None:
-            return self.of_some(y, slice(0, y.size(0)), own)
-        self.values[0], delta = self.loss.reduced(_to_overwrite(y, own), self.mean)
+            self.cut(y.size(0))
+            return self.of_tile(y, slice(0, y.size(0)), own)
+        self.values, delta = self.loss.reduced(_to_overwrite(y, own), self.mean)
         return cast(delta if self.gradient is None else delta.mul_(self.gradient), y.dtype)
 
-    def of_some(self, y: Tensor, at: slice, own: bool) -> Tensor:
-        """Compute the gradient by the output of some rows, which may be overwritten if it is own."""
+    def of_tile(self, y: Tensor, at: slice, own: bool) -> Tensor:
+        """Compute the gradient by the output of a tile, which may be overwritten if it is own."""
         values, delta = self.loss.values(_to_overwrite(y, own), at, True)
         assert delta is not None
         if self.each is not None:
-            self.values[at.start] = values
+            self.values[at] = values
             return cast(delta.mul_(self.each[at]), y.dtype)
         count, scale = self.loss.mean() if self.mean else (1.0, 1.0)
-        self.values[at.start] = values.sum(dtype=torch.float64) / count
+        self.values[at.start // self.rows] = values.sum(dtype=torch.float64) / count
         return cast(delta.mul_(scale if self.gradient is None else scale * self.gradient), y.dtype)
 
     def result(self, dtype: torch.dtype) -> Tensor:
         """Put the values together."""
-        if self.each is not None:
-            return shaped(cast(torch.cat(self._in_order()), dtype), self.like)
-        return cast(self.values[0] if len(self.values) == 1 else torch.stack(self._in_order()).sum(), dtype)
-
-    def _in_order(self) -> list[Tensor]:
-        return [self.values[start] for start in sorted(self.values)]
+        return shaped(cast(self.values if self.each is not None else self.values.sum(), dtype), self.like)
 
 
 def _is_free(trace: Trace) -> bool:

@@ -137,7 +137,7 @@ class _TiledFunction(Function):
         by_layer = _by_layer(ctx.forms, needed)
         sums = [_zeros(sweep.layers, by_layer) for _ in range(sweep.workers)]
         with uncast(dy):
-            dh = sweep.backward(lambda _, at: dy[at], sums, lowest_of(by_layer), own=False)
+            dh = sweep.backward(dy, sums, lowest_of(by_layer))
         found = [dh]
         for form, pair in zip(ctx.forms, sums[0], strict=True):
             totals = (None if sum is None else sum.total for sum in pair[: 1 + form.biased])

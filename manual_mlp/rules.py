@@ -47,13 +47,20 @@ def gradients(
 
 
 def add_outer(total: Tensor, delta: Tensor, h: Tensor) -> None:
-    """Add δᵀh in the dtype of the total; a block of a product in another dtype is no larger than δ."""
+    """Add δᵀh in the dtype of the total.
+
+    A product that were rounded to a narrower dtype before it is added would lose more than twice torch's accuracy, so
+    on a CPU its operands are widened. On a GPU that would cost far more than the rest, and a block of the product, no
+    larger than δ, is added as it is.
+    """
     if total.dtype == delta.dtype:
         total.addmm_(delta.mT, h)  # (B3, S5)
-        return
-    columns = max(1, delta.numel() // max(1, h.shape[1]))
-    for start in range(0, len(total), columns):
-        total[start : start + columns] += delta[:, start : start + columns].mT @ h  # (B3, S5)
+    elif delta.is_cpu:
+        total.addmm_(delta.mT.to(total.dtype), h.to(total.dtype))  # (B3, S5)
+    else:
+        columns = max(1, delta.numel() // max(1, h.shape[1]))
+        for start in range(0, len(total), columns):
+            total[start : start + columns] += delta[:, start : start + columns].mT @ h  # (B3, S5)
 
 
 def tangent(

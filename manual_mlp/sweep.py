@@ -123,6 +123,14 @@ def forward(layers: Sequence[Layer], h: Tensor, space: Workspace | None, draw: t
     return Trace(inputs, kept, masks, h)
 
 
+def forward_again(layers: Sequence[Layer], h: Tensor, space: Workspace, draw: torch.Generator | None) -> Trace:
+    """Run the network on rows as far as backward needs it: a last identity needs no z."""
+    if layers[-1].activation is not IDENTITY:
+        return forward(layers, h, space, draw)
+    trace = Trace([], [], [], h) if len(layers) == 1 else forward(layers[:-1], h, space, draw)
+    return Trace([*trace.h, trace.y], [*trace.kept, None], [*trace.masks, None], trace.y)
+
+
 def backward(
     layers: Sequence[Layer],
     trace: Trace,
@@ -195,19 +203,26 @@ class Sweep:
         return y
 
     def backward(
-        self, dy_of: Callable[[Trace, slice], Tensor], sums: Sequence[Sums], lowest: int, own: bool = True
+        self, dy: Tensor | Callable[[Trace, slice], Tensor], sums: Sequence[Sums], lowest: int
     ) -> Tensor | None:
-        """Run forward and backward, where ``dy_of`` a tile gives the gradient by its y; return dh if lowest is -1.
+        """Run forward and backward; return dh if the lowest layer is -1, the input.
 
-        Every worker adds to sums of its own, and those of the first take in the others'. ``own`` is as for
-        :func:`backward`.
+        Every worker adds to sums of its own, and those of the first take in the others'.
+
+        Args:
+            dy: the gradient by y (N, D_out), or what makes that of a tile, to be overwritten, from its forward pass.
         """
         dh = self.h.new_empty(self.h.shape) if lowest < 0 else None
 
         def work(tile: Tile) -> None:
-            trace = forward(self.layers, self.h[tile.at], tile.space, tile.draw)
+            h = self.h[tile.at]
+            if isinstance(dy, Tensor):
+                trace, dy_here, own = forward_again(self.layers, h, tile.space, tile.draw), dy[tile.at], False
+            else:
+                trace = forward(self.layers, h, tile.space, tile.draw)
+                dy_here, own = dy(trace, tile.at), True
             dh_out = None if dh is None else dh[tile.at]
-            backward(self.layers, trace, dy_of(trace, tile.at), sums[tile.worker], lowest, tile.space, dh_out, own)
+            backward(self.layers, trace, dy_here, sums[tile.worker], lowest, tile.space, dh_out, own)
 
         self._run(work, backward=True)
         for first, *others in zip(*map(distinct, sums), strict=True):

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 # Operations or bytes a second on one core, then seconds.
 PRODUCTS, SECOND_LEVEL, THIRD_LEVEL, MEMORY, FRESH = 92e9, 80e9, 60e9, 18e9, 6e9
 CALL, SHARED_CALL, WAKE = 14e-6, 24e-6, 0.2e-3
-# Bytes: of the third level, of what malloc has at hand, of a GPU's tile.
-THIRD_LEVEL_BYTES, AT_HAND, LIMIT = 2**25, 2**25, 2**30
+# Bytes: of the third level, of what malloc has at hand, of all tiles at once (or 512 rows each), of a GPU's tile.
+THIRD_LEVEL_BYTES, AT_HAND, TILES, LIMIT = 2**25, 2**25, 2**23, 2**30
 
 
 class Tiling(NamedTuple):
@@ -89,7 +89,9 @@ def _chosen(n: int, widths: tuple[int, ...], dtype: torch.dtype, threads: int, o
         shared = (WAKE + 3 * weights * workers / MEMORY) if workers > 1 else 0.0
         return busy + calls + shared + workers * rows * row_bytes / FRESH
 
-    times = {rows: seconds(rows) for rows in [n, *(1 << k for k in range(6, (n - 1).bit_length()))]}
+    most = max(512, TILES // (threads * row_bytes))
+    powers = [1 << k for k in range(6, (n - 1).bit_length()) if 1 << k <= most]
+    times = {rows: seconds(rows) for rows in [n, *powers]}
     rows = min(rows for rows, time in times.items() if time <= 1.05 * min(times.values()))
     return Tiling(rows, min(threads, ceil(n / rows)))
 

@@ -62,10 +62,14 @@ def test_chunks_are_wider_where_reading_the_weight_again_costs_more() -> None:
     assert chosen[0] < chosen[-1]
 
 
-def test_products_in_bfloat16_are_fast_on_a_cpu_with_amx_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for amx in (True, False):
-        monkeypatch.setattr(chunks, "capabilities", lambda amx=amx: {"amx_bf16": amx})
-        assert chunks.has_fast_products(torch.bfloat16, "cpu") is amx
+@pytest.mark.parametrize("name", ["amx_bf16", "avx512_bf16"])
+def test_products_in_bfloat16_are_fast_on_a_cpu_with_instructions_for_them(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for has in (True, False):
+        monkeypatch.setattr(chunks, "capabilities", lambda has=has: {name: has})
+        assert chunks.has_fast_products(torch.bfloat16, "cpu") is has
         assert chunks.has_fast_products(torch.bfloat16, "cuda")
+        assert (chunks.speed_of(torch.bfloat16) > 1) is has
     monkeypatch.setattr(chunks, "capabilities", dict)
     assert not chunks.has_fast_products(torch.bfloat16, "cpu")
