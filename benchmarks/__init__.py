@@ -1,1 +1,1 @@
-"""What the layers cost: ``python -m benchmarks``; needs torch and manual_mlp alone."""
+"""What the layers cost: ``python -m benchmarks``; needs torch and manual_mlp alone (the plot: matplotlib)."""

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from benchmarks import machine, memory
+from benchmarks import left_out, machine, memory
 from benchmarks.harness import (
     BLOCK_SECONDS,
     MIN_ROUNDS,
@@ -114,7 +114,12 @@ def record(options: argparse.Namespace) -> dict[str, object]:
 
 
 def time_row(
-    steps: Mapping[str, Step], baseline: str, options: argparse.Namespace, threads: int, share: float = 1.0
+    steps: Mapping[str, Step],
+    baseline: str,
+    options: argparse.Namespace,
+    threads: int,
+    share: float = 1.0,
+    ours: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Time the steps of a row against each other, for a share of a row's seconds; return the fields every row has."""
     fix(threads)
@@ -129,7 +134,7 @@ def time_row(
         "busy": machine.busy(load, others, options.threads[-1]),
         "number": timing.number,
         "rounds": len(timing.seconds[baseline]),
-        "providers": summarise(timing, baseline),
+        "providers": summarise(timing, baseline, ours),
     }
 
 
@@ -174,23 +179,53 @@ def take_rows(
     return [row for mallocs in zip(*taken, strict=True) for row in mallocs], limits
 
 
+def share_checks(rows: Sequence[dict[str, Any]], mallocs: int) -> None:
+    """Give the rows of every malloc the errors and bytes that were taken under the first."""
+    for at, row in enumerate(rows):
+        checked = rows[at - at % mallocs]["providers"]
+        for name, provider in row["providers"].items():
+            row["providers"][name] = checked.get(name, {}) | provider
+
+
+def ceilings(device: torch.device, dtypes: Sequence[str], threads: int) -> dict[str, float]:
+    """Measure the ceilings of the first dtype, and the products of each."""
+    found = {dtype: machine.ceilings(device, DTYPES[dtype], threads) for dtype in dtypes}
+    return found[dtypes[0]] | {f"gflops_{dtype}": limit["gflops"] for dtype, limit in found.items()}
+
+
+def whole_run(
+    command: str,
+    measure: Callable[[argparse.Namespace, str], tuple[list[dict[str, Any]], dict[int, dict[str, float]]]],
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """Measure under every malloc and describe it all; say what is run, and what is left out."""
+    run: dict[str, Any] = record(options)
+    print(heading(command, run, options), flush=True)
+    rows, limits = take_rows(measure, options)
+    share_checks(rows, len(options.malloc))
+    for line in left_out.lines(rows):
+        print(line)
+    return run | {"ceilings": limits, "rows": rows}
+
+
 def interval(estimate: Sequence[float], spec: str) -> str:
     """Write a median with its interval."""
     value, low, high = (format(number, spec) for number in estimate)
     return f"{value} [{low}, {high}]"
 
 
-def notes(row: dict[str, Any]) -> str:
+def notes(row: Mapping[str, Any]) -> str:
     """Mark a row that is wrong or was taken under load."""
-    found = [f"WRONG {name}" for name, provider in row["providers"].items() if provider["wrong"]]
+    found = [f"WRONG {name}" for name, provider in row["providers"].items() if provider.get("wrong")]
     if row["busy"]:
         found.append(f"load {row['load']:.1f}, others {row['others_cores']:.1f} cores")
     return ", ".join(found)
 
 
-def any_wrong(rows: Sequence[dict[str, Any]]) -> bool:
-    """Tell whether any provider of any row is wrong."""
-    return any(provider["wrong"] for row in rows for provider in row["providers"].values())
+def any_wrong(rows: Sequence[dict[str, Any]], names: Sequence[str] = ()) -> bool:
+    """Tell whether any provider of any row is wrong, or any of those named."""
+    found = (item for row in rows for item in row["providers"].items())
+    return any(provider["wrong"] for name, provider in found if not names or name in names)
 
 
 def layout(value: Any, depth: int = 3, pad: str = "") -> str:

@@ -3,7 +3,7 @@
 import gc
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -134,8 +134,8 @@ def paired_difference(baseline: Tensor, ours: Tensor) -> Estimate:
     return bootstrap_median(ours - baseline)
 
 
-def summarise(timing: Timing, baseline: str) -> dict[str, dict[str, object]]:
-    """Turn a timing into the fields of each provider; times in µs."""
+def summarise(timing: Timing, baseline: str, ours: Sequence[str] = ()) -> dict[str, dict[str, object]]:
+    """Turn a timing into the fields of each provider; times in µs. ``ours`` get a ratio for each other provider too."""
     micros = {name: seconds * 1e6 for name, seconds in timing.seconds.items()}
     return {
         name: {
@@ -145,6 +145,11 @@ def summarise(timing: Timing, baseline: str) -> dict[str, dict[str, object]]:
             "ratio": list(paired_ratio(micros[baseline], samples)),
             "extra_us": list(paired_difference(micros[baseline], samples)),
         }
+        | (
+            {"ratios": {peer: list(paired_ratio(micros[peer], samples)) for peer in micros if peer != name}}
+            if name in ours
+            else {}
+        )
         for name, samples in micros.items()
     }
 
@@ -175,6 +180,11 @@ def largest_error(result: Tensor | None, truth: Tensor) -> float:
 def errors(results: Mapping[str, Tensor | None], truth: Mapping[str, Tensor | None]) -> dict[str, float]:
     """Return the largest absolute error of every result against float64."""
     return {name: largest_error(results.get(name), exact) for name, exact in truth.items() if exact is not None}
+
+
+def negligible(truth: Mapping[str, Tensor | None]) -> dict[str, float]:
+    """Return a millionth of the largest entry of every result: the error that is too small to be wrong, of a mean."""
+    return {name: 1e-6 * exact.abs().amax().item() for name, exact in truth.items() if exact is not None}
 
 
 def wrong(ours: Mapping[str, float], baseline: Mapping[str, float], slack: Mapping[str, float] | None = None) -> bool:

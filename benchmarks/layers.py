@@ -15,6 +15,7 @@ from manual_mlp.rules import delta_of, gradients
 from manual_mlp.transforms import needed_now
 
 BASELINE = "torch"
+OURS = "manual_mlp"
 
 Entrywise = Callable[[Tensor], Tensor]
 
@@ -88,4 +89,4 @@ def _bare(activation: str) -> Layer:
     return lambda h, w, b: BareFunction.apply(h, w, b, f, df)[0]
 
 
-PROVIDERS: dict[str, Callable[[str], Layer]] = {BASELINE: _torch, "manual_mlp": _ours, "bare": _bare}
+PROVIDERS: dict[str, Callable[[str], Layer]] = {BASELINE: _torch, OURS: _ours, "bare": _bare}

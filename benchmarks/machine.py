@@ -36,11 +36,9 @@ def _tuning(environment: dict[str, str]) -> dict[str, str]:
     return {k: v for k, v in environment.items() if k.startswith("MALLOC_") or k == "GLIBC_TUNABLES"}
 
 
-def under_malloc(malloc: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call the function under a malloc: here if this process has it, else in a new one, as glibc reads it at exec."""
+def fresh(malloc: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call the function in a new process under a malloc: glibc reads its settings at exec."""
     here = _tuning(dict(os.environ))
-    if here == MALLOCS[malloc]:
-        return function(*args, **kwargs)
     try:
         for name in here:
             del os.environ[name]
@@ -51,6 +49,13 @@ def under_malloc(malloc: str, function: Callable[P, R], *args: P.args, **kwargs:
         for name in MALLOCS[malloc]:
             os.environ.pop(name, None)
         os.environ.update(here)
+
+
+def under_malloc(malloc: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call the function under a malloc: here if this process has it, else in a new one."""
+    if _tuning(dict(os.environ)) == MALLOCS[malloc]:
+        return function(*args, **kwargs)
+    return fresh(malloc, function, *args, **kwargs)
 
 
 def cores() -> int:
@@ -67,6 +72,12 @@ def cpu_name() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
+def features() -> dict[str, bool]:
+    """Tell which fast products in bfloat16 the CPU has."""
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return {name: bool(capabilities.get(name)) for name in ("amx_bf16", "avx512_bf16")}
+
+
 def describe(device: torch.device) -> dict[str, object]:
     """Describe hardware and versions; nothing that names a host or a path."""
     cuda = device.type == "cuda"
@@ -75,6 +86,7 @@ def describe(device: torch.device) -> dict[str, object]:
         "cpu": cpu_name(),
         "cores": cores(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "features": features(),
         "system": platform.system(),
         "libc": " ".join(platform.libc_ver()),
         "python": platform.python_version(),

@@ -1,13 +1,16 @@
 """Count the bytes a forward keeps for its backward, and the most a step holds at once."""
 
+import gc
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Layer, Step
+from benchmarks.harness import Layer, Step, now
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:
@@ -62,6 +65,12 @@ def kept_bytes(layer: Layer, tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return counts | {"total": sum(counts.values()), "attributes": attributes}
 
 
+def profile(**options: Any) -> torch.autograd.profiler.profile:
+    """Make a profiler that does not announce itself on stderr."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    return torch.autograd.profiler.profile(**options)
+
+
 def peak_bytes(step: Step, tensors: Iterable[Tensor], device: torch.device, warm: bool = True) -> int:
     """Measure the most bytes of new tensors a step holds at once, the gradients of ``tensors`` among them.
 
@@ -78,8 +87,7 @@ def peak_bytes(step: Step, tensors: Iterable[Tensor], device: torch.device, warm
         step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler announces itself on stderr
-    with torch.autograd.profiler.profile(profile_memory=True) as profiler:
+    with profile(profile_memory=True) as profiler:
         step()
     changes = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
@@ -87,3 +95,37 @@ def peak_bytes(step: Step, tensors: Iterable[Tensor], device: torch.device, warm
         held += event.nbytes()
         peak = max(peak, held)
     return peak
+
+
+def _resident(field: str) -> int:
+    """Read the bytes of this process that are in memory: VmRSS is now, VmHWM the most there were."""
+    try:
+        found = re.search(rf"^{field}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found:
+        return 1024 * int(found[1])
+    import resource  # not on every system
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def resident_bytes(make: Callable[..., tuple[Step, Step]], *args: object) -> dict[str, float]:
+    """Measure how far a step raises the bytes of this process that are in memory, and its seconds.
+
+    ``make`` returns what is run before, and the step. Call this in a fresh process: memory that was freed before is
+    not handed back, and would not count.
+    """
+    before, step = make(*args)
+    before()
+    now()  # it asks torch for an accelerator, whose libraries then stay in memory
+    gc.collect()
+    held = _resident("VmRSS")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    except OSError:
+        held = _resident("VmHWM")
+    start = now()
+    step()
+    seconds = now() - start
+    return {"resident_bytes": max(0, _resident("VmHWM") - held), "seconds": seconds}

@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import command, machine, memory
+from benchmarks import command, memory
 from benchmarks.harness import (
     Layer,
     Step,
@@ -42,15 +42,16 @@ from benchmarks.harness import (
     gradients,
     in_float64,
     largest_error,
+    negligible,
     percentile,
     time_rounds,
     training_step,
 )
-from benchmarks.layers import BASELINE
+from benchmarks.layers import BASELINE, OURS
+from benchmarks.left_out import attempt
 from manual_mlp.chunks import has_fast_products, rows_at_once
 from manual_mlp.output import linear_cross_entropy
 
-OURS = "manual_mlp"
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -156,11 +157,9 @@ def failure(name: str, case: Case, device: torch.device) -> str | None:
     """Tell why a provider does not run here, in a line; None where it does. A small case of the same kind is tried."""
     small = case._replace(rows=min(case.rows, 128), d_in=min(case.d_in, 256), classes=min(case.classes, 256))
     tensors, target = small.tensors(device)
-    try:
-        gradients(layer_of(PROVIDERS[name](), target), tensors, torch.ones((), device=device))
-    except Exception as error:  # whatever a package raises where it cannot run
-        return (str(error).strip() or type(error).__name__).splitlines()[0][:100]
-    return None
+    one = torch.ones((), device=device)
+    step, why = attempt(lambda: lambda: gradients(layer_of(PROVIDERS[name](), target), tensors, one))
+    return why if step is None else None
 
 
 def find_providers(cases: Sequence[Case], device: torch.device) -> tuple[list[list[str]], list[str]]:
@@ -269,7 +268,7 @@ def check_case(rows: Sequence[dict[str, Any]], case: Case, names: Sequence[str],
     fix(rows[-1]["threads"])
     truth = gradients(layers[BASELINE], in_float64(tensors), one.double())
     # A mean's gradients are small: what is too little to be wrong is measured by them.
-    slack = {name: 1e-6 * exact.abs().amax().item() for name, exact in truth.items() if exact is not None}
+    slack = negligible(truth)
     for row in rows:
         fix(row["threads"])
         for name, layer in layers.items():
@@ -317,7 +316,7 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
         rows.append(row)
         command.progress(done, len(keys), f"{case}, {threads} threads, {malloc} malloc")
     # All timing comes first: the checks and ceilings free blocks larger than any row's, which malloc remembers.
-    limits = {threads: ceilings(device, options.dtypes, threads) for threads in options.threads}
+    limits = {threads: command.ceilings(device, options.dtypes, threads) for threads in options.threads}
     for row, (case, _, threads) in zip(rows, keys, strict=True):
         row["products_us"] = case.flops / limits[threads][f"gflops_{case.dtype}"] / 1e3
         for provider in row["providers"].values():
@@ -327,20 +326,6 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
         for case, names in zip(options.case, options.providers, strict=True):
             check_case([row for row, key in zip(rows, keys, strict=True) if key[0] == case], case, names, device)
     return rows, limits
-
-
-def ceilings(device: torch.device, dtypes: Sequence[str], threads: int) -> dict[str, float]:
-    """Measure the ceilings of the first dtype, and the products of each."""
-    found = {dtype: machine.ceilings(device, command.DTYPES[dtype], threads) for dtype in dtypes}
-    return found[dtypes[0]] | {f"gflops_{dtype}": limit["gflops"] for dtype, limit in found.items()}
-
-
-def share_checks(rows: Sequence[dict[str, Any]], mallocs: int) -> None:
-    """Give the rows of every malloc the errors and bytes that were taken under the first."""
-    for at, row in enumerate(rows):
-        checked = rows[at - at % mallocs]["providers"]
-        for name, provider in row["providers"].items():
-            row["providers"][name] = checked[name] | provider
 
 
 def who(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -459,7 +444,7 @@ def main(arguments: Sequence[str]) -> int:
     if left_out:
         print("; ".join(left_out), flush=True)
     rows, limits = command.take_rows(measure, options)
-    share_checks(rows, len(options.malloc))
+    command.share_checks(rows, len(options.malloc))
     print("\nTime of forward + .backward(); above 1, the other is faster than torch.\n" + times_table(rows))
     print(
         "\nMB of new tensors a step holds at its peak; the least are gradients and dW in float32.\n" + bytes_table(rows)
@@ -473,4 +458,4 @@ def main(arguments: Sequence[str]) -> int:
         print("\nError of dweight by the number of chunks.\n" + chunks_table(narrow))
     if options.json:
         print(f"\nwritten: {command.save('output', run | {'ceilings': limits, 'rows': rows}, options)}")
-    return int(any(row["providers"][OURS]["wrong"] for row in rows))
+    return int(command.any_wrong(rows, (OURS,)))

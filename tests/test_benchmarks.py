@@ -462,7 +462,7 @@ def test_rows_of_every_malloc_share_the_checks_of_the_first():
         {"providers": {"torch": {"median_us": 1.0, "error": {"output": 2.0}}}},
         {"providers": {"torch": {"median_us": 3.0}}},
     ]
-    output_command.share_checks(rows, 2)
+    command.share_checks(rows, 2)
     assert rows[1]["providers"]["torch"] == {"median_us": 3.0, "error": {"output": 2.0}}
 
 
@@ -486,8 +486,11 @@ def test_layout_is_json_to_five_digits_with_a_row_on_one_line():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "expected a command, one of dense, second-order, output, got nothing"),
-        (["dens"], "expected a command, one of dense, second-order, output, got 'dens'"),
+        ([], "expected a command, one of dense, second-order, transforms, output, network, train, report, got nothing"),
+        (
+            ["dens"],
+            "expected a command, one of dense, second-order, transforms, output, network, train, report, got 'dens'",
+        ),
         (["dense", "--threads", "0"], "expected a whole number from 1 up, got '0'"),
         (["dense", "--device", "cpu", "--threads", "100000"], "expected at most"),
         (["dense", "--seconds", "nan"], "expected a positive number of seconds, got 'nan'"),
@@ -500,6 +503,18 @@ def test_layout_is_json_to_five_digits_with_a_row_on_one_line():
         (["dense", "--dtype", "int8"], "invalid choice: 'int8'"),
         (["dense", "--quik"], "unrecognized arguments: --quik"),
         (["dense", "--json", "--results", __file__], "expected a directory"),
+        (["network", "--case", "64-64"], "expected SIZESxROWS[-ACTIVATION][-LOSS][-DTYPE]"),
+        (["network", "--case", "64x32"], "got '64x32'"),
+        (["network", "--case", "64-64x32-rleu"], "got '64-64x32-rleu'"),
+        (["network", "--providers", "jax"], "invalid choice: 'jax'"),
+        (["network", "--studies", "tiles"], "invalid choice: 'tiles'"),
+        (["network", "--dtype", "float64"], "unrecognized arguments: --dtype float64"),
+        (["train", "--optimiser", "Lion"], "invalid choice: 'Lion'"),
+        (["transforms", "--transform", "vjp"], "invalid choice: 'vjp'"),
+        (["report", "--results", "/nowhere"], "--results: expected a folder with *.json, got /nowhere"),
+        (["report", "--readme", "/nowhere"], "--readme: expected a file, got /nowhere"),
+        (["report", "--from", __file__, "--print"], "expected results as JSON, got"),
+        (["report", "--chek"], "unrecognized arguments: --chek"),
     ],
 )
 def test_bad_arguments_give_one_clear_line_and_status_2(arguments, message, capsys):
@@ -536,7 +551,7 @@ def test_the_tuned_malloc_is_set_in_a_fresh_process():
 
 def test_the_package_runs_with_torch_and_manual_mlp_alone():
     imported = set()
-    for path in Path(command.__file__).parent.glob("*.py"):
+    for path in Path(command.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 imported |= {name.name.split(".")[0] for name in node.names}

@@ -1,0 +1,159 @@
+"""What beside the rows is measured of a network: sweeps over tiles, time and bytes against batch, bytes kept."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks import command, machine, memory
+from benchmarks.harness import Step, fix, paired_ratio, percentile, time_rounds
+from benchmarks.layers import BASELINE, OURS
+from benchmarks.network import cases
+from benchmarks.network.cases import Case, Problem
+from benchmarks.network.goals import PEAK_ROWS
+from benchmarks.network.providers import AUTOGRAD, by_hand, kept_bytes, step_of
+from manual_mlp.chunks import has_fast_products
+from manual_mlp.sweep import Layer
+from manual_mlp.tiles import tiling_of
+
+SWEPT = (cases.POINTS, cases.FIELD, cases.NARROW, cases.NARROW_GELU)
+QUICK_SWEPT = (cases.NARROW._replace(rows=1 << 12),)
+BATCHES = (*(1 << k for k in range(10, 18)), 1 << 20)
+QUICK_BATCHES = (1 << 12,)
+KEPT = tuple(Case((64,) * 6, 1 << 12, f) for f in ("gelu", "silu"))
+HUGE = cases.NARROW._replace(rows=1 << 24)
+WARM_ROWS = 64
+SMALLEST_TILE = 16
+
+
+def chosen_rows(problem: Problem) -> int:
+    """Return the rows of a tile that ``backprop`` takes by its own choice."""
+    input, dtype = problem.input, command.DTYPES[problem.case.dtype]
+    narrow = dtype if has_fast_products(dtype, input.device.type) else torch.float32
+    each: Any = problem.mlp.layers
+    layers = [Layer(layer.weight, layer.bias, layer.activation, 0.0) for layer in each]
+    return tiling_of(layers, input.new_empty(1, 1, dtype=narrow).expand(input.shape), None).rows
+
+
+def candidates(chosen: int, rows: int) -> list[int]:
+    """List the tiles to try: powers of two within eight times of the choice, and the choice."""
+    around = {1 << k for k in range(rows.bit_length()) if chosen <= 8 << k and 1 << k <= 8 * chosen}
+    return sorted({size for size in around if size >= SMALLEST_TILE} | {chosen, min(rows, 8 * chosen)})
+
+
+def sweep(case: Case, options: argparse.Namespace, malloc: str, threads: int) -> dict[str, Any]:
+    """Time ``backprop`` by the rows of a tile; return how far the model's choice is from the best."""
+    fix(threads)
+    problem = case.problem(options.device)
+    chosen = chosen_rows(problem)
+    steps: dict[str, Step] = {str(size): by_hand(problem, size) for size in candidates(chosen, case.rows)}
+    timing = time_rounds(steps, options.seconds / 2)
+    medians = {size: percentile(seconds, 50) * 1e6 for size, seconds in timing.seconds.items()}
+    best = min(medians, key=medians.__getitem__)
+    return {
+        "case": str(case),
+        "malloc": malloc,
+        "threads": threads,
+        "chosen": chosen,
+        "best": int(best),
+        "over_best": list(paired_ratio(timing.seconds[str(chosen)], timing.seconds[best])),
+        "median_us": medians,
+    }
+
+
+def against_batch(case: Case, options: argparse.Namespace, malloc: str) -> dict[str, Any]:
+    """Time eager and ``backprop`` at a batch, with the most threads asked for."""
+    threads = options.threads[-1]
+    fix(threads)
+    problem = case.problem(options.device)
+    steps: dict[str, Step] = {name: step_of(name, problem) for name in (BASELINE, OURS)}
+    about = {"case": str(case), "rows": case.rows, "malloc": malloc, "tile_rows": chosen_rows(problem)}
+    row = about | command.time_row(steps, BASELINE, options, threads)
+    for name, step in steps.items():
+        row["providers"][name]["peak_bytes"] = memory.peak_bytes(step, problem.mlp.parameters(), options.device)
+    return row
+
+
+def measure(options: argparse.Namespace, malloc: str) -> dict[str, list[dict[str, Any]]]:
+    """Take sweeps and times against batch under the malloc this process has."""
+    of_batch = [cases.NARROW._replace(rows=rows) for rows in (QUICK_BATCHES if options.quick else BATCHES)]
+    if malloc != options.malloc[0]:  # once is enough for what takes eager seconds
+        of_batch = [case for case in of_batch if case.rows <= cases.NARROW.rows]
+    swept = QUICK_SWEPT if options.quick else SWEPT
+    found: dict[str, list[dict[str, Any]]] = {}
+    if "batch" in options.studies:
+        found["by_batch"] = [against_batch(case, options, malloc) for case in of_batch]
+    if "sweep" in options.studies:
+        found["sweep"] = [sweep(case, options, malloc, threads) for case in swept for threads in options.threads]
+    return found
+
+
+def resident_step(name: str, case: Case, device: torch.device, threads: int) -> tuple[Step, Step]:
+    """Make a step, and what comes before it: the same over few rows, for what a first call alone allocates."""
+    fix(threads)
+    problem = case.problem(device)
+    few = Problem(case, problem.mlp, problem.input[:WARM_ROWS].clone(), problem.target[:WARM_ROWS].clone())
+    return step_of(name, few), step_of(name, problem)
+
+
+def resident(name: str, case: Case, options: argparse.Namespace) -> float:
+    """Measure the resident bytes of a provider's step in a fresh process, under the default malloc.
+
+    How far ours breaks up malloc's heap differs from run to run: where a goal is at stake, the largest of three counts.
+    """
+    call: Callable[..., dict[str, float]] = memory.resident_bytes
+    tries = 3 if name == OURS and case.rows in PEAK_ROWS else 1
+    args = (resident_step, name, case, options.device, options.threads[-1])
+    return max(machine.fresh("default", call, *args)["resident_bytes"] for _ in range(tries))
+
+
+def add_resident(by_batch: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Add to the rows of the default malloc the bytes that are resident at most, in a fresh process each."""
+    for row in by_batch:
+        if row["malloc"] == "default" and options.device.type == "cpu":
+            for name, provider in row["providers"].items():
+                case = cases.NARROW._replace(rows=row["rows"])
+                provider["resident_bytes"] = resident(name, case, options)
+                command.progress(0, 1, f"resident bytes, {case}, {name}")
+
+
+def kept(case: Case, device: torch.device) -> dict[str, Any]:
+    """Count the bytes that a network alone keeps for backward in one tile, for eager and our autograd path."""
+    problem = case.problem(device, tile_rows=case.rows)
+    nets = {BASELINE: problem.sequential(), AUTOGRAD: problem.mlp}
+    counts = {name: kept_bytes(partial(net, problem.input), problem) for name, net in nets.items()}
+    return {"case": str(case), "rows": case.rows, "providers": counts}
+
+
+def huge_step(case: Case, device: torch.device, threads: int) -> tuple[Step, Step]:
+    """Make a step of the largest batch: its rows repeat, and the target is the input, so that there is no second."""
+    fix(threads)
+    few = case._replace(rows=min(case.rows, 1 << 16)).problem(device)
+    input = few.input.new_empty(case.rows, case.sizes[0])
+    input.view(-1, *few.input.shape).copy_(few.input)
+    return by_hand(few._replace(target=few.input)), by_hand(Problem(case, few.mlp, input, input))
+
+
+def huge(options: argparse.Namespace) -> dict[str, Any]:
+    """Run one step at the largest batch, in a fresh process."""
+    threads = options.threads[-1]
+    call: Callable[..., dict[str, float]] = memory.resident_bytes
+    found = machine.fresh("default", call, huge_step, HUGE, options.device, threads)
+    return {"case": str(HUGE), "rows": HUGE.rows, "threads": threads, "input_bytes": 4 * HUGE.rows * 64, **found}
+
+
+def take(options: argparse.Namespace) -> dict[str, Any]:
+    """Take the studies that are asked for."""
+    found: dict[str, Any] = {}
+    for malloc in options.malloc:
+        measured = machine.under_malloc(malloc, measure, options, malloc)
+        for name, rows in measured.items():
+            found.setdefault(name, []).extend(rows)
+    add_resident(found.get("by_batch", []), options)
+    if "kept" in options.studies:
+        found["kept"] = [kept(case, options.device) for case in KEPT]
+    if options.huge:
+        found["huge"] = huge(options)
+    return found

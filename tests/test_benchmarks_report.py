@@ -1,0 +1,152 @@
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from benchmarks import command, report
+from benchmarks.__main__ import main
+from benchmarks.report import tables
+
+OURS, AUTOGRAD = "manual_mlp", "manual_mlp autograd"
+KEYS = [(threads, malloc) for threads in (1, 2) for malloc in ("default", "tuned")]
+
+
+def provider(micros: float, ratio: float = 1.0, **more: object) -> dict:
+    given = {"median_us": micros, "ratio": [ratio, ratio - 0.1, ratio + 0.1], "extra_us": [-453.2, -1856, 0.2]}
+    return given | {"peak_bytes": 3_000_000, **more}
+
+
+def run(rows: list[dict], date: str = "2026-11-24 02:24 UTC", quick: bool = False, **more: object) -> dict:
+    return {"date": date, "settings": {"quick": quick}, "rows": rows, **more}
+
+
+def rows_of(case: dict, providers: dict) -> list[dict]:
+    return [case | {"threads": t, "malloc": m, "providers": providers} for t, m in KEYS]
+
+
+DENSE = run(rows_of({"case": "5×7→4", "activation": "gelu"}, {"torch": provider(1234.5), OURS: provider(900, 0.805)}))
+NETWORK = run(
+    rows_of(
+        {"case": "32→64→1, 8 rows, relu"},
+        {
+            "torch": provider(900, peak_bytes=101e6),
+            OURS: provider(300, 3.0, ratios={"torch": [3.0, 2, 4], "compile": [2.0, 1, 3]}),
+            "compile": provider(600, 1.5),
+            AUTOGRAD: provider(450, 2.0),
+        },
+    ),
+    by_batch=[
+        {"case": "64→64, 8 rows, relu", "rows": n, "malloc": "default", "threads": 2}
+        | {"providers": {name: provider(n, resident_bytes=n) for name in ("torch", OURS)}}
+        for n in (1024, 4096, 1 << 20)
+    ],
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "a.json").write_text(json.dumps({"dense": DENSE}))
+    (tmp_path / "b.json").write_text(json.dumps({"network": NETWORK}))
+    return tmp_path
+
+
+def readme(folder: Path, *names: str) -> Path:
+    path = folder / "README.md"
+    marked = "".join(f"Prose.\n\n<!-- report: {name} -->\nold\n<!-- end -->\n\nMore.\n" for name in names)
+    path.write_text(f"# Title\n{marked}")
+    return path
+
+
+def call(folder: Path, *arguments: str) -> int:
+    return main(["report", "--results", str(folder), "--readme", str(folder / "README.md"), *arguments])
+
+
+def test_tables_are_put_between_their_markers_and_prose_stays(folder, capsys):
+    path = readme(folder, "dense")
+    assert call(folder, "--check") == 1
+    assert "old" in path.read_text()
+    if find_spec("matplotlib"):
+        assert call(folder) == 0
+    else:
+        path.write_text(report.rewritten(path.read_text(), {"dense": tables.dense(DENSE)}))
+    assert path.read_text() == (
+        "# Title\nProse.\n\n<!-- report: dense -->\n\n"
+        "| N × D_in → D_out | f | torch µs | ours − torch µs | 1 thread | 2 threads |\n"
+        "|---|---|---|---|---|---|\n"
+        "| 5×7→4 | gelu | 1,234 | -453 [-1,856, 0] | 0.81, 0.81 | 0.81, 0.81 |\n"
+        "\n<!-- end -->\n\nMore.\n"
+    ).replace("0.81", f"{0.805:.2f}")
+    assert call(folder, "--check") == 0
+
+
+def test_a_second_report_changes_nothing(folder):
+    path = readme(folder, "network", "dense")
+    once = report.rewritten(path.read_text(), {"dense": "| a |", "network": "| b |"})
+    assert report.rewritten(once, {"dense": "| a |", "network": "| b |"}) == once
+    assert "old" not in once
+
+
+def test_a_network_is_one_line_with_the_ratios_of_both_mallocs():
+    line = tables.network(NETWORK).splitlines()[-1]
+    assert line == (
+        "| 32→64→1, 8 rows, relu | 0.90 | 3.00, 3.00 | 3.00, 3.00 | 2.00, 2.00 | 2.00, 2.00 "
+        "| 2.00, 2.00 | 2.00, 2.00 | 101, 3.0 |"
+    )
+
+
+def test_what_was_not_measured_is_a_dash():
+    row = NETWORK["rows"][0]
+    assert row["threads"] == 1
+    some = run([row | {"providers": {name: row["providers"][name] for name in ("torch", OURS, AUTOGRAD)}}])
+    assert tables.network(some).splitlines()[-1].split(" | ")[2:6] == ["3.00", "–", "–", "–"]
+
+
+def test_transforms_and_training_have_their_tables():
+    both = {"torch": provider(1500), OURS: provider(500, 0.5)}
+    lines = tables.transforms(run(rows_of({"case": "jvp", "net": "4→4", "activation": "relu"}, both)))
+    assert lines.splitlines()[-1] == "| jvp | 4→4 | relu | 1,500 | 0.50, 0.50 | 0.50, 0.50 |"
+    three = {"torch": provider(1500, steps_per_second=666.7), OURS: provider(500, 3.0), AUTOGRAD: provider(500, 2.0)}
+    lines = tables.train(run(rows_of({"case": "4→4", "optimiser": "SGD"}, three)))
+    assert lines.splitlines()[-1] == "| 4→4 | SGD | 667 | 3.00, 3.00 | 3.00, 3.00 | 2.00, 2.00 | 2.00, 2.00 |"
+
+
+def test_the_newest_run_is_taken_and_a_quick_one_only_where_it_is_asked_for(folder):
+    (folder / "c.json").write_text(json.dumps({"dense": run([], "2026-11-25 00:00 UTC", quick=True)}))
+    (folder / "0.json").write_text(json.dumps({"dense": run([], "2026-11-23 00:00 UTC")}))
+    assert report.newest(folder.glob("*.json"))["dense"] == DENSE
+    assert report.newest([folder / "c.json"]) == {}
+    assert report.newest([folder / "c.json"], quick=True)["dense"]["rows"] == []
+
+
+def test_the_results_that_are_stored_make_every_table_of_theirs(capsys):
+    assert main(["report", "--print"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("dense", "second-order", "output"):
+        assert f"{name}, 2026-" in printed
+    assert main(["report", "--print", "--from", *map(str, command.RESULTS.glob("*.json"))]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_the_plot_is_a_picture(folder, capsys):
+    pytest.importorskip("matplotlib")
+    readme(folder)
+    assert call(folder) == 0
+    assert (folder / "batch.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- report: dnse -->\n<!-- end -->\n", "expected a marker of one of dense, network, got 'dnse'"),
+        ("<!-- report: dense -->\n", "expected <!-- end --> behind every"),
+        ("<!-- report: dense -->\n<!-- report: network -->\n<!-- end -->\n", "expected <!-- end --> behind every"),
+    ],
+)
+def test_a_marker_that_cannot_be_served_is_said_in_one_line(folder, capsys, text, message):
+    (folder / "README.md").write_text(text)
+    assert call(folder, "--check") == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+    assert (folder / "README.md").read_text() == text
