@@ -17,7 +17,7 @@ from manual_mlp.losses import Pair, RowLoss
 from manual_mlp.network import fits, seed_of
 from manual_mlp.output import binary_cross_entropy, check_reduction, check_rows, cross_entropy, shaped, squared_error
 from manual_mlp.rules import rows
-from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Trace, backward, forward, zeros_like
+from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Total, Trace, backward, forward
 from manual_mlp.tiles import tiling_of
 from manual_mlp.transforms import called_as_it_is, caller, has_gradient_hooks
 
@@ -112,7 +112,7 @@ def backprop(
         if layers is None:
             output = _by_autograd(like, objective)
         else:
-            output = _by_tiles(layers, input, objective, tile_rows, return_output, region or input.dtype)
+            output = _by_tiles(layers, input, objective, tile_rows, return_output, region)
         result = objective.result(like.dtype if region is None else torch.float32)
     return (result, output) if return_output else result
 
@@ -130,25 +130,27 @@ def _by_tiles(
     objective: _Objective,
     tile_rows: int | None,
     return_output: bool,
-    dtype: torch.dtype,
+    region: torch.dtype | None,
 ) -> Tensor:
-    """Add to the gradients, with products in a dtype; return the output if it is asked for, else anything."""
+    """Add to the gradients, under autocast to a dtype or none; return the output if it is asked for, else anything."""
+    dtype = region or input.dtype
     narrow = dtype.itemsize < 4
     products = torch.float32 if narrow and not has_fast_products(dtype, input.device.type) else dtype
     h = cast(rows(input), products)
     tiling = tiling_of(layers, h, tile_rows)
     one = tiling.rows >= h.size(0)
-    sums = [_sums(layers, one) for _ in range(tiling.workers)]
-    needed = [w is not None or b is not None for w, b in sums[0]]
+    sums, totals = _sums(layers, one)
+    needed = [w is not None or b is not None for w, b in sums]
     if not (input.requires_grad or True in needed):
         raise RuntimeError(NOTHING)
     lowest = -1 if input.requires_grad else needed.index(True)
-    if products is not layers[0].w.dtype:
+    leaves = layers
+    if region is not None or products is not dtype:
         layers = [layer.to(products) for layer in layers]
     if one:
         trace = forward(layers, h, None)
         output = trace.y.clone() if return_output else h
-        dh: Tensor | None = backward(layers, trace, objective.of_all(trace.y, _is_free(trace)), sums[0], lowest, None)
+        dh: Tensor | None = backward(layers, trace, objective.of_all(trace.y, _is_free(trace)), sums, lowest, None)
     else:
         output = h.new_empty(h.size(0), layers[-1].w.size(0)) if return_output else h
 
@@ -158,8 +160,9 @@ def _by_tiles(
             return objective.of_tile(trace.y, at, _is_free(trace))
 
         objective.cut(tiling.rows)
-        dh = Sweep(layers, h, tiling, seed_of(layers)).backward(dy_of, sums, lowest)
-    _accumulate(sums[0])
+        of_others = [_sums(leaves, one)[0] for _ in range(1, tiling.workers)]
+        dh = Sweep(layers, h, tiling, seed_of(layers)).backward(dy_of, [sums, *of_others], lowest)
+    _accumulate(totals)
     if lowest < 0 and dh is not None:
         torch.autograd.backward(input, cast(dh, input.dtype).view(input.shape))
     return cast(output, dtype).view(*input.shape[:-1], -1)
@@ -254,7 +257,9 @@ class _Objective:
 
     def result(self, dtype: torch.dtype) -> Tensor:
         """Put the values together."""
-        return shaped(cast(self.values if self.each is not None else self.values.sum(), dtype), self.like)
+        if self.each is not None:
+            return shaped(cast(self.values, dtype), self.like)
+        return cast(self.values.sum() if self.values.dim() else self.values, dtype)
 
 
 def _is_free(trace: Trace) -> bool:
@@ -267,38 +272,36 @@ def _to_overwrite(y: Tensor, own: bool) -> Tensor:
     return z.clone() if z is y and not own else z
 
 
-def _sums(layers: Sequence[Layer], one: bool) -> Sums:
-    """Make a sum for each parameter that requires grad: of one tile, onto ``.grad`` itself if no hook waits for it."""
-    made: dict[int, Sum] = {}
+def _sums(layers: Sequence[Layer], one: bool) -> tuple[Sums, dict[Tensor, Total]]:
+    """Make a sum for each parameter that requires grad, and list what is not added to ``.grad`` itself.
+
+    That is what many tiles are added to, and what a hook waits for.
+    """
+    totals: dict[Tensor, Total] = {}
 
     def of(p: Tensor | None) -> Sum | None:
         if p is None or not p.requires_grad:
             return None
-        sum = made.get(id(p))
-        if sum is None:
-            watched = has_gradient_hooks(p)
-            sum = made[id(p)] = Sum(p, (None if watched else p.grad) if one else zeros_like(p), watched)
-        return sum
+        if one and not has_gradient_hooks(p):
+            return Sum(p)
+        if p not in totals:
+            totals[p] = Total(p.dtype, None) if one else Total.of(p)
+        return Sum(totals[p])
 
-    return [(of(w), of(b)) for w, b, *_ in layers]
+    return [(of(w), of(b)) for w, b, *_ in layers], totals
 
 
-def _accumulate(sums: Sums) -> None:
-    """Add the sums to ``.grad``, through autograd where a hook waits for them."""
+def _accumulate(totals: dict[Tensor, Total]) -> None:
+    """Add the totals to ``.grad``, through autograd where a hook waits for them."""
     watched: dict[Tensor, Tensor] = {}
-    for pair in sums:
-        for sum in pair:
-            if sum is None:
-                continue
-            p, total = sum.parameter, sum.total
-            grad = p.grad
-            if grad is total or total is None:
-                continue
-            if sum.watched:
-                watched[p] = cast(total, p.dtype)
-            elif grad is None:
-                p.grad = cast(total, p.dtype)
-            else:
-                grad += total
+    for p, total in totals.items():
+        if total.grad is None:
+            continue
+        if has_gradient_hooks(p):
+            watched[p] = cast(total.grad, p.dtype)
+        elif p.grad is None:
+            p.grad = cast(total.grad, p.dtype)
+        else:
+            p.grad += total.grad
     if watched:
         torch.autograd.backward(list(watched), list(watched.values()))

@@ -14,7 +14,7 @@ from manual_mlp.activations.record import cast, value
 from manual_mlp.dense import dense, layer_gradients
 from manual_mlp.fused import aliases, spread, uncast
 from manual_mlp.rules import plus, rows
-from manual_mlp.sweep import Layer, Sum, Sums, Sweep, forward, zeros_like
+from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Total, forward
 from manual_mlp.tiles import tiling_of
 from manual_mlp.transforms import needed_now, plain
 
@@ -51,16 +51,17 @@ def fits(layers: Sequence[Layer], input: Tensor, mixed: bool = False, leaves: bo
         return False
     width, dtype, on_cpu = input.size(-1), input.dtype, input.is_cpu
     for w, b, *_ in layers:
-        if w.dim() != 2 or w.size(1) != width:
+        if type(w) not in _PLAIN or w.is_cpu is not on_cpu or w.dim() != 2 or w.size(1) != width:
             return False
         width = w.size(0)
-        if not width or (b is not None and (b.dim() != 1 or b.size(0) != width)):
+        if not width or not (mixed or w.dtype is dtype) or (leaves and not w.is_leaf):
             return False
-        for p in (w,) if b is None else (w, b):
-            if type(p) not in _PLAIN or p.is_cpu is not on_cpu or not (mixed or p.dtype is dtype):
-                return False
-            if leaves and p.requires_grad and not p.is_leaf:
-                return False
+        if b is None:
+            continue
+        if type(b) not in _PLAIN or b.is_cpu is not on_cpu or b.dim() != 1 or b.size(0) != width:
+            return False
+        if not (mixed or b.dtype is dtype) or (leaves and not b.is_leaf):
+            return False
     return dtype.is_floating_point
 
 
@@ -140,8 +141,8 @@ class _TiledFunction(Function):
             dh = sweep.backward(dy, sums, lowest_of(by_layer))
         found = [dh]
         for form, pair in zip(ctx.forms, sums[0], strict=True):
-            totals = (None if sum is None else sum.total for sum in pair[: 1 + form.biased])
-            found += (None if total is None else cast(total, h.dtype) for total in totals)
+            grads = (None if sum is None else sum.of.grad for sum in pair[: 1 + form.biased])
+            found += (None if grad is None else cast(grad, h.dtype) for grad in grads)
         return *found, None, None, None
 
 
@@ -191,7 +192,7 @@ def _by_layer(forms: Sequence[_Form], needed: Sequence[bool]) -> list[Needed]:
 
 def _zeros(layers: Sequence[Layer], needed: Sequence[Needed]) -> Sums:
     def of(p: Tensor | None, need: bool) -> Sum | None:
-        return Sum(p, zeros_like(p)) if need and p is not None else None
+        return Sum(Total.of(p)) if need and p is not None else None
 
     return [(of(w, need_w), of(b, need_b)) for (w, b, *_), (_, need_w, need_b) in zip(layers, needed, strict=True)]
 

@@ -71,30 +71,44 @@ class Workspace(NamedTuple):
         return Workspace(*([t[:rows] for t in some] for some in self))
 
 
+class Total:
+    """What stands for a parameter where tiles are added up: it has a ``grad`` too."""
+
+    __slots__ = ("dtype", "grad")
+
+    def __init__(self, dtype: torch.dtype, grad: Tensor | None) -> None:
+        self.dtype, self.grad = dtype, grad
+
+    @classmethod
+    def of(cls, parameter: Tensor) -> Total:
+        """Start from zeros, in float32 at least."""
+        dtype = widen(parameter[:0]).dtype
+        return cls(dtype, parameter.new_zeros(parameter.shape, dtype=dtype))
+
+
 class Sum:
-    """The gradient of a parameter, added up over tiles; None while there is nothing to add to.
+    """The gradient of a parameter, added to the ``grad`` of the parameter itself or of what stands for it."""
 
-    ``watched`` tells that a hook waits for the gradient.
-    """
+    __slots__ = ("of",)
 
-    __slots__ = ("parameter", "total", "watched")
-
-    def __init__(self, parameter: Tensor, total: Tensor | None, watched: bool = False) -> None:
-        self.parameter, self.total, self.watched = parameter, total, watched
+    def __init__(self, of: Tensor | Total) -> None:
+        self.of = of
 
     def add_outer(self, delta: Tensor, h: Tensor) -> None:
         """Add δᵀh."""
-        if self.total is None:
-            self.total = torch.mm(delta.t(), h)  # (B3)
+        grad = self.of.grad
+        if grad is None:
+            self.of.grad = cast(torch.mm(delta.t(), h), self.of.dtype)  # (B3)
         else:
-            add_outer(self.total, delta, h)  # (B3)
+            add_outer(grad, delta, h)  # (B3)
 
     def add_rows(self, delta: Tensor) -> None:
         """Add δᵀ1."""
-        if self.total is None:
-            self.total = delta.sum(0)  # (B4)
+        grad = self.of.grad
+        if grad is None:
+            self.of.grad = cast(delta.sum(0), self.of.dtype)  # (B4)
         else:
-            self.total += delta.sum(0, dtype=self.total.dtype)  # (B4)
+            grad += delta.sum(0, dtype=grad.dtype)  # (B4)
 
 
 Sums = Sequence[tuple[Sum | None, Sum | None]]
@@ -225,9 +239,9 @@ class Sweep:
             backward(self.layers, trace, dy_here, sums[tile.worker], lowest, tile.space, dh_out, own)
 
         self._run(work, backward=True)
-        for first, *others in zip(*map(distinct, sums), strict=True):
+        for first, *others in zip(*map(_grads, sums), strict=True):
             for other in others:
-                first.total += other.total  # (T1)
+                first += other  # (T1)
         return dh
 
     def masks(self) -> list[Tensor | None]:
@@ -268,14 +282,10 @@ class Sweep:
         return None if self.seed is None else torch.Generator(self.h.device).manual_seed(self.seed + number)
 
 
-def distinct(sums: Sums) -> list[Sum]:
-    """List each sum once, though layers may share it."""
-    return list(dict.fromkeys(sum for layer in sums for sum in layer if sum is not None))
-
-
-def zeros_like(parameter: Tensor) -> Tensor:
-    """Make what many tiles are added to: in float32 at least."""
-    return parameter.new_zeros(parameter.shape, dtype=widen(parameter[:0]).dtype)
+def _grads(sums: Sums) -> list[Tensor]:
+    """List what is added up, each once, though layers may share it."""
+    found = {id(sum.of): sum.of.grad for layer in sums for sum in layer if sum is not None}
+    return [grad for grad in found.values() if grad is not None]
 
 
 @lru_cache(maxsize=1)

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "manual_mlp"
 
 # Each room may import those listed, and itself.
 GROUND = {"activations", "transforms"}
+BELOW_BACKPROP = GROUND | {"rules", "dense", "losses", "chunks", "fused", "output", "tiles", "sweep", "network"}
 ROOMS = {
     "activations": set(),
     "transforms": set(),
@@ -24,7 +25,11 @@ ROOMS = {
     "chunks": set(),
     "fused": GROUND | {"rules", "dense", "losses", "chunks"},
     "output": {"activations", "rules", "dense", "losses", "fused"},
-    "modules": GROUND | {"dense", "output"},
+    "tiles": {"chunks"},
+    "sweep": {"activations", "rules", "tiles"},
+    "network": GROUND | {"rules", "dense", "fused", "sweep", "tiles"},
+    "backprop": BELOW_BACKPROP,
+    "modules": GROUND | {"dense", "output", "network", "sweep"},
     "training": GROUND | {"dense", "output", "modules"},
 }
 CORE = set(ROOMS) - {"training"}
@@ -36,9 +41,16 @@ def files(room: str) -> list[Path]:
 
 
 def imported(file: Path) -> set[str]:
-    """List the modules that a file imports, wherever in the file."""
+    """List the modules that a file imports, wherever in the file, but for what only a type checker reads."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    tree = ast.parse(file.read_text())
+    for_types = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+    ]
+    unread = {id(node) for block in for_types for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if id(node) in unread:
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -75,7 +87,8 @@ def test_the_core_imports_torch_alone(room: str) -> None:
 def test_only_transforms_touches_private_torch(room: str) -> None:
     for file in files(room):
         nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)]
-        private = [ast.unparse(node) for node in nodes if re.match("_[a-z]", node.attr)]
+        # A named tuple's own method is public, whatever its name.
+        private = [ast.unparse(node) for node in nodes if re.match("_(?!replace$)[a-z]", node.attr)]
         assert all(chain.startswith("self.") for chain in private), private
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functionalize, grad, hessian, jvp, vmap
 
-from manual_mlp import dense, dense_squared_error, transforms
+from manual_mlp import MLP, backprop, dense, dense_squared_error, transforms
 from manual_mlp.activations import get
 
 Draw = Callable[..., Tensor]
@@ -145,6 +145,44 @@ def test_hooks_are_seen(register: str) -> None:
     assert transforms.has_hooks(module)
 
 
+@pytest.mark.parametrize(
+    "register", ["forward_pre_hook", "forward_hook", "full_backward_hook", "full_backward_pre_hook"]
+)
+def test_hooks_of_every_module_are_seen(register: str) -> None:
+    assert not transforms.modules_are_watched()
+    handle = getattr(torch.nn.modules.module, f"register_module_{register}")(lambda *_: None)
+    try:
+        assert transforms.modules_are_watched()
+    finally:
+        handle.remove()
+    assert not transforms.modules_are_watched()
+
+
+def test_autocast_of_any_device_is_seen() -> None:
+    assert not transforms.may_autocast()
+    for kind in ("cpu", "cuda"):
+        if kind == "cpu" or torch.cuda.is_available():
+            with torch.autocast(kind, torch.bfloat16):
+                assert transforms.may_autocast()
+                with torch.autocast(kind, enabled=False):
+                    assert not transforms.may_autocast()
+    assert not transforms.may_autocast()
+
+
+@pytest.mark.parametrize("register", ["hook", "post_accumulate_grad_hook"])
+def test_hooks_of_a_parameter_are_seen(register: str) -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    assert not transforms.has_gradient_hooks(p)
+    handle = getattr(p, f"register_{register}")(lambda _: None)
+    assert transforms.has_gradient_hooks(p)
+    handle.remove()
+    assert not transforms.has_gradient_hooks(p)
+
+
+def test_without_the_lists_of_hooks_a_parameter_counts_as_hooked() -> None:
+    assert transforms.has_gradient_hooks(SimpleNamespace())
+
+
 PRIVATE = {
     "maybe_current_level": "_functorch",
     "get_interpreter_stack": "_functorch",
@@ -153,6 +191,8 @@ PRIVATE = {
     "_current_level": "forward_ad",
     "_will_engine_execute_node": "_core",
     "_get_current_graph_task_keep_graph": "_autograd",
+    "_has_any_global_hook": "_module",
+    "_is_any_autocast_enabled": "_core",
 }
 
 
@@ -167,13 +207,46 @@ def test_every_private_name_is_tried_without() -> None:
     assert asked == PRIVATE
 
 
+def without(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Take a private name away."""
+    owner = getattr(transforms, PRIVATE[name])
+    others = {other: getattr(owner, other) for other in PRIVATE if other != name and hasattr(owner, other)}
+    monkeypatch.setattr(transforms, PRIVATE[name], SimpleNamespace(**others))
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_without_a_private_name_a_network_is_still_right_or_refused(
+    device: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    without(monkeypatch, name)
+    x = torch.randn(5, 4, dtype=torch.float64, device=device, requires_grad=True)
+    t = torch.randint(3, (5,), device=device)
+    for tile_rows in (2, None):
+        mlp = MLP([4, 7, 6, 3], "gelu", tile_rows=tile_rows, dtype=torch.float64, device=device)
+        given, model = [x, *mlp.parameters()], mlp.to_sequential()
+        results = []
+        for module in (mlp, model):
+            first = torch.autograd.grad(F.cross_entropy(module(x), t), given, create_graph=True)
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), given)
+            dy = torch.ones(2, 5, 3, dtype=torch.float64, device=device)
+            batched = torch.autograd.grad(module(x), given, dy, is_grads_batched=True)
+            results.append([first, second, batched])
+        torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+        for p in given:
+            p.grad = None
+        if name in ("maybe_current_level", "_current_level"):  # whether a transform looks on cannot be told
+            with pytest.raises(RuntimeError, match=r"expected backprop outside of torch.func"):
+                backprop(mlp, x, t, tile_rows=tile_rows)
+            continue
+        backprop(mlp, x, t, tile_rows=tile_rows)
+        torch.testing.assert_close([p.grad for p in given], list(results[1][0]), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", PRIVATE)
 def test_without_a_private_name_every_answer_is_still_right(
     draw: Draw, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    owner = getattr(transforms, PRIVATE[name])
-    others = {other: getattr(owner, other) for other in PRIVATE if other != name and hasattr(owner, other)}
-    monkeypatch.setattr(transforms, PRIVATE[name], SimpleNamespace(**others))
+    without(monkeypatch, name)
     h, w, b, t = draw(5, 4), draw(7, 4), draw(7), draw(5, 7, requires_grad=False)
 
     def theirs(h: Tensor, w: Tensor, b: Tensor) -> Tensor:

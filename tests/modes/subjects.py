@@ -63,9 +63,9 @@ def chain(*names: str) -> Map:
     return f
 
 
-def at_once(chunk_rows: int | None) -> str:
-    """Say how many rows of logits a loss holds, unless it is left to choose."""
-    return f", {chunk_rows} rows at once" if chunk_rows else ""
+def at_once(rows: int | None) -> str:
+    """Say how many rows are computed at once, unless that is left to choose."""
+    return f", {rows} rows at once" if rows else ""
 
 
 def target_of(h: Tensor) -> Tensor:
@@ -209,10 +209,11 @@ def _module(name: str) -> Subject:
     return Subject("Dense", name, Call(Dense(D_IN, D_OUT, name)), Call(own), chain(name))
 
 
-def _mlp(name: str) -> Subject:
-    mlp = MLP([D_IN, 6, 3, 2], name)
+def _mlp(name: str, tile_rows: int | None = None) -> Subject:
+    mlp = MLP([D_IN, 6, 3, 2], name, tile_rows=tile_rows)
     shapes = (N, D_IN), (6, D_IN), (6,), (3, 6), (3,), (2, 3), (2,)
-    return Subject("MLP", name, Call(mlp), Call(mlp.to_sequential()), chain(name, name, "identity"), shapes)
+    truth = chain(name, name, "identity")
+    return Subject(f"MLP{at_once(tile_rows)}", name, Call(mlp), Call(mlp.to_sequential()), truth, shapes)
 
 
 SUBJECTS: dict[str, Callable[[str], Subject]] = {
@@ -224,6 +225,7 @@ SUBJECTS: dict[str, Callable[[str], Subject]] = {
     "Linear": _linear,
     "Dense": _module,
     "MLP": _mlp,
+    "MLP, 2 rows at once": partial(_mlp, tile_rows=2),
 }
 # Losses whose layer has no activation: each runs in several chunks, in one, and as it chooses.
 for make in (_cross_entropy, _weighted_cross_entropy, _cross_entropy_of_probabilities, _binary_cross_entropy):
