@@ -13,7 +13,7 @@ seconds. ``bandwidth`` is that of the cache that the tiles fit into: the second 
 as one tile there is nothing to add up, torch's own threads share each operation, at the cost of a tenth of it, and
 there are fresh pages for 3 b N S bytes, but for those that malloc has at hand. Where several tiles are run forward once
 more (a network under autograd), products take 8 N P and what is between them half as much again. Chosen is the smallest
-power of two whose T is within 5 % of the least, or all rows.
+power of two whose T is within 5 % of the least, or all rows; no more than FEW rows are one tile.
 
 The figures for CPUs were fitted to networks of four to six layers, 64 to 256 wide, with 2¹⁵ to 2¹⁷ rows in float32, on
 one and two cores with AVX-512; ``python -m benchmarks network`` holds the choice against a sweep. Fresh pages count for
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 # Operations or bytes a second on one core, then seconds.
 PRODUCTS, SECOND_LEVEL, THIRD_LEVEL, MEMORY, FRESH = 92e9, 80e9, 60e9, 18e9, 6e9
 CALL, SHARED_CALL, WAKE = 14e-6, 24e-6, 0.2e-3
+FEW = 256
 # Bytes: of the third level, of what malloc has at hand, of all tiles at once (or 512 rows each), of a GPU's tile.
 THIRD_LEVEL_BYTES, AT_HAND, TILES, LIMIT = 2**25, 2**25, 2**23, 2**30
 
@@ -60,6 +61,8 @@ def tiling_of(layers: Sequence[Layer], h: Tensor, rows: int | None, recompute: b
     n, on_cpu = h.size(0), h.is_cpu
     threads = torch.get_num_threads() if on_cpu else 1
     if rows is None:
+        if n <= FEW:
+            return Tiling(n, 1)
         widths = (h.size(1), *[layer.w.size(0) for layer in layers])
         return _chosen(n, widths, h.dtype, threads, on_cpu, recompute)
     return Tiling(rows, max(1, min(threads, -(-n // rows))))
