@@ -21,7 +21,7 @@ from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Total, Trace, backward, fo
 from manual_mlp.tiles import tiling_of
 from manual_mlp.transforms import called_as_it_is, caller, has_gradient_hooks
 
-Function = Callable[[Tensor, Tensor], Tensor]
+OfRows = Callable[[Tensor, Tensor], Tensor]  # of some rows of output and target
 NOTHING = "expected a parameter, or the input, that requires grad; there is none"
 
 # By name: what makes the loss and checks its target, and its options.
@@ -36,7 +36,7 @@ def backprop(
     mlp: nn.Module,
     input: Tensor,
     target: Tensor,
-    loss: str | tuple[Function, Function] = "cross_entropy",
+    loss: str | tuple[OfRows, OfRows] = "cross_entropy",
     reduction: str = "mean",
     tile_rows: int | None = None,
     *,
@@ -107,6 +107,7 @@ def backprop(
         d_out = like.shape[-1]
     else:
         like, d_out = input, layers[-1].w.size(0)
+    output: Tensor | None
     objective = _Objective(make(like, d_out, target, **options), reduction, gradient, like, d_out)
     with torch.no_grad(), nullcontext() if region is None else uncast(input):
         if layers is None:
@@ -114,7 +115,7 @@ def backprop(
         else:
             output = _by_tiles(layers, input, objective, tile_rows, return_output, region)
         result = objective.result(like.dtype if region is None else torch.float32)
-    return (result, output) if return_output else result
+    return result if output is None or not return_output else (result, output)
 
 
 def _layers_of(mlp: nn.Module, input: Tensor, mixed: bool) -> list[Layer] | None:
@@ -131,8 +132,8 @@ def _by_tiles(
     tile_rows: int | None,
     return_output: bool,
     region: torch.dtype | None,
-) -> Tensor:
-    """Add to the gradients, under autocast to a dtype or none; return the output if it is asked for, else anything."""
+) -> Tensor | None:
+    """Add to the gradients, under autocast to a dtype or none; return the output if it is asked for."""
     dtype = region or input.dtype
     narrow = dtype.itemsize < 4
     products = torch.float32 if narrow and not has_fast_products(dtype, input.device.type) else dtype
@@ -147,15 +148,18 @@ def _by_tiles(
     leaves = layers
     if region is not None or products is not dtype:
         layers = [layer.to(products) for layer in layers]
+    output: Tensor | None = None
     if one:
         trace = forward(layers, h, None)
-        output = trace.y.clone() if return_output else h
+        if return_output:
+            output = trace.y.clone()
         dh: Tensor | None = backward(layers, trace, objective.of_all(trace.y, _is_free(trace)), sums, lowest, None)
     else:
-        output = h.new_empty(h.size(0), layers[-1].w.size(0)) if return_output else h
+        if return_output:
+            output = h.new_empty(h.size(0), layers[-1].w.size(0))
 
         def dy_of(trace: Trace, at: slice) -> Tensor:
-            if return_output:
+            if output is not None:
                 output[at] = trace.y
             return objective.of_tile(trace.y, at, _is_free(trace))
 
@@ -165,7 +169,7 @@ def _by_tiles(
     _accumulate(totals)
     if lowest < 0 and dh is not None:
         torch.autograd.backward(input, cast(dh, input.dtype).view(input.shape))
-    return cast(output, dtype).view(*input.shape[:-1], -1)
+    return None if output is None else cast(output, dtype).view(*input.shape[:-1], -1)
 
 
 def _by_autograd(y: Tensor, objective: _Objective) -> Tensor:
@@ -177,7 +181,7 @@ def _by_autograd(y: Tensor, objective: _Objective) -> Tensor:
     return output
 
 
-def _maker(loss: str | tuple[Function, Function], options: dict[str, Any]) -> Callable[..., RowLoss]:
+def _maker(loss: str | tuple[OfRows, OfRows], options: dict[str, Any]) -> Callable[..., RowLoss]:
     """Find what makes the loss, and see that it knows the options."""
     if isinstance(loss, str):
         if loss not in LOSSES:
@@ -230,6 +234,8 @@ class _Objective:
         """
         self.rows = rows
         if self.each is None:
+            self.count, scale = self.loss.mean() if self.mean else (1.0, 1.0)
+            self.scale = scale if self.gradient is None else scale * self.gradient
             tiles = -(-self.like.shape[:-1].numel() // rows)
             self.values = self.like.new_empty(tiles, dtype=torch.float64)
         else:
@@ -251,9 +257,8 @@ class _Objective:
         if self.each is not None:
             self.values[at] = values
             return cast(delta.mul_(self.each[at]), y.dtype)
-        count, scale = self.loss.mean() if self.mean else (1.0, 1.0)
-        self.values[at.start // self.rows] = values.sum(dtype=torch.float64) / count
-        return cast(delta.mul_(scale if self.gradient is None else scale * self.gradient), y.dtype)
+        self.values[at.start // self.rows] = values.sum(dtype=torch.float64) / self.count
+        return cast(delta.mul_(self.scale), y.dtype)
 
     def result(self, dtype: torch.dtype) -> Tensor:
         """Put the values together."""

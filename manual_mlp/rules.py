@@ -55,7 +55,7 @@ def add_outer(total: Tensor, delta: Tensor, h: Tensor) -> None:
     """
     if total.dtype == delta.dtype:
         total.addmm_(delta.mT, h)  # (B3, S5)
-    elif delta.is_cpu:
+    elif delta.is_cpu and total.dtype.itemsize > delta.dtype.itemsize:
         total.addmm_(delta.mT.to(total.dtype), h.to(total.dtype))  # (B3, S5)
     else:
         columns = max(1, delta.numel() // max(1, h.shape[1]))
