@@ -14,10 +14,11 @@ from manual_mlp.chunks import has_fast_products
 from manual_mlp.dense import autocasting
 from manual_mlp.fused import uncast
 from manual_mlp.losses import Pair, RowLoss
+from manual_mlp.modules import MLP
 from manual_mlp.network import fits, seed_of
 from manual_mlp.output import binary_cross_entropy, check_reduction, check_rows, cross_entropy, shaped, squared_error
 from manual_mlp.rules import rows
-from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Total, Trace, backward, forward
+from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Total, Trace, backward, forward, grad_dtype
 from manual_mlp.tiles import tiling_of
 from manual_mlp.transforms import called_as_it_is, caller, has_gradient_hooks
 
@@ -68,7 +69,7 @@ def backprop(
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in :func:`manual_mlp.linear_cross_entropy`,
             :func:`manual_mlp.dense_squared_error` and :func:`manual_mlp.linear_binary_cross_entropy`; of a pair, over
             rows.
-        tile_rows: the rows to compute at once; None for what :mod:`manual_mlp.tiles` finds best.
+        tile_rows: the rows to compute at once; None for the network's own, or what :mod:`manual_mlp.tiles` finds best.
         gradient: what comes back for the loss, as in :meth:`torch.Tensor.backward`: 1 if it is None. With
             ``reduction="none"`` it is a tensor of the losses' shape.
         return_output: whether to return the network's output too.
@@ -90,6 +91,11 @@ def backprop(
         RuntimeError: nothing requires grad; or the call is inside a ``torch.func`` transform, forward mode,
             ``torch.compile(fullgraph=True)`` or ``torch.inference_mode``.
     """
+    if torch.compiler.is_dynamo_compiling():
+        # Not as a decorator, which would import the compiler with this package.
+        given = {"gradient": gradient, "return_output": return_output}
+        by_itself: Any = torch.compiler.disable(backprop)  # type: ignore[no-untyped-call]
+        return by_itself(mlp, input, target, loss, reduction, tile_rows, **given, **options)  # type: ignore[no-any-return]
     if caller() not in ("eager", "no grad"):
         raise RuntimeError("expected backprop outside of torch.func, forward mode and what torch.compile traces")
     if torch.is_inference_mode_enabled():
@@ -106,7 +112,8 @@ def backprop(
             raise TypeError(f"expected a module that returns a tensor, got {type(like).__name__}")
         d_out = like.shape[-1]
     else:
-        like, d_out = input, layers[-1].w.size(0)
+        assert isinstance(mlp, MLP)
+        like, d_out, tile_rows = input, layers[-1].w.size(0), tile_rows or mlp.tile_rows
     output: Tensor | None
     objective = _Objective(make(like, d_out, target, **options), reduction, gradient, like, d_out)
     with torch.no_grad(), nullcontext() if region is None else uncast(input):
@@ -120,8 +127,7 @@ def backprop(
 
 def _layers_of(mlp: nn.Module, input: Tensor, mixed: bool) -> list[Layer] | None:
     """List the layers of a network, unless it is to be called as it is."""
-    chain = getattr(mlp, "chain", None)
-    layers: list[Layer] | None = chain() if chain is not None and called_as_it_is(mlp) else None
+    layers = mlp.chain() if isinstance(mlp, MLP) and called_as_it_is(mlp) else None
     return layers if layers is not None and fits(layers, input, mixed, leaves=True) else None
 
 
@@ -137,7 +143,7 @@ def _by_tiles(
     dtype = region or input.dtype
     narrow = dtype.itemsize < 4
     products = torch.float32 if narrow and not has_fast_products(dtype, input.device.type) else dtype
-    h = cast(rows(input), products)
+    h = rows(input)
     tiling = tiling_of(layers, h, tile_rows)
     one = tiling.rows >= h.size(0)
     sums, totals = _sums(layers, one)
@@ -150,7 +156,7 @@ def _by_tiles(
         layers = [layer.to(products) for layer in layers]
     output: Tensor | None = None
     if one:
-        trace = forward(layers, h, None)
+        trace = forward(layers, cast(h, products), None)
         if return_output:
             output = trace.y.clone()
         dh: Tensor | None = backward(layers, trace, objective.of_all(trace.y, _is_free(trace)), sums, lowest, None)
@@ -166,9 +172,7 @@ def _by_tiles(
         objective.cut(tiling.rows)
         of_others = [_sums(leaves, one)[0] for _ in range(1, tiling.workers)]
         dh = Sweep(layers, h, tiling, seed_of(layers)).backward(dy_of, [sums, *of_others], lowest)
-    _accumulate(totals)
-    if lowest < 0 and dh is not None:
-        torch.autograd.backward(input, cast(dh, input.dtype).view(input.shape))
+    _accumulate(totals, {} if lowest >= 0 or dh is None else {input: cast(dh, input.dtype).view(input.shape)})
     return None if output is None else cast(output, dtype).view(*input.shape[:-1], -1)
 
 
@@ -191,7 +195,9 @@ def _maker(loss: str | tuple[OfRows, OfRows], options: dict[str, Any]) -> Callab
         make, known = lambda like, _, target: Pair(_target_rows(like, target), *loss), ()
     else:
         raise TypeError(f"expected a loss by name, or a pair of functions (value, delta), got {loss!r}")
-    for name in options:
+    for name, option in options.items():
+        if isinstance(option, Tensor) and option.requires_grad:
+            raise ValueError(f"expected {name} that requires no grad: loss.backward() would give it one")
         if name not in known:
             raise TypeError(f"expected options among {', '.join(known) or 'none'} for loss {loss!r}, got {name}")
     return make
@@ -216,7 +222,8 @@ class _Objective:
         if loss.target.requires_grad:
             raise ValueError("expected a target that requires no grad: loss.backward() would give it one")
         self.loss, self.like, self.mean = loss, like, reduction == "mean"
-        self.gradient = gradient
+        # In float64, so that its product with a scale is rounded once.
+        self.gradient = gradient.detach().double() if isinstance(gradient, Tensor) else gradient
         self.each: Tensor | None = None  # what comes back for every row or entry, if they are not added up
         if reduction == "none" or isinstance(gradient, Tensor):
             shape = (*like.shape[:-1], *[d_out] * loss.by_entry) if reduction == "none" else ()
@@ -296,16 +303,16 @@ def _sums(layers: Sequence[Layer], one: bool) -> tuple[Sums, dict[Tensor, Total]
     return [(of(w), of(b)) for w, b, *_ in layers], totals
 
 
-def _accumulate(totals: dict[Tensor, Total]) -> None:
-    """Add the totals to ``.grad``, through autograd where a hook waits for them."""
-    watched: dict[Tensor, Tensor] = {}
+def _accumulate(totals: dict[Tensor, Total], watched: dict[Tensor, Tensor]) -> None:
+    """Add the totals to ``.grad``; through autograd, in one pass with what is watched, where a hook waits for them."""
     for p, total in totals.items():
         if total.grad is None:
             continue
         if has_gradient_hooks(p):
-            watched[p] = cast(total.grad, p.dtype)
+            g = cast(total.grad, p.dtype)
+            watched[p] = watched[p] + g if p in watched else g
         elif p.grad is None:
-            p.grad = cast(total.grad, p.dtype)
+            p.grad = cast(total.grad, grad_dtype(p))
         else:
             p.grad += total.grad
     if watched:

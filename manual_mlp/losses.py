@@ -73,7 +73,7 @@ class Loss(RowLoss):
 
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
         entries = self.target.numel()
-        return entries, 1 / entries
+        return entries, 1 / max(entries, 1)
 
     def tensors(self) -> list[Tensor | None]:
         """List the target and the weights, None where one is missing."""
@@ -149,7 +149,7 @@ class CrossEntropy(Loss):
         log_p, t = torch.log_softmax(z, -1, out=z), self.target
         if self._is_hard():
             value, count = aten.nll_loss_forward.default(log_p, t, None, 1 if mean else 2, self.ignore_index)
-            if count.item() == t.size(0):
+            if count.item() == t.size(0) > 0:
                 delta = _minus_one_hot(log_p, t)
                 return value, delta.mul_(1 / t.size(0)) if mean else delta
         # ln p is its own logarithm of the softmax.
@@ -301,6 +301,9 @@ class Pair(RowLoss):
     def values(self, z: Tensor, at: slice, need_delta: bool) -> tuple[Tensor, Tensor | None]:
         t = self.target[at]
         values, delta = self.value(z, t), self.delta(z, t) if need_delta else None
+        for name, found in (("value", values), ("delta", delta)):
+            if not isinstance(found, Tensor) and (name == "value" or need_delta):
+                raise TypeError(f"expected {name} to return a tensor, got {type(found).__name__}")
         if values.shape != z.shape[:1]:
             raise ValueError(f"expected a value for each of {len(z)} rows, got {tuple(values.shape)}")
         if delta is not None and delta.shape != z.shape:

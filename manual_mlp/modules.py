@@ -267,7 +267,9 @@ class MLP(nn.Module):
         if caller() in ("eager", "no grad") and not autocasting(input):
             layers = self.chain()
             if layers is not None and fits(layers, input):
-                return network(layers, input, self.tile_rows)
+                whole = network(layers, input, self.tile_rows)
+                if whole is not None:
+                    return whole
         y = input
         for layer, p in zip(self.layers, (*self.dropout, 0.0), strict=True):
             y = layer(y)
@@ -285,6 +287,8 @@ class MLP(nn.Module):
                 return None
             # Three times as quick as to ask the module for each of them.
             parameters = vars(layer)["_parameters"]
+            if "weight" not in parameters or "bias" not in parameters:
+                return None  # FSDP puts a tensor in their place
             found.append(Layer(parameters["weight"], parameters["bias"], layer.activation, p if self.training else 0.0))
         return found
 
@@ -349,7 +353,8 @@ class MLP(nn.Module):
         return nn.Sequential(*modules).train(self.training)
 
     def extra_repr(self) -> str:
-        return f"dropout={self.dropout}" if any(self.dropout) else ""
+        told = {"dropout": self.dropout if any(self.dropout) else None, "tile_rows": self.tile_rows}
+        return ", ".join(f"{name}={value}" for name, value in told.items() if value is not None)
 
 
 def _parse(block: list[nn.Module]) -> tuple[nn.Linear, Activation, float]:

@@ -22,23 +22,29 @@ _PLAIN = Tensor, nn.Parameter
 Needed = tuple[bool, bool, bool]  # dh, dw, db
 
 
-def network(layers: Sequence[Layer], input: Tensor, tile_rows: int | None) -> Tensor:
+def network(layers: Sequence[Layer], input: Tensor, tile_rows: int | None) -> Tensor | None:
     """Run a network that fits its input, outside of any transform and of autocast.
+
+    None tells that its layers are to be run one by one: no gradient is asked for, and all rows are one tile.
 
     Shape:
         - input: :math:`(*, D_{in})`
         - Output: :math:`(*, D_{out})`
     """
     h = rows(input)
-    tiling = tiling_of(layers, h, tile_rows, recompute=torch.is_grad_enabled())
-    if tiling.rows >= h.size(0):
-        y: Tensor = _NetworkFunction.apply(*_operands(h, layers), layers)[0]
-    elif torch.is_grad_enabled():
+    recorded = torch.is_grad_enabled()
+    tiling = tiling_of(layers, h, tile_rows, recompute=recorded)
+    one = tiling.rows >= h.size(0)
+    if not recorded:
+        if one:
+            return None
+        y = Sweep(layers, h, tiling, seed_of(layers)).forward()
+    elif one:
+        y = _NetworkFunction.apply(*_operands(h, layers), layers)[0]
+    else:
         # A clone, because torch lets the bias of a layer change before backward.
         layers = [layer._replace(b=None if layer.b is None else layer.b.clone()) for layer in layers]
         y = _TiledFunction.apply(*_operands(h, layers), layers, tiling, seed_of(layers))
-    else:
-        y = Sweep(layers, h, tiling, seed_of(layers)).forward()
     return y if input.dim() == 2 else y.view(*input.shape[:-1], y.shape[-1])
 
 
@@ -47,21 +53,23 @@ def fits(layers: Sequence[Layer], input: Tensor, mixed: bool = False, leaves: bo
 
     ``mixed`` allows more than one dtype; ``leaves`` refuses what was computed from what requires grad.
     """
-    if type(input) not in _PLAIN or input.layout is not torch.strided or not input.numel() or not input.dim():
+    if type(input) not in _PLAIN or input.layout is not torch.strided or input.is_nested:
+        return False
+    if not input.numel() or not input.dim() or (mixed and input.dtype is torch.float64):
         return False
     width, dtype, on_cpu = input.size(-1), input.dtype, input.is_cpu
     for w, b, *_ in layers:
-        if type(w) not in _PLAIN or w.is_cpu is not on_cpu or w.dim() != 2 or w.size(1) != width:
+        if w.dim() != 2 or w.size(1) != width or not w.size(0):
             return False
         width = w.size(0)
-        if not width or not (mixed or w.dtype is dtype) or (leaves and not w.is_leaf):
+        if b is not None and (b.dim() != 1 or b.size(0) != width):
             return False
-        if b is None:
-            continue
-        if type(b) not in _PLAIN or b.is_cpu is not on_cpu or b.dim() != 1 or b.size(0) != width:
-            return False
-        if not (mixed or b.dtype is dtype) or (leaves and not b.is_leaf):
-            return False
+        for p in (w,) if b is None else (w, b):
+            if type(p) not in _PLAIN or p.layout is not torch.strided or p.is_cpu is not on_cpu:
+                return False
+            # Autocast leaves float64 alone.
+            if (p.dtype is torch.float64 if mixed else p.dtype is not dtype) or (leaves and not p.is_leaf):
+                return False
     return dtype.is_floating_point
 
 

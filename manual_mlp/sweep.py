@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from itertools import islice
-from threading import Barrier
+from threading import Barrier, current_thread
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,9 @@ from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.activations.record import cast, times_slope, times_slope_, widen
 from manual_mlp.rules import add_outer
 from manual_mlp.tiles import Tiling
+from manual_mlp.transforms import operations_are_watched
+
+_NAME = "manual_mlp"  # of the worker threads
 
 
 class Layer(NamedTuple):
@@ -98,7 +101,7 @@ class Sum:
         """Add δᵀh."""
         grad = self.of.grad
         if grad is None:
-            self.of.grad = cast(torch.mm(delta.t(), h), self.of.dtype)  # (B3)
+            self.of.grad = cast(torch.mm(delta.t(), h), grad_dtype(self.of))  # (B3)
         else:
             add_outer(grad, delta, h)  # (B3)
 
@@ -106,12 +109,17 @@ class Sum:
         """Add δᵀ1."""
         grad = self.of.grad
         if grad is None:
-            self.of.grad = cast(delta.sum(0), self.of.dtype)  # (B4)
+            self.of.grad = cast(delta.sum(0), grad_dtype(self.of))  # (B4)
         else:
             grad += delta.sum(0, dtype=grad.dtype)  # (B4)
 
 
 Sums = Sequence[tuple[Sum | None, Sum | None]]
+
+
+def grad_dtype(of: Tensor | Total) -> torch.dtype:
+    """Return the dtype of a parameter's gradient, which torch lets a user choose."""
+    return getattr(of, "grad_dtype", None) or of.dtype
 
 
 def forward(layers: Sequence[Layer], h: Tensor, space: Workspace | None, draw: torch.Generator | None = None) -> Trace:
@@ -181,8 +189,10 @@ def backward(
 
 def mask_of(y: Tensor, dropout: float, draw: torch.Generator | None) -> Tensor:
     """Draw what dropout multiplies y by, as torch does on a CPU."""
+    if dropout == 1:  # as torch, which then draws nothing
+        return torch.zeros_like(y)
     mask = torch.empty_like(y).bernoulli_(1 - dropout, generator=draw)
-    return mask.div_(1 - dropout) if dropout < 1 else mask
+    return mask.div_(1 - dropout)
 
 
 class Tile(NamedTuple):
@@ -204,6 +214,7 @@ class Sweep:
 
     def __init__(self, layers: Sequence[Layer], h: Tensor, tiling: Tiling, seed: int | None = None) -> None:
         self.layers, self.h, self.seed = layers, h, seed
+        self.dtype = layers[0].w.dtype
         self.rows, self.workers = tiling
 
     def forward(self) -> Tensor:
@@ -211,7 +222,7 @@ class Sweep:
         y = self.h.new_empty(len(self.h), len(self.layers[-1].w))
 
         def work(tile: Tile) -> None:
-            y[tile.at] = forward(self.layers, self.h[tile.at], tile.space, tile.draw).y
+            y[tile.at] = forward(self.layers, self._rows(tile.at), tile.space, tile.draw).y
 
         self._run(work, backward=False)
         return y
@@ -226,10 +237,10 @@ class Sweep:
         Args:
             dy: the gradient by y (N, D_out), or what makes that of a tile, to be overwritten, from its forward pass.
         """
-        dh = self.h.new_empty(self.h.shape) if lowest < 0 else None
+        dh = self.h.new_empty(self.h.shape, dtype=self.dtype) if lowest < 0 else None
 
         def work(tile: Tile) -> None:
-            h = self.h[tile.at]
+            h = self._rows(tile.at)
             if isinstance(dy, Tensor):
                 trace, dy_here, own = forward_again(self.layers, h, tile.space, tile.draw), dy[tile.at], False
             else:
@@ -261,25 +272,37 @@ class Sweep:
         """
         # Memory is made here: what a new thread allocates comes from an arena of its own.
         spaces = [Workspace.of(self.layers, self.rows, backward) for _ in range(self.workers)]
+        inference = torch.is_inference_mode_enabled()
 
         def part(k: int) -> None:
-            with torch.no_grad():
+            with torch.inference_mode(inference), torch.no_grad():
                 for number, at in islice(enumerate(self._slices()), k, None, self.workers):
                     rows = at.stop - at.start
                     space = spaces[k] if rows == self.rows else spaces[k].first(rows)
                     work(Tile(at, k, space, self._generator(number)))
 
-        if self.workers == 1:
-            part(0)
-        else:
-            list(_pool(self.workers, os.getpid()).map(part, range(self.workers)))
+        # A mode that watches operations sees its own thread alone, and a worker may not wait for the others.
+        if self.workers == 1 or operations_are_watched() or current_thread().name.startswith(_NAME):
+            for k in range(self.workers):
+                part(k)
+            return
+        pool = _pool(torch.get_num_threads(), os.getpid())
+        jobs = [pool.submit(part, k) for k in range(self.workers)]
+        wait(jobs)
+        for job in jobs:
+            job.result()
+
+    def _rows(self, at: slice) -> Tensor:
+        return cast(self.h[at], self.dtype)
 
     def _slices(self) -> Iterator[slice]:
         n = len(self.h)
         return (slice(start, min(start + self.rows, n)) for start in range(0, n, self.rows))
 
     def _generator(self, number: int) -> torch.Generator | None:
-        return None if self.seed is None else torch.Generator(self.h.device).manual_seed(self.seed + number)
+        if self.seed is None or self.h.is_meta:
+            return None
+        return torch.Generator(self.h.device).manual_seed(self.seed + number)
 
 
 def _grads(sums: Sums) -> list[Tensor]:
@@ -289,15 +312,15 @@ def _grads(sums: Sums) -> list[Tensor]:
 
 
 @lru_cache(maxsize=1)
-def _pool(workers: int, process: int) -> ThreadPoolExecutor:
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     # A forked process has none of its parent's threads, and makes its own.
-    pool, all_started, threads = ThreadPoolExecutor(workers, "manual_mlp"), Barrier(workers), torch.get_num_threads()
+    pool, all_started = ThreadPoolExecutor(threads, _NAME), Barrier(threads)
 
     def start() -> None:
         torch.set_num_threads(1)
         all_started.wait()
 
-    for started in [pool.submit(start) for _ in range(workers)]:
+    for started in [pool.submit(start) for _ in range(threads)]:
         started.result()
     # What one thread sets is also what threads made later begin with.
     torch.set_num_threads(threads)

@@ -15,6 +15,7 @@ _core = torch._C
 _functorch: Any = getattr(_core, "_functorch", None)
 _autograd: Any = getattr(_core, "_autograd", None)
 _module: Any = nn.modules.module
+_call = nn.Module.__call__
 
 
 Caller = Literal["eager", "no grad", "compiler", "transform", "composite"]
@@ -91,13 +92,23 @@ def has_hooks(module: nn.Module) -> bool:
 def called_as_it_is(module: nn.Module) -> bool:
     """Tell whether to call the module is to run the forward of its class, and nothing beside it."""
     own = vars(module)
-    return not (has_hooks(module) or "forward" in own or own.get("_compiled_call_impl"))
+    return type(module).__call__ is _call and not (
+        has_hooks(module) or "forward" in own or own.get("_compiled_call_impl")
+    )
 
 
 def modules_are_watched() -> bool:
     """Tell whether a hook is registered on all modules at once."""
     try:
         return bool(_module._has_any_global_hook())
+    except AttributeError:
+        return True
+
+
+def operations_are_watched() -> bool:
+    """Tell whether a mode or a tracer sees each operation: it would miss those of other threads."""
+    try:
+        return _core._len_torch_dispatch_stack() > 0 or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     except AttributeError:
         return True
 

@@ -26,9 +26,9 @@ ROOMS = {
     "fused": GROUND | {"rules", "dense", "losses", "chunks"},
     "output": {"activations", "rules", "dense", "losses", "fused"},
     "tiles": {"chunks"},
-    "sweep": {"activations", "rules", "tiles"},
+    "sweep": GROUND | {"rules", "tiles"},
     "network": GROUND | {"rules", "dense", "fused", "sweep", "tiles"},
-    "backprop": BELOW_BACKPROP,
+    "backprop": BELOW_BACKPROP | {"modules"},
     "modules": GROUND | {"dense", "output", "network", "sweep"},
     "training": GROUND | {"dense", "output", "modules"},
 }

@@ -193,6 +193,7 @@ PRIVATE = {
     "_get_current_graph_task_keep_graph": "_autograd",
     "_has_any_global_hook": "_module",
     "_is_any_autocast_enabled": "_core",
+    "_len_torch_dispatch_stack": "_core",
 }
 
 

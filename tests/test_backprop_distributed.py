@@ -1,0 +1,187 @@
+"""backprop() and MLP.forward in two processes: every rank gets the gradients of the whole batch."""
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, multiprocessing, nn
+
+from manual_mlp import MLP, backprop
+
+pytestmark = pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="no torch.distributed with gloo"
+)
+
+N, D, V, RANKS, SECONDS = 8, 4, 3, 2, 90
+Step = Callable[[nn.Module, Tensor, Tensor], Any]
+Gradients = list[Tensor]
+
+
+def network(tile_rows: int | None = None) -> MLP:
+    torch.manual_seed(1)
+    return MLP([D, 7, 6, V], "gelu", tile_rows=tile_rows, dtype=torch.float64)
+
+
+def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    return x, torch.randint(V, (N,), generator=generator)
+
+
+def part(rank: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    x, t = batch(seed)
+    return x[rank::RANKS], t[rank::RANKS]
+
+
+def whole(seeds: tuple[int, ...] = (0,)) -> Gradients:
+    """Compute the gradients of whole batches in one process, by torch's own modules."""
+    model = network().to_sequential()
+    for seed in seeds:
+        x, t = batch(seed)
+        F.cross_entropy(model(x), t).backward()
+    return [p.grad for p in model.parameters()]
+
+
+def explicit(model: nn.Module, x: Tensor, t: Tensor) -> None:
+    backprop(model, x, t, tile_rows=2)
+
+
+def by_autograd(model: nn.Module, x: Tensor, t: Tensor) -> None:
+    F.cross_entropy(model(x), t).backward()
+
+
+def by_ddp(step: Step, tile_rows: int | None = None, torchs: bool = False) -> Callable[[int], Gradients]:
+    def run(rank: int) -> Gradients:
+        mlp = network(tile_rows)
+        model = nn.parallel.DistributedDataParallel(mlp.to_sequential() if torchs else mlp)
+        step(model, *part(rank))
+        return [p.grad for p in model.parameters()]
+
+    return run
+
+
+def without_sync(step: Step, tile_rows: int | None = None) -> Callable[[int], Gradients]:
+    """Accumulate two batches, of which only the second is followed by an exchange."""
+
+    def run(rank: int) -> Gradients:
+        mlp = network(tile_rows)
+        model = nn.parallel.DistributedDataParallel(mlp)
+        for seed, context in ((0, model.no_sync()), (1, nullcontext())):
+            with context:
+                step(model, *part(rank, seed))
+            if not seed:
+                alone = network().to_sequential()
+                by_autograd(alone, *part(rank))
+                for p, q in zip(mlp.parameters(), alone.parameters(), strict=True):
+                    torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=1e-12)
+        return [p.grad for p in mlp.parameters()]
+
+    return run
+
+
+def sharded(step: Step, layers: bool, root: bool, tile_rows: int | None = None) -> Callable[[int], Gradients]:
+    def run(_: int) -> Gradients:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mlp, mesh = network(tile_rows), init_device_mesh("cpu", (RANKS,))
+        for module in [*(mlp.layers if layers else ()), *([mlp] if root else ())]:
+            fully_shard(module, mesh=mesh)
+        for _ in range(2):  # the second step gathers anew
+            mlp.zero_grad()
+            step(mlp, *part(dist.get_rank()))
+        return [p.grad.full_tensor() for p in mlp.parameters()]
+
+    return run
+
+
+def by_first_fsdp(step: Step, strategy: str, use_orig_params: bool) -> Callable[[int], Gradients]:
+    def run(rank: int) -> Gradients:
+        from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+
+        model = FullyShardedDataParallel(
+            network(),
+            sharding_strategy=ShardingStrategy[strategy],
+            use_orig_params=use_orig_params,
+            device_id=torch.device("cpu"),
+        )
+        step(model, *part(rank))
+        if use_orig_params:
+            with FullyShardedDataParallel.summon_full_params(model, with_grads=True):
+                return [p.grad.clone() for p in model.parameters()]
+        # The parameters of all layers are one vector, or its shards.
+        total, expected = sum(p.grad.square().sum() for p in model.parameters()), whole()
+        if strategy != "NO_SHARD":
+            dist.all_reduce(total)
+        torch.testing.assert_close(total.sqrt(), nn.utils.get_total_norm(expected), rtol=1e-12, atol=1e-12)
+        return expected
+
+    return run
+
+
+CASES: dict[str, Callable[[int], Gradients]] = {"DDP of torch's modules": by_ddp(by_autograd, torchs=True)}
+for made, take in (("backprop", explicit), ("loss.backward()", by_autograd)):
+    for some in (None, 2):
+        tiles = f"{made}, {some or 'all'} rows at once"
+        CASES[f"DDP, {tiles}"] = by_ddp(take, some)
+        CASES[f"DDP without sync, {tiles}"] = without_sync(take, some)
+        CASES[f"fully_shard of the layers, {tiles}"] = sharded(take, True, False, some)
+        CASES[f"fully_shard of the root, {tiles}"] = sharded(take, False, True, some)
+        CASES[f"fully_shard of both, {tiles}"] = sharded(take, True, True, some)
+    for plan in ("NO_SHARD", "FULL_SHARD"):
+        for own in (True, False):
+            name = f"FullyShardedDataParallel, {plan}, {'own' if own else 'flat'} parameters, {made}"
+            CASES[name] = by_first_fsdp(take, plan, own)
+
+
+def work(rank: int, port: int, folder: str) -> None:
+    """Run every case in one process of two, and leave the largest errors, or what was raised, in a file."""
+    torch.set_num_threads(2)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+    expected = {name: whole((0, 1) if "without sync" in name else (0,)) for name in CASES}
+    found: dict[str, float | str] = {}
+    for name, run in CASES.items():
+        try:
+            gradients = run(rank)
+            found[name] = max((a - b).abs().max().item() for a, b in zip(gradients, expected[name], strict=True))
+        # Any exception is an answer; the other rank gets the same one.
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+        dist.barrier()
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float | str]]:
+    """Run both processes, for a minute and a half at most, and list what each of them found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.spawn(work, (port, str(folder)), nprocs=RANKS, join=False)
+    deadline = time.monotonic() + SECONDS
+    try:
+        while not context.join(timeout=1):
+            assert time.monotonic() < deadline, "the processes hang"
+    finally:
+        for process in context.processes:
+            process.kill()
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_rank_gets_the_gradients_of_the_whole_batch(name: str, found: list[dict[str, float | str]]) -> None:
+    for rank in range(RANKS):
+        answer = found[rank][name]
+        assert isinstance(answer, float), answer
+        assert answer < 1e-12
