@@ -13,6 +13,7 @@ from torch import Tensor
 from manual_mlp.activations import Activation
 from manual_mlp.activations.record import cast, times_slope, widen
 from manual_mlp.dense import autocasting, dense
+from manual_mlp.transforms import operations_are_watched
 
 aten = torch.ops.aten
 Self = TypeVar("Self", bound="Loss")
@@ -204,12 +205,13 @@ class CrossEntropy(Loss):
         return self._is_hard() and self.ignore_index < 0 and len(self.target) > 0 and int(self.target.min()) >= 0
 
     def _is_hard(self) -> bool:
-        """Tell whether every class counts alike, and their rows can be looked at: to ask a GPU would be to wait."""
+        """Tell whether all classes count alike, and the target can be looked at: a tracer forbids it, a GPU waits."""
         t = self.target
-        return t.dtype is torch.int64 and self.weight is None and not self.label_smoothing and t.device.type == "cpu"
+        looked_at = type(t) is Tensor and t.is_cpu and not operations_are_watched()
+        return looked_at and t.dtype is torch.int64 and self.weight is None and not self.label_smoothing
 
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
-        if self.target.is_floating_point() or self._is_plain:
+        if self.target.is_floating_point():
             rows = len(self.target)
             return rows, 1 / max(rows, 1)
         known, _, total = self._classes()

@@ -21,7 +21,7 @@ ROOMS = {
     "reference": set(),
     "rules": GROUND,
     "dense": GROUND | {"rules"},
-    "losses": {"activations", "dense"},
+    "losses": GROUND | {"dense"},
     "chunks": set(),
     "fused": GROUND | {"rules", "dense", "losses", "chunks"},
     "output": {"activations", "rules", "dense", "losses", "fused"},
