@@ -18,7 +18,7 @@ from manual_mlp.modules import MLP
 from manual_mlp.network import fits, seed_of
 from manual_mlp.output import binary_cross_entropy, check_reduction, check_rows, cross_entropy, shaped, squared_error
 from manual_mlp.rules import rows
-from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Total, Trace, backward, forward, grad_dtype
+from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Total, Trace, backward, forward, grad_dtype, share_memory
 from manual_mlp.tiles import tiling_of
 from manual_mlp.transforms import called_as_it_is, caller, has_gradient_hooks
 
@@ -56,6 +56,9 @@ def backprop(
     is called as it is, on all rows, and autograd goes back through it from δ. So it is with DDP and FSDP, which
     see to their gradients themselves.
 
+    Of hooks on a parameter's node in the graph (``torch.autograd.graph.get_gradient_edge``) torch does not tell, and
+    they are not called.
+
     Dropout draws for each tile: its numbers depend on ``tile_rows``. Where all rows are one tile, on a CPU, they are
     those of :func:`torch.nn.functional.dropout`.
 
@@ -65,7 +68,8 @@ def backprop(
         target: what the loss compares the output with; it may not require grad.
         loss: ``"cross_entropy"``, ``"squared_error"`` (the textbook's ½(y − t)²) or ``"binary_cross_entropy"`` (of
             logits); or a pair of functions ``(value, delta)`` of some rows of output and target: the value of each
-            row, and the gradient of its sum by the output. They may be called from several threads.
+            row, and the gradient of its sum by the output. They may be called from several threads, and the output
+            they see is overwritten after the call.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in :func:`manual_mlp.linear_cross_entropy`,
             :func:`manual_mlp.dense_squared_error` and :func:`manual_mlp.linear_binary_cross_entropy`; of a pair, over
             rows.
@@ -241,7 +245,7 @@ class _Objective:
         """
         self.rows = rows
         if self.each is None:
-            self.count, scale = self.loss.mean() if self.mean else (1.0, 1.0)
+            self.count, scale = self.loss.mean_now() if self.mean else (1.0, 1.0)
             self.scale = scale if self.gradient is None else scale * self.gradient
             tiles = -(-self.like.shape[:-1].numel() // rows)
             self.values = self.like.new_empty(tiles, dtype=torch.float64)
@@ -276,7 +280,8 @@ class _Objective:
 
 def _is_free(trace: Trace) -> bool:
     """Tell whether the output may be overwritten, as backward does without it."""
-    return trace.y is not trace.kept[-1]
+    kept = trace.kept[-1]
+    return kept is None or not share_memory(trace.y, kept)
 
 
 def _to_overwrite(y: Tensor, own: bool) -> Tensor:
@@ -309,8 +314,8 @@ def _accumulate(totals: dict[Tensor, Total], watched: dict[Tensor, Tensor]) -> N
         if total.grad is None:
             continue
         if has_gradient_hooks(p):
-            g = cast(total.grad, p.dtype)
-            watched[p] = watched[p] + g if p in watched else g
+            grad = cast(total.grad, grad_dtype(p))
+            watched[p] = watched[p] + grad if p in watched else grad
         elif p.grad is None:
             p.grad = cast(total.grad, grad_dtype(p))
         else:

@@ -233,6 +233,8 @@ class MLP(nn.Module):
         TypeError: a size is not an int, or an activation is of a wrong type.
     """
 
+    tile_rows: int | None = None
+
     def __init__(
         self,
         sizes: Iterable[int],

@@ -14,7 +14,7 @@ from manual_mlp.activations.record import cast, value
 from manual_mlp.dense import dense, layer_gradients
 from manual_mlp.fused import aliases, spread, uncast
 from manual_mlp.rules import plus, rows
-from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Total, forward
+from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Total, forward, share_memory
 from manual_mlp.tiles import tiling_of
 from manual_mlp.transforms import needed_now, plain
 
@@ -75,7 +75,9 @@ def fits(layers: Sequence[Layer], input: Tensor, mixed: bool = False, leaves: bo
 
 def seed_of(layers: Sequence[Layer]) -> int | None:
     """Draw, from torch's generator, what the masks of all tiles come from; None where there is no dropout."""
-    return int(torch.empty((), dtype=torch.int64).random_()) if any(layer.dropout for layer in layers) else None
+    if not any(layer.dropout for layer in layers):
+        return None
+    return int(torch.empty((), dtype=torch.int64, device="cpu").random_())
 
 
 def lowest_of(needed: Sequence[Needed]) -> int:
@@ -99,10 +101,13 @@ class _NetworkFunction(Function):
     def forward(ctx: Any, *args: Any) -> Any:
         h, *_, layers = args
         trace = forward(layers, h, None)
+        y, last = trace.y, trace.kept[-1]
+        if last is not None and layers[-1].activation.df_y is None and share_memory(y, last):
+            y = y.clone()  # a user's f may return z
         ctx.forms = _forms(layers)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(h, *(layer.w for layer in layers), *trace.kept, *trace.masks)
-        return trace.y, *(t for t in trace.kept if t is not None and t is not trace.y)
+        return y, *(t for t in trace.kept if t is not None and t is not y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *hidden: Tensor | None) -> Any:
@@ -149,7 +154,7 @@ class _TiledFunction(Function):
             dh = sweep.backward(dy, sums, lowest_of(by_layer))
         found = [dh]
         for form, pair in zip(ctx.forms, sums[0], strict=True):
-            grads = (None if sum is None else sum.of.grad for sum in pair[: 1 + form.biased])
+            grads = (None if each is None else each.of.grad for each in pair[: 1 + form.biased])
             found += (None if grad is None else cast(grad, h.dtype) for grad in grads)
         return *found, None, None, None
 

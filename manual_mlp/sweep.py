@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from functools import lru_cache
 from itertools import islice
-from threading import Barrier, current_thread
+from threading import Barrier, Event, current_thread
 from typing import NamedTuple
 
 import torch
@@ -49,7 +49,7 @@ class Trace(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """The memory of a tile, an entry a layer: z; y, in z's place where z is not kept; δ, if there is a backward."""
+    """The memory of a tile, an entry a layer: z; y, where z is kept and f can write to it, else z; δ, for backward."""
 
     z: Sequence[Tensor]
     y: Sequence[Tensor]
@@ -62,8 +62,8 @@ class Workspace(NamedTuple):
         widths = [len(layer.w) for layer in layers]
         z = [new(rows, width) for width in widths]
         y = [
-            t if layer.activation.df_y is not None else new(rows, len(layer.w))
-            for layer, t in zip(layers, z, strict=True)
+            new(rows, len(w)) if f.df_y is None and f.f_out is not None else t
+            for (w, _, f, _), t in zip(layers, z, strict=True)
         ]
         two = [new(rows * max(widths)) for _ in range(2 if backward else 0)]
         delta = [two[k % 2][: rows * width].view(-1, width) for k, width in enumerate(widths) if backward]
@@ -187,6 +187,11 @@ def backward(
     return dy
 
 
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Tell whether to overwrite one tensor may be to overwrite the other."""
+    return a is b or a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() != 0
+
+
 def mask_of(y: Tensor, dropout: float, draw: torch.Generator | None) -> Tensor:
     """Draw what dropout multiplies y by, as torch does on a CPU."""
     if dropout == 1:  # as torch, which then draws nothing
@@ -274,9 +279,13 @@ class Sweep:
         spaces = [Workspace.of(self.layers, self.rows, backward) for _ in range(self.workers)]
         inference = torch.is_inference_mode_enabled()
 
+        stopped = Event()
+
         def part(k: int) -> None:
             with torch.inference_mode(inference), torch.no_grad():
                 for number, at in islice(enumerate(self._slices()), k, None, self.workers):
+                    if stopped.is_set():
+                        return
                     rows = at.stop - at.start
                     space = spaces[k] if rows == self.rows else spaces[k].first(rows)
                     work(Tile(at, k, space, self._generator(number)))
@@ -288,9 +297,13 @@ class Sweep:
             return
         pool = _pool(torch.get_num_threads(), os.getpid())
         jobs = [pool.submit(part, k) for k in range(self.workers)]
-        wait(jobs)
-        for job in jobs:
-            job.result()
+        try:
+            for job in as_completed(jobs):
+                job.result()
+        except BaseException:
+            stopped.set()
+            wait(jobs)
+            raise
 
     def _rows(self, at: slice) -> Tensor:
         return cast(self.h[at], self.dtype)
@@ -307,7 +320,7 @@ class Sweep:
 
 def _grads(sums: Sums) -> list[Tensor]:
     """List what is added up, each once, though layers may share it."""
-    found = {id(sum.of): sum.of.grad for layer in sums for sum in layer if sum is not None}
+    found = {id(each.of): each.of.grad for layer in sums for each in layer if each is not None}
     return [grad for grad in found.values() if grad is not None]
 
 

@@ -13,7 +13,8 @@ seconds. ``bandwidth`` is that of the cache that the tiles fit into: the second 
 as one tile there is nothing to add up, torch's own threads share each operation, at the cost of a tenth of it, and
 there are fresh pages for 3 b N S bytes, but for those that malloc has at hand. Where several tiles are run forward once
 more (a network under autograd), products take 8 N P and what is between them half as much again. Chosen is the smallest
-power of two whose T is within 5 % of the least, or all rows; no more than FEW rows are one tile.
+power of two whose T is within 5 % of the least, or all rows. No more than ``FEW`` rows are one tile: there, calls count
+for more than caches.
 
 The figures for CPUs were fitted to networks of four to six layers, 64 to 256 wide, with 2¹⁵ to 2¹⁷ rows in float32, on
 one and two cores with AVX-512; ``python -m benchmarks network`` holds the choice against a sweep. Fresh pages count for

@@ -1174,3 +1174,67 @@ def test_a_forked_child_computes_with_threads_of_its_own() -> None:
         "status = os.waitpid(child, 0)[1]\nassert torch.equal(step(), expected)\nsys.exit(status != 0)"
     )
     assert run_alone(code) == 0
+
+
+def returning(view: Callable[[Tensor], Tensor]) -> Activation:
+    """Make a straight-through step: f gives z back, or a view of it, and f′ is another function's."""
+    return Activation(view, torch.sigmoid, lambda z: torch.sigmoid(z) * (1 - torch.sigmoid(z)), name="through")
+
+
+@pytest.mark.parametrize("view", [lambda z: z, lambda z: z.view(z.shape)], ids=["z itself", "a view of z"])
+@pytest.mark.parametrize("tile_rows", [None, 2])
+@every_loss
+def test_an_output_function_that_returns_z_keeps_its_slope(
+    device: str, view: Callable[[Tensor], Tensor], tile_rows: int | None, loss: str
+) -> None:
+    mlp = make(device, "tanh", returning(view))
+    x = rows_of(device)
+    t, y = target_of(loss, x), x
+    for layer in mlp.layers:
+        y = layer(y)
+    expected = torch.autograd.grad(value(y, t, loss), list(mlp.parameters()))
+    torch.testing.assert_close(by_hand(mlp, x, t, loss, tile_rows=tile_rows)[1:-1], list(expected))
+
+
+@pytest.mark.parametrize("view", [lambda z: z, lambda z: z.view(z.shape)], ids=["z itself", "a view of z"])
+@pytest.mark.parametrize("tile_rows", [None, 2])
+def test_an_output_function_that_returns_z_has_its_second_derivative(
+    device: str, view: Callable[[Tensor], Tensor], tile_rows: int | None
+) -> None:
+    mlp = make(device, "tanh", returning(view), tile_rows=tile_rows)
+    x = rows_of(device).requires_grad_()
+
+    def by_layers(h: Tensor) -> Tensor:
+        for layer in mlp.layers:
+            h = layer(h)
+        return h
+
+    def second(f: Callable[[Tensor], Tensor]) -> Tensor:
+        (first,) = torch.autograd.grad(f(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    torch.testing.assert_close(second(mlp), second(by_layers))
+
+
+def test_a_worker_stops_when_another_has_failed() -> None:
+    calls = []
+
+    def value(y: Tensor, t: Tensor) -> Tensor:
+        calls.append(len(y))
+        if t[0, 0] < 0:
+            raise ZeroDivisionError
+        return y.square().sum(1)
+
+    mlp, x, t = make("cpu"), rows_of("cpu", 4000), torch.zeros(4000, V, dtype=torch.float64)
+    t[:2] = -1
+    with threads(2), pytest.raises(ZeroDivisionError):
+        backprop(mlp, x, t, (value, lambda y, t: 2 * y), tile_rows=2)
+    assert len(calls) < 1000
+    assert all(p.grad is None for p in mlp.parameters())
+
+
+def test_dropout_in_tiles_draws_from_the_inputs_device_alone() -> None:
+    mlp, x = make("cpu", dropout=0.5), rows_of("cpu")
+    with torch.device("meta"):
+        loss = backprop(mlp, x, target_of("cross_entropy", x.cpu()), tile_rows=2)
+    assert loss.device.type == "cpu"

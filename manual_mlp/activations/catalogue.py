@@ -240,6 +240,7 @@ def hardswish() -> Activation:
         df=lambda z: (z / 3 + 0.5).masked_fill(z <= -3, 0.0).masked_fill(z >= 3, 1.0),
         d2f=lambda z: _between(z, -3.0, 3.0) / 3,
         kernel=aten.hardswish_backward.default,
+        f_out=lambda z, out: aten.hardswish.out(z, out=out),
     )
 
 
@@ -344,7 +345,13 @@ def mish() -> Activation:
         t, s = torch.tanh(F.softplus(z)), torch.sigmoid(z)
         return s * (1 - t * t) * (2 + z * (1 - s - 2 * s * t))
 
-    return Activation(f=F.mish, df=df, d2f=d2f, kernel=aten.mish_backward.default)
+    return Activation(
+        f=F.mish,
+        df=df,
+        d2f=d2f,
+        kernel=aten.mish_backward.default,
+        f_out=lambda z, out: aten.mish.out(z, out=out),
+    )
 
 
 @register

@@ -18,7 +18,7 @@ P = ParamSpec("P")
 class Activation:
     """Hold an entrywise function with its first and second derivative.
 
-    Every function here maps a tensor to a new tensor of the same shape and dtype, and has no
+    Every function here maps a tensor to another of the same shape and dtype, which it leaves as it is, and has no
     parameters that require grad: the layer would give them none. Derivatives of third order and above
     differentiate ``d2f`` by autograd.
 
