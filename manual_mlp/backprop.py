@@ -263,13 +263,14 @@ class _Objective:
 
     def of_tile(self, y: Tensor, at: slice, own: bool) -> Tensor:
         """Compute the gradient by the output of a tile, which may be overwritten if it is own."""
-        values, delta = self.loss.values(_to_overwrite(y, own), at, True)
-        assert delta is not None
-        if self.each is not None:
-            self.values[at] = values
-            return cast(delta.mul_(self.each[at]), y.dtype)
-        self.values[at.start // self.rows] = values.sum(dtype=torch.float64) / self.count
-        return cast(delta.mul_(self.scale), y.dtype)
+        z = _to_overwrite(y, own)
+        if self.each is None:
+            total, delta = self.loss.summed(z, at)
+            self.values[at.start // self.rows] = total / self.count
+            return cast(delta.mul_(self.scale), y.dtype)
+        self.values[at], found = self.loss.values(z, at, True)
+        assert found is not None
+        return cast(found.mul_(self.each[at]), y.dtype)
 
     def result(self, dtype: torch.dtype) -> Tensor:
         """Put the values together."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manual_mlp.activations import Activation
+from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.activations.record import cast, times_slope, widen
 from manual_mlp.dense import autocasting, dense
 from manual_mlp.transforms import operations_are_watched
@@ -35,12 +35,17 @@ class RowLoss(ABC):
     def values(self, z: Tensor, at: slice, need_delta: bool) -> tuple[Tensor, Tensor | None]:
         """Compute the values before any reduction, and δ, the gradient of their sum by z; z may be overwritten."""
 
+    def summed(self, z: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+        """Compute the sum of the values, and δ, the gradient of that; z may be overwritten."""
+        values, delta = self.values(z, at, True)
+        assert delta is not None
+        return values.sum(dtype=torch.float64), delta
+
     def reduced(self, z: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
         """Compute the sum or the mean over all rows, and δ, the gradient of that; z may be overwritten."""
-        values, delta = self.values(z, slice(None), True)
+        total, delta = self.summed(z, slice(None))
         count, scale = self.mean() if mean else (1.0, 1.0)
-        assert delta is not None
-        return values.sum(dtype=torch.float64) / count, delta.mul_(scale)
+        return total / count, delta.mul_(scale)
 
     @abstractmethod
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
@@ -110,6 +115,12 @@ class SquaredError(Loss):
         kept = z if self.activation.df_y is None else y
         delta = times_slope(error, kept, self.activation, plain=True) if need_delta else None  # (O1)
         return error.square().mul_(0.5), delta
+
+    def summed(self, z: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+        if self.activation is not IDENTITY:
+            return super().summed(z, at)
+        error = z.sub_(self.target[at]).view(-1)  # (O1)
+        return torch.dot(error, error).double().mul_(0.5), error.view(z.shape)
 
     def curvature(self, z: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
         error, slope = self.activation.f(z) - self.target[at], self.activation.df(z)

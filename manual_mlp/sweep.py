@@ -49,8 +49,9 @@ class Trace(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """The memory of a tile, an entry a layer: z; y, where z is kept and f can write to it, else z; δ, for backward."""
+    """The memory of a tile, an entry a layer: wᵀ; z; y, where z is kept and f can write to it, else z; δ, for backward."""
 
+    wt: Sequence[Tensor]
     z: Sequence[Tensor]
     y: Sequence[Tensor]
     delta: Sequence[Tensor]
@@ -67,11 +68,11 @@ class Workspace(NamedTuple):
         ]
         two = [new(rows * max(widths)) for _ in range(2 if backward else 0)]
         delta = [two[k % 2][: rows * width].view(-1, width) for k, width in enumerate(widths) if backward]
-        return cls(z, y, delta)
+        return cls([layer.w.t() for layer in layers], z, y, delta)
 
     def first(self, rows: int) -> Workspace:
         """Take the part that a smaller tile needs."""
-        return Workspace(*([t[:rows] for t in some] for some in self))
+        return Workspace(self.wt, *([t[:rows] for t in some] for some in self[1:]))
 
 
 class Total:
@@ -102,6 +103,8 @@ class Sum:
         grad = self.of.grad
         if grad is None:
             self.of.grad = cast(torch.mm(delta.t(), h), grad_dtype(self.of))  # (B3)
+        elif grad.dtype is delta.dtype:
+            grad.addmm_(delta.t(), h)  # (B3)
         else:
             add_outer(grad, delta, h)  # (B3)
 
@@ -111,7 +114,7 @@ class Sum:
         if grad is None:
             self.of.grad = cast(delta.sum(0), grad_dtype(self.of))  # (B4)
         else:
-            grad += delta.sum(0, dtype=grad.dtype)  # (B4)
+            grad.add_(delta.sum(0) if grad.dtype is delta.dtype else delta.sum(0, dtype=grad.dtype))  # (B4)
 
 
 Sums = Sequence[tuple[Sum | None, Sum | None]]
@@ -133,9 +136,9 @@ def forward(layers: Sequence[Layer], h: Tensor, space: Workspace | None, draw: t
             z = F.linear(h, w, b)  # (F1)
             y = activation.f(z)  # (F2)
         else:
-            z, y_out, f_out = space.z[k], space.y[k], activation.f_out
-            z = torch.mm(h, w.t(), out=z) if b is None else torch.addmm(b, h, w.t(), out=z)  # (F1)
-            y = activation.f(z) if f_out is None else f_out(z, y_out)  # (F2)
+            wt, z, f_out = space.wt[k], space.z[k], activation.f_out
+            z = torch.mm(h, wt, out=z) if b is None else torch.addmm(b, h, wt, out=z)  # (F1)
+            y = activation.f(z) if f_out is None else f_out(z, space.y[k])  # (F2)
         kept.append(z if activation.df_y is None else y)
         mask = mask_of(y, dropout, draw) if dropout else None
         masks.append(mask)
@@ -277,9 +280,7 @@ class Sweep:
         """
         # Memory is made here: what a new thread allocates comes from an arena of its own.
         spaces = [Workspace.of(self.layers, self.rows, backward) for _ in range(self.workers)]
-        inference = torch.is_inference_mode_enabled()
-
-        stopped = Event()
+        inference, stopped = torch.is_inference_mode_enabled(), Event()
 
         def part(k: int) -> None:
             with torch.inference_mode(inference), torch.no_grad():
@@ -330,6 +331,7 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     pool, all_started = ThreadPoolExecutor(threads, _NAME), Barrier(threads)
 
     def start() -> None:
+        torch.get_num_threads()  # who is first asked later would begin with what all others have, and not with 1
         torch.set_num_threads(1)
         all_started.wait()
 

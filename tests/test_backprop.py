@@ -1238,3 +1238,17 @@ def test_dropout_in_tiles_draws_from_the_inputs_device_alone() -> None:
     with torch.device("meta"):
         loss = backprop(mlp, x, target_of("cross_entropy", x.cpu()), tile_rows=2)
     assert loss.device.type == "cpu"
+
+
+def test_a_workers_operations_stay_on_its_thread() -> None:
+    seen = set()
+
+    def value(y: Tensor, t: Tensor) -> Tensor:
+        seen.add((threading.current_thread().name, torch.get_num_threads()))
+        return y.square().sum(1)
+
+    with threads(2):
+        backprop(make("cpu"), rows_of("cpu", 64), torch.zeros(64, V), (value, lambda y, t: 2 * y), tile_rows=4)
+        assert torch.get_num_threads() == 2
+    assert len(seen) == 2
+    assert {count for _, count in seen} == {1}

@@ -39,7 +39,7 @@ def relu() -> Activation:
         d2f_y=torch.zeros_like,
         kernel=lambda dy, y: aten.threshold_backward.default(dy, y, 0),
         kernel_out=lambda dy, y: aten.threshold_backward.grad_input(dy, y, 0, grad_input=dy),
-        f_out=lambda z, out: torch.clamp_min(z, 0, out=out),
+        f_out=lambda z, out: torch.relu_(z) if out is z else torch.clamp_min(z, 0, out=out),
     )
 
 
