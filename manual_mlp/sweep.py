@@ -49,7 +49,7 @@ class Trace(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """The memory of a tile, an entry a layer: wᵀ; z; y, where z is kept and f can write to it, else z; δ, for backward."""
+    """What a tile needs, an entry a layer: wᵀ; z; y where z is kept and f can write to it, else z; δ for backward."""
 
     wt: Sequence[Tensor]
     z: Sequence[Tensor]
