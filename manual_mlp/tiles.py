@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 # Operations or bytes a second on one core, then seconds.
 PRODUCTS, SECOND_LEVEL, THIRD_LEVEL, MEMORY, FRESH = 92e9, 80e9, 60e9, 18e9, 6e9
-CALL, SHARED_CALL, WAKE = 14e-6, 24e-6, 0.2e-3
+CALL, SHARED_CALL, WAKE = 20e-6, 40e-6, 0.2e-3
 FEW = 256
 # Bytes: of the third level, of what malloc has at hand, of all tiles at once (or 512 rows each), of a GPU's tile.
 THIRD_LEVEL_BYTES, AT_HAND, TILES, LIMIT = 2**25, 2**25, 2**23, 2**30
