@@ -1,0 +1,34 @@
+"""The commands: ``python -m manual_mlp explain``."""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from manual_mlp.explain import cli
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m manual_mlp", description="Dense layers whose backward is by hand.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    cli.add_command(commands)
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except BrokenPipeError:
+        # Whoever read the output has read enough. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        # The formulas need more than ASCII, whatever the locale.
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""What a step of the explanation is made of: data, which the terminal and the page each show in their own way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Hold why a formula gave no numbers, in torch's words.
+
+    Attributes:
+        reason: the message of the error.
+    """
+
+    reason: str
+
+
+Values: TypeAlias = Tensor | Refused
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph of plain words. What stands between backticks is a formula."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Heading:
+    """The head of a part of a step."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A formula on a line of its own.
+
+    Attributes:
+        tag: of its proof in docs/derivation.md, or empty.
+    """
+
+    text: str
+    tag: str = ""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix with its name, and the letters that number its rows and columns.
+
+    Attributes:
+        values: (R, C), or why there are none.
+        rows, columns: the letters; an empty one labels nothing.
+        mark: (R, C), true for the entries that the text speaks of.
+    """
+
+    name: str
+    values: Values
+    rows: str = "n"
+    columns: str = "l"
+    mark: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Matrices side by side, with signs between them."""
+
+    parts: tuple[Matrix | str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of words and numbers under a header."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A matrix drawn as coloured squares.
+
+    Attributes:
+        values: (R, C).
+        labels: of the rows and of the columns.
+    """
+
+    caption: str
+    values: Tensor
+    labels: tuple[str, str] = ("", "")
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A picture: tiles in one scale of colours, with signs between them.
+
+    Attributes:
+        says: what there is to see, in a sentence.
+        images: whether the tiles are images: the terminal draws them too, and each has its own scale.
+    """
+
+    says: str
+    parts: tuple[Tile | str, ...]
+    images: bool = False
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """A picture: arrays as rectangles, their sides to scale, with signs between them.
+
+    Attributes:
+        parts: a name, its rows and its columns; or a sign.
+    """
+
+    says: str
+    parts: tuple[tuple[str, int, int] | str, ...]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A picture: numbers as bars.
+
+    Attributes:
+        logarithmic: whether a bar's length is the number's order of magnitude; zeros have no bar then.
+    """
+
+    says: str
+    bars: tuple[tuple[str, float], ...]
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True)
+class Areas:
+    """A picture: two counts as squares, their areas to scale."""
+
+    says: str
+    large: tuple[str, int]
+    small: tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Two ways to the same numbers, compared.
+
+    Attributes:
+        name: what is compared.
+        against: with what.
+        error: the largest difference of two entries, or None where they could not be compared.
+        allowed: the largest error that passes.
+        reason: why they could not be compared.
+    """
+
+    name: str
+    against: str
+    error: float | None
+    allowed: float
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        # Written so that NaN fails.
+        return self.error is not None and self.error <= self.allowed
+
+
+Block: TypeAlias = Text | Heading | Formula | Numbers | Table | Tiles | Boxes | Bars | Areas | Check
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the explanation."""
+
+    number: int
+    title: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def checks(self) -> list[Check]:
+        """List the step's checks."""
+        return [block for block in self.blocks if isinstance(block, Check)]
+
+    @property
+    def failed(self) -> list[Check]:
+        """List the checks that did not pass."""
+        return [check for check in self.checks if not check.passed]
+
+    @property
+    def name(self) -> str:
+        """Return what the step is called where it fails."""
+        return f"step {self.number}, {self.title}"
+
+
+def number(value: float, digits: int | None = None) -> str:
+    """Write a number as a reader would, with a true minus sign: 4 decimals, or fewer if those are all it has."""
+    if value == 0:
+        return "0"
+    if digits is None:
+        digits = decimals(torch.tensor([value]))
+    plain = 10.0**-digits <= abs(value) < 10**6
+    return (f"{value:.{digits}f}" if plain else f"{value:.2e}").replace("-", "−")
+
+
+def decimals(values: Tensor, most: int = 4) -> int:
+    """Return how many decimals are enough for all the values, or the most that are shown."""
+    for digits in range(most):
+        if torch.allclose(values, values.round(decimals=digits), rtol=0, atol=1e-12):
+            return digits
+    return most

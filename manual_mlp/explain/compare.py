@@ -1,0 +1,122 @@
+"""Derivatives by other ways, and comparisons with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from manual_mlp.activations import Activation
+from manual_mlp.explain.blocks import Check, Refused, Values
+
+Cost = Callable[[Tensor], Tensor]
+
+# Of autograd and of sums in another order, and of a central difference: times the largest entry, if that is above 1.
+ROUNDING = 1e-12
+DIFFERENCE = 1e-6
+# The nudges of a central difference. A shorter one than the first is taken where a kink of f lies within the nudge.
+_NUDGES = tuple(2.0**-power for power in range(17, 34, 4))
+# Analytic functions whose torch operations take complex numbers.
+_COMPLEX = ("identity", "sigmoid", "tanh", "lecun_tanh", "sin")
+
+
+def attempt(formula: Callable[..., Tensor], *arguments: object) -> Values:
+    """Compute a formula, or say why it cannot be computed; what was refused before stays refused."""
+    for argument in arguments:
+        if isinstance(argument, Refused):
+            return argument
+    try:
+        return formula(*arguments)
+    except RuntimeError as error:
+        return Refused(str(error).splitlines()[0])
+
+
+def autograd(cost: Callable[..., Tensor], *at: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of a cost by each of its arguments, as torch finds them."""
+    leaves = [t.detach().clone().requires_grad_() for t in at]
+    return torch.autograd.grad(cost(*leaves), leaves)
+
+
+def jacobian(f: Cost, at: Tensor) -> Tensor:
+    """Return all derivatives of a vector by all entries of an array, as torch finds them.
+
+    Shape:
+        f: (...) -> (M,); at: (...). Output: (M, ...)
+    """
+    leaf = at.detach().clone().requires_grad_()
+    y = f(leaf)
+    return torch.stack([torch.autograd.grad(entry, leaf, retain_graph=True)[0] for entry in y])
+
+
+def central_difference(cost: Cost, at: Tensor, direction: Tensor) -> tuple[float, float]:
+    """Return (J(x + εu) − J(x − εu)) / 2ε and the ε that it took."""
+    here, difference, nudge = float(cost(at)), math.nan, math.nan
+    for nudge in _NUDGES:
+        up, down = float(cost(at + nudge * direction)), float(cost(at - nudge * direction))
+        difference = (up - down) / (2 * nudge)
+        # The slopes to either side differ by the curvature times ε, or by a kink.
+        sides = abs(up - 2 * here + down) / nudge
+        if sides <= 1e-3 * (abs(difference) + 1e-3):
+            break
+    return difference, nudge
+
+
+def every_difference(cost: Cost, at: Tensor, most: int = 64) -> tuple[Tensor, Tensor]:
+    """Return the central differences by the entries of an array, and which entries: evenly spread if there are more.
+
+    Shape:
+        at: (...). Output: (M,), (M,), M at most ``most``
+    """
+    entries = torch.linspace(0, at.numel() - 1, min(most, at.numel())).round().long()
+    found = []
+    for entry in entries:
+        direction = torch.zeros_like(at)
+        direction.view(-1)[entry] = 1
+        found.append(central_difference(cost, at, direction)[0])
+    return torch.tensor(found, dtype=at.dtype), entries
+
+
+def has_complex_step(activation: Activation) -> bool:
+    """Tell whether f is analytic, and torch computes it for complex numbers."""
+    return activation.made_here() and activation.name in _COMPLEX
+
+
+def complex_step(cost: Cost, at: Tensor, most: int = 64) -> tuple[Tensor, Tensor]:
+    """Return Im J(x + iε) / ε by the entries of an array, and which, as :func:`every_difference` does.
+
+    Nothing is subtracted, so ε can be tiny and no digit is lost. The source is Squire and Trapp, Using Complex
+    Variables to Estimate Derivatives of Real Functions (SIAM Review, 1998).
+    """
+    entries = torch.linspace(0, at.numel() - 1, min(most, at.numel())).round().long()
+    tiny, found = 1e-100, []
+    for entry in entries:
+        nudged = at.to(torch.complex128)
+        nudged.view(-1)[entry] += 1j * tiny
+        found.append(cost(nudged).imag / tiny)
+    return torch.stack(found), entries
+
+
+def last_places(got: Tensor, want: Tensor) -> float:
+    """Return the largest difference of two entries in units in the last place of the larger one."""
+    larger = torch.maximum(got.abs(), want.abs())
+    place = torch.nextafter(larger, torch.full_like(larger, math.inf)) - larger
+    return float(((got - want).abs() / place).max())
+
+
+def agree(name: str, got: Values, want: Tensor, against: str = "autograd", allowed: float = ROUNDING) -> Check:
+    """Compare a formula's numbers with those of another way: shapes first."""
+    allowed = allowed * max(1.0, float(want.abs().max()))
+    if isinstance(got, Refused):
+        return Check(name, against, None, allowed, got.reason)
+    if got.shape != want.shape:
+        return Check(
+            name, against, None, allowed, f"the shape is {tuple(got.shape)}, and should be {tuple(want.shape)}"
+        )
+    return Check(name, against, float((got - want).abs().max()), allowed)
+
+
+def shape(t: Tensor) -> str:
+    """Write a shape as in 4×3; a vector is a row."""
+    return "×".join(map(str, (1, *t.shape) if t.dim() == 1 else t.shape))

@@ -1,0 +1,205 @@
+"""Step 12: a real digit, and what it does to the weights of a layer."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from manual_mlp.activations import IDENTITY, Activation
+from manual_mlp.explain.blocks import Formula, Refused, Step, Table, Text, Tile, Tiles, Values, number
+from manual_mlp.explain.compare import DIFFERENCE, agree, attempt, autograd, central_difference, shape
+from manual_mlp.explain.digits import image_of
+from manual_mlp.explain.formulas import RIGHT, Formulas, cost
+
+_SHOWN = 10  # outputs
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Hold one image, its label, and a network that looks at it.
+
+    Attributes:
+        image: what enters the network, (height, width).
+        layers: the textbook's W (D_in, D_out), B (D_out,) and f of each layer.
+        loss: "squared-error" to the one-hot label, or "cross-entropy".
+        source: where image and network come from, in words.
+        trained: whether the network has learned anything.
+    """
+
+    image: Tensor
+    label: int
+    layers: tuple[tuple[Tensor, Tensor, Activation], ...]
+    loss: str
+    source: str
+    trained: bool = False
+
+
+def embedded_picture(digit: int = 7, seed: int = 0) -> Picture:
+    """Make the picture of an embedded 8×8 digit, before a single layer that has not been trained."""
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.empty(10, 64, dtype=torch.float64)
+    nn.init.kaiming_uniform_(w, a=5**0.5, generator=generator)
+    layer = (w.mT.contiguous(), torch.zeros(10, dtype=torch.float64), IDENTITY)
+    source = f"a real {digit} of 8×8 pixels, and a layer of 10 outputs that has learned nothing yet"
+    return Picture(image_of(digit), digit, (layer,), "cross-entropy", source)
+
+
+def trained_picture(run: Path, digit: int = 7, data_dir: Path | None = None) -> Picture:
+    """Make the picture of a trained network, and of the first validation image of a digit.
+
+    Args:
+        run: a folder that train.py has written.
+        data_dir: where the images are; MANUAL_MLP_DATA, or the folder of the run, if it is None.
+
+    Raises:
+        ValueError: there is no run in the folder, or no such image.
+        ImportError: the extra ``train`` is not installed.
+    """
+    from manual_mlp.training.checkpoint import load_model
+    from manual_mlp.training.data import load
+
+    try:
+        settings: dict[str, Any] = json.loads((run / "config.json").read_text())
+        model = load_model(run)
+    except ImportError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"expected the folder of a run of train.py, got {run}: {reason}") from None
+    folder = data_dir or Path(os.environ.get("MANUAL_MLP_DATA") or settings["data_dir"])
+    data = load(settings["dataset"], folder, torch.device("cpu"))
+    found = (data.validation.labels == digit).nonzero()
+    if not len(found):
+        raise ValueError(f"expected a validation image of class {digit}, got none in {data.name}")
+    image = data.validation.images[found[0, 0]].double().view(data.image_shape)
+    if image.numel() != settings["sizes"][0]:
+        raise ValueError(f"expected images of {settings['sizes'][0]} pixels, got {shape(image)}")
+    layers = tuple(
+        (
+            layer.w.detach().double().mT.contiguous(),
+            torch.zeros(len(layer.w)).double() if layer.b is None else layer.b.detach().double(),
+            layer.activation,
+        )
+        for layer in model.chain() or ()
+    )
+    sizes = "-".join(str(size) for size in (image.numel(), *(w.shape[1] for w, _, _ in layers)))
+    source = f"a validation image of {data.name}, normalised, before the {sizes} network of the run {run.name}"
+    return Picture(image, digit, layers, settings["loss"], source, trained=True)
+
+
+def digit(picture: Picture, formulas: Formulas = RIGHT) -> Step:
+    """Step 12: H as an image, δ as a row, and the update of each output's weights as an image."""
+    h, (w, b, f) = picture.image.reshape(1, -1), picture.layers[0]
+    outputs = w.shape[1]
+    target = F.one_hot(torch.tensor([picture.label]), picture.layers[-1][0].shape[1]).double()
+
+    def whole_cost(w: Tensor, b: Tensor) -> Tensor:
+        return cost(picture.loss, _forward(h, ((w, b, f), *picture.layers[1:]))[-1][1], target)
+
+    delta = _delta(picture, h, target, formulas)
+    dw, db = attempt(formulas.weight, h, delta), attempt(formulas.bias, delta)
+    by_autograd = autograd(whole_cost, w, b)
+    true = by_autograd[1]
+    most = true.abs().topk(min(_SHOWN, outputs)).indices.sort().values.tolist()
+    update = -by_autograd[0]
+    rate = float(1 / (h.square().sum() + 1))
+    before, after = _answer(picture, h, 0.0, by_autograd), _answer(picture, h, rate, by_autograd)
+    slope, _ = central_difference(lambda w: whole_cost(w, b), w, update)
+    unit = "class" if len(picture.layers) == 1 else "unit"
+    first = 0 if len(picture.layers) == 1 else 1
+    chosen = "all outputs" if outputs <= _SHOWN else f"the {_SHOWN} outputs whose δ is largest, of {outputs}"
+    return Step(
+        12,
+        "A real digit",
+        (
+            Text(f"Now H is an image, row by row: {picture.source}. The right answer is {picture.label}."),
+            Tiles("H: the image that enters.", (Tile(f"H, {shape(picture.image)}", picture.image),), images=True),
+            Text(
+                f"δ has an entry for each output of the layer. Here are {chosen}. "
+                + (
+                    "Where δ is negative, J falls if that output grows."
+                    if picture.loss == "cross-entropy"
+                    else "A negative δ wants its output to grow."
+                )
+            ),
+            Table(
+                (unit, *(str(i + first) for i in most)),
+                (("δ", *(number(float(true[i])) for i in most)),),
+            ),
+            Formula("∂J/∂W = Hᵀ δ", "B3"),
+            Text(
+                "One column of W belongs to each output, and it has as many entries as the image has pixels. So its "
+                "update, `−η Hₖ δₗ` for every pixel k, is an image as well. It is the digit itself, times a number. "
+                "Outputs with a negative δ have the digit added to their weights, the others have it taken away:"
+            ),
+            Tiles(
+                "Updates: where the weights grow and where they shrink.",
+                tuple(Tile(f"{unit} {i + first}", update[:, i].view(picture.image.shape)) for i in most),
+                images=True,
+            ),
+            *_weights(picture, most, unit, first),
+            Text(
+                f"One step of η = {number(rate)} with this image alone: the share of the right answer goes from "
+                f"{number(before)} to {number(after)}."
+            ),
+            agree("Hᵀδ for the image, and ∂J/∂W", dw, by_autograd[0]),
+            agree("δ, and ∂J/∂B", db, by_autograd[1]),
+            agree(
+                "⟨Hᵀδ, update⟩, and the slope of J along the update",
+                attempt(lambda dw: (dw * update).sum(), dw),
+                torch.tensor(slope, dtype=torch.float64),
+                "central difference",
+                DIFFERENCE,
+            ),
+        ),
+    )
+
+
+def _weights(picture: Picture, most: list[int], unit: str, first: int) -> tuple[Text | Tiles, ...]:
+    if not picture.trained:
+        return ()
+    w = picture.layers[0][0]
+    return (
+        Text("And these are the weights that training has given the same outputs so far, sums of many such updates:"),
+        Tiles(
+            "Weights of the trained layer.",
+            tuple(Tile(f"{unit} {i + first}", w[:, i].view(picture.image.shape)) for i in most),
+            images=True,
+        ),
+    )
+
+
+def _forward(h: Tensor, layers: tuple[tuple[Tensor, Tensor, Activation], ...]) -> list[tuple[Tensor, Tensor]]:
+    """Return z and y of each layer."""
+    found = []
+    for w, b, f in layers:
+        z = h @ w + b
+        h = f.f(z)
+        found.append((z, h))
+    return found
+
+
+def _delta(picture: Picture, h: Tensor, target: Tensor, formulas: Formulas) -> Values:
+    """Return δ of the first layer: from the loss down, layer by layer."""
+    states = _forward(h, picture.layers)
+    dy = attempt(formulas.cost_gradient, picture.loss, states[-1][1], target)
+    delta: Values = Refused("a network without layers")
+    for (z, _), (w, _, f) in zip(reversed(states), reversed(picture.layers), strict=True):
+        delta = attempt(formulas.delta, dy, z, f)
+        dy = attempt(formulas.input, delta, w)
+    return delta
+
+
+def _answer(picture: Picture, h: Tensor, rate: float, gradients: tuple[Tensor, ...]) -> float:
+    """Return the share of the right answer after a step along the first layer's gradients."""
+    w, b, f = picture.layers[0]
+    moved = ((w - rate * gradients[0], b - rate * gradients[1], f), *picture.layers[1:])
+    y = _forward(h, moved)[-1][1]
+    return float(torch.softmax(y, 1)[0, picture.label] if picture.loss == "cross-entropy" else y[0, picture.label])

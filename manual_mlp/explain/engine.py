@@ -1,0 +1,56 @@
+"""The steps in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from manual_mlp.explain import beyond, layer
+from manual_mlp.explain.blocks import Step
+from manual_mlp.explain.digit import Picture, digit, embedded_picture
+from manual_mlp.explain.formulas import MISTAKES, RIGHT, Formulas
+from manual_mlp.explain.mistakes import mistakes
+from manual_mlp.explain.network import Network
+from manual_mlp.explain.story import Story
+
+_STEPS = (
+    layer.shapes,
+    layer.nudge,
+    layer.total,
+    layer.bias,
+    layer.weight,
+    layer.batch,
+    beyond.transpose,
+    beyond.size,
+    beyond.below,
+    beyond.softmax,
+    beyond.verdict,
+)
+
+
+def explain(
+    network: Network,
+    formulas: Formulas = RIGHT,
+    *,
+    mistaken: Iterable[str] = tuple(MISTAKES),
+    picture: Picture | None = None,
+    seed: int = 0,
+) -> list[Step]:
+    """Compute all steps of the explanation for a network.
+
+    Args:
+        formulas: what is told; those of a :class:`Mistake` fail some checks.
+        mistaken: the names of the mistakes that step 11 makes.
+        picture: what step 12 looks at; an embedded digit by default.
+        seed: of the random directions.
+    """
+    story = Story(network, formulas, seed)
+    return [
+        *_first(story),
+        # The mistakes are made on the right formulas, whatever is told.
+        mistakes(Story(network, RIGHT, seed), _first, mistaken),
+        digit(embedded_picture(seed=seed) if picture is None else picture, formulas),
+    ]
+
+
+def _first(story: Story) -> Sequence[Step]:
+    return [step(story) for step in _STEPS]

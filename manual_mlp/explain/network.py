@@ -1,0 +1,158 @@
+"""The numbers that are explained: a network of one hidden layer, and a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from manual_mlp import activations
+from manual_mlp.activations import Activation
+from manual_mlp.explain.formulas import LOSSES, cost
+
+# The arrays that are written out in full have so many numbers, 32 MB, and no more.
+_LARGEST = 2**22
+
+
+@dataclass(frozen=True)
+class Network:
+    """Hold a batch X and a perceptron in the textbook's layout: H = f(XV + C), Y = f(HW + B), J = loss(Y, Y*).
+
+    The layer that is explained is the second one. All is float64.
+
+    Args:
+        x, v, c: the data and the hidden layer.
+        w, b: the layer.
+        target: Y*; for the cross-entropy, which takes Y for logits, the rows are one-hot, or probabilities.
+        activation: a name, an ``nn`` module or an :class:`~manual_mlp.Activation`.
+        loss: "squared-error", ½ Σ (Y − Y*)², or "cross-entropy". Both are summed over the rows.
+
+    Shape:
+        x: (N, D), v: (D, D_in), c: (D_in,), w: (D_in, D_out), b: (D_out,), target: (N, D_out)
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown name, or a layer too large to be written out.
+    """
+
+    x: Tensor
+    v: Tensor
+    c: Tensor
+    w: Tensor
+    b: Tensor
+    target: Tensor
+    activation: Activation | str | torch.nn.Module = "sigmoid"
+    loss: str = "squared-error"
+
+    def __post_init__(self) -> None:
+        for name in ("x", "v", "c", "w", "b", "target"):
+            value = torch.as_tensor(getattr(self, name)).detach().to("cpu", torch.float64)
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "activation", activations.get(self.activation))
+        if self.loss not in LOSSES:
+            raise ValueError(f"expected a loss among {', '.join(LOSSES)}, got {self.loss!r}")
+        if self.x.dim() != 2 or self.w.dim() != 2 or not self.x.numel() or not self.w.numel():
+            raise ValueError(f"expected matrices x and w with entries, got {_shape(self.x)} and {_shape(self.w)}")
+        rows, width = self.x.shape
+        inputs, outputs = self.w.shape
+        shapes = {"v": (width, inputs), "c": (inputs,), "b": (outputs,), "target": (rows, outputs)}
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(
+                    f"expected {name} {shape} for x {_shape(self.x)} and w {_shape(self.w)}, "
+                    f"got {_shape(getattr(self, name))}"
+                )
+        _check_sizes(inputs, outputs, rows)
+        if self.loss == "cross-entropy" and outputs == 1:
+            raise ValueError("expected at least 2 outputs for the cross-entropy: with one class there is no choice")
+
+    @property
+    def f(self) -> Activation:
+        """The record of the activation."""
+        return activations.get(self.activation)
+
+    @cached_property
+    def z1(self) -> Tensor:
+        """The hidden layer's pre-activation, (N, D_in)."""
+        return self.x @ self.v + self.c
+
+    @cached_property
+    def h(self) -> Tensor:
+        """The layer's input, (N, D_in)."""
+        return self.f.f(self.z1)
+
+    @cached_property
+    def z(self) -> Tensor:
+        """The pre-activation, (N, D_out)."""
+        return self.h @ self.w + self.b
+
+    @cached_property
+    def y(self) -> Tensor:
+        """The output, (N, D_out)."""
+        return self.f.f(self.z)
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """The numbers of rows, inputs and outputs."""
+        return len(self.x), self.w.shape[0], self.w.shape[1]
+
+    def cost_of(self, y: Tensor) -> Tensor:
+        """Return J for an output."""
+        return cost(self.loss, y, self.target)
+
+    def cost(self, h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        """Return J for an input and parameters of the layer."""
+        return self.cost_of(self.f.f(h @ w + b))
+
+    def whole_cost(self, x: Tensor, v: Tensor, c: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        """Return J for the data and all parameters."""
+        return self.cost(self.f.f(x @ v + c), w, b)
+
+
+def draw_network(
+    inputs: int = 3,
+    outputs: int = 2,
+    batch: int = 4,
+    activation: Activation | str | torch.nn.Module = "sigmoid",
+    loss: str = "squared-error",
+    seed: int = 0,
+) -> Network:
+    """Draw a network whose given numbers have one decimal, so that they can be followed with a pencil.
+
+    Args:
+        inputs, outputs, batch: of the layer that is explained. The data are ``inputs + 2`` wide.
+
+    Raises:
+        ValueError: as for :class:`Network`, and for a size below 1.
+    """
+    _check_sizes(inputs, outputs, batch)
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return (10 * scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).round() / 10
+
+    width = inputs + 2
+    x, v, c = normal(batch, width), normal(width, inputs, scale=width**-0.5), normal(inputs, scale=0.3)
+    w, b = normal(inputs, outputs, scale=max(0.3, inputs**-0.5)), normal(outputs, scale=0.3)
+    if loss == "cross-entropy":
+        classes = torch.randint(outputs, (batch,), generator=generator)
+        target = torch.nn.functional.one_hot(classes, outputs)
+    else:
+        target = torch.randint(0, 11, (batch, outputs), generator=generator) / 10
+    return Network(x, v, c, w, b, target, activation, loss)
+
+
+def _check_sizes(inputs: int, outputs: int, rows: int) -> None:
+    if min(inputs, outputs, rows) < 1:
+        raise ValueError(f"expected inputs, outputs and batch of at least 1, got {inputs}, {outputs}, {rows}")
+    for size, formula in (
+        (inputs * outputs**2, "inputs · outputs²"),
+        (rows * (inputs + outputs), "batch · (inputs + outputs)"),
+    ):
+        if size > _LARGEST:
+            raise ValueError(f"expected {formula} of at most {_LARGEST:,}, which is written out in full, got {size:,}")
+
+
+def _shape(t: Tensor) -> str:
+    return str(tuple(t.shape))
