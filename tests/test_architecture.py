@@ -30,6 +30,7 @@ ROOMS = {
     "network": GROUND | {"rules", "dense", "fused", "sweep", "tiles"},
     "backprop": BELOW_BACKPROP | {"modules"},
     "modules": GROUND | {"dense", "output", "network", "sweep"},
+    "explain": GROUND | {"rules", "losses", "modules", "training"},
     "training": GROUND | {"dense", "output", "modules"},
 }
 CORE = set(ROOMS) - {"training"}

@@ -16,7 +16,7 @@ Cost = Callable[[Tensor], Tensor]
 # Of autograd and of sums in another order, and of a central difference: times the largest entry, if that is above 1.
 ROUNDING = 1e-12
 DIFFERENCE = 1e-6
-# The nudges of a central difference. A shorter one than the first is taken where a kink of f lies within the nudge.
+# ε of a central difference: the first loses least to rounding and to curvature together.
 _NUDGES = tuple(2.0**-power for power in range(17, 34, 4))
 # Analytic functions whose torch operations take complex numbers.
 _COMPLEX = ("identity", "sigmoid", "tanh", "lecun_tanh", "sin")
@@ -50,17 +50,19 @@ def jacobian(f: Cost, at: Tensor) -> Tensor:
     return torch.stack([torch.autograd.grad(entry, leaf, retain_graph=True)[0] for entry in y])
 
 
-def central_difference(cost: Cost, at: Tensor, direction: Tensor) -> tuple[float, float]:
-    """Return (J(x + εu) − J(x − εu)) / 2ε and the ε that it took."""
-    here, difference, nudge = float(cost(at)), math.nan, math.nan
+def central_difference(cost: Cost, at: Tensor, direction: Tensor) -> float:
+    """Return (J(x + εu) − J(x − εu)) / 2ε, for the longest ε of a few with which a shorter one agrees.
+
+    They disagree where f, f′ or f″ jumps within the nudge.
+    """
+    found = []
     for nudge in _NUDGES:
         up, down = float(cost(at + nudge * direction)), float(cost(at - nudge * direction))
-        difference = (up - down) / (2 * nudge)
-        # The slopes to either side differ by the curvature times ε, or by a kink.
-        sides = abs(up - 2 * here + down) / nudge
-        if sides <= 1e-3 * (abs(difference) + 1e-3):
-            break
-    return difference, nudge
+        found.append((up - down) / (2 * nudge))
+        scale = max(1.0, abs(up), abs(found[-1]))
+        if len(found) > 1 and abs(found[-1] - found[-2]) <= 1e-7 * scale:
+            return found[-2]
+    return found[-1]
 
 
 def every_difference(cost: Cost, at: Tensor, most: int = 64) -> tuple[Tensor, Tensor]:
@@ -74,7 +76,7 @@ def every_difference(cost: Cost, at: Tensor, most: int = 64) -> tuple[Tensor, Te
     for entry in entries:
         direction = torch.zeros_like(at)
         direction.view(-1)[entry] = 1
-        found.append(central_difference(cost, at, direction)[0])
+        found.append(central_difference(cost, at, direction))
     return torch.tensor(found, dtype=at.dtype), entries
 
 

@@ -111,7 +111,7 @@ def digit(picture: Picture, formulas: Formulas = RIGHT) -> Step:
     update = -by_autograd[0]
     rate = float(1 / (h.square().sum() + 1))
     before, after = _answer(picture, h, 0.0, by_autograd), _answer(picture, h, rate, by_autograd)
-    slope, _ = central_difference(lambda w: whole_cost(w, b), w, update)
+    slope = central_difference(lambda w: whole_cost(w, b), w, update)
     unit = "class" if len(picture.layers) == 1 else "unit"
     first = 0 if len(picture.layers) == 1 else 1
     chosen = "all outputs" if outputs <= _SHOWN else f"the {_SHOWN} outputs whose δ is largest, of {outputs}"

@@ -159,7 +159,7 @@ def total(story: Story) -> Step:
     (u,) = story.directions(*net.y.shape)
     u = (10 * u).round() / 10
     here = float(net.cost_of(net.y))
-    slope, _ = central_difference(net.cost_of, net.y, u)
+    slope = central_difference(net.cost_of, net.y, u)
     formula = "∂J/∂Y = Y − Y*" if net.loss == "squared-error" else "∂J/∂Y = p − Y*,   p = softmax(Y)"
     blocks: list[Block] = [
         Text(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from manual_mlp import activations
@@ -14,13 +15,15 @@ from manual_mlp.explain.formulas import LOSSES, cost
 
 # The arrays that are written out in full have so many numbers, 32 MB, and no more.
 _LARGEST = 2**22
+_NEAR = 1e-6  # to a kink
 
 
 @dataclass(frozen=True)
 class Network:
     """Hold a batch X and a perceptron in the textbook's layout: H = f(XV + C), Y = f(HW + B), J = loss(Y, Y*).
 
-    The layer that is explained is the second one. All is float64.
+    The layer that is explained is the second one. All is float64. Where f has a kink there is no derivative: autograd
+    takes one by convention, and finite differences disagree.
 
     Args:
         x, v, c: the data and the hidden layer.
@@ -120,6 +123,8 @@ def draw_network(
 ) -> Network:
     """Draw a network whose given numbers have one decimal, so that they can be followed with a pencil.
 
+    A bias has more where otherwise f would be met at a kink.
+
     Args:
         inputs, outputs, batch: of the layer that is explained. The data are ``inputs + 2`` wide.
 
@@ -132,15 +137,34 @@ def draw_network(
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
         return (10 * scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).round() / 10
 
-    width = inputs + 2
-    x, v, c = normal(batch, width), normal(width, inputs, scale=width**-0.5), normal(inputs, scale=0.3)
-    w, b = normal(inputs, outputs, scale=max(0.3, inputs**-0.5)), normal(outputs, scale=0.3)
+    width, f = inputs + 2, activations.get(activation)
+    x, v = normal(batch, width), normal(width, inputs, scale=width**-0.5)
+    c = _off_kinks(x @ v, normal(inputs, scale=0.3), f, generator)
+    w = normal(inputs, outputs, scale=max(0.3, inputs**-0.5))
+    b = _off_kinks(f.f(x @ v + c) @ w, normal(outputs, scale=0.3), f, generator)
     if loss == "cross-entropy":
-        classes = torch.randint(outputs, (batch,), generator=generator)
-        target = torch.nn.functional.one_hot(classes, outputs)
+        target = F.one_hot(torch.randint(outputs, (batch,), generator=generator), outputs)
     else:
         target = torch.randint(0, 11, (batch, outputs), generator=generator) / 10
-    return Network(x, v, c, w, b, target, activation, loss)
+    return Network(x, v, c, w, b, target, f, loss)
+
+
+def _off_kinks(z: Tensor, bias: Tensor, f: Activation, generator: torch.Generator) -> Tensor:
+    """Move a bias until no z + bias lies where f′ or f″ jumps; by as few decimals as will do.
+
+    Shape:
+        z: (N, D), bias: (D,) -> (D,)
+    """
+    points = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0, 6.0], dtype=z.dtype)
+    jumps = [(df(points + _NEAR) - df(points - _NEAR)).abs() > 1e-3 for df in (f.df, f.d2f)]
+    kinks = points[jumps[0] | jumps[1]]
+    moved = bias
+    for power in range(2, 8):
+        if not len(kinks) or ((z + moved)[..., None] - kinks).abs().min() > _NEAR:
+            break
+        # One digit for all entries, at one decimal more than before.
+        moved = bias + 5 * 10.0**-power if power < 6 else bias + torch.rand(bias.shape, generator=generator) / 10
+    return moved
 
 
 def _check_sizes(inputs: int, outputs: int, rows: int) -> None:
