@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test gradcheck grid fuzz lint tensorboard
+.PHONY: help train test explain gradcheck grid fuzz lint tensorboard
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,6 +14,9 @@ train: .venv/installed  ## train on MNIST; flags by ARGS="--epochs 3 --activatio
 
 test: .venv/installed  ## run the whole suite
 	$(BIN)/python -m pytest $(ARGS)
+
+explain: .venv/installed  ## derive the gradients step by step, and write explain.html; flags by ARGS="--activation gelu"
+	$(BIN)/python -m manual_mlp explain --html explain.html $(ARGS)
 
 gradcheck: .venv/installed  ## prove every gradient and print the table of errors
 	$(BIN)/python -m pytest tests/test_gradcheck.py --quiet --error-table $(ARGS)
