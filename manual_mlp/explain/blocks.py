@@ -2,11 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+ALL_SHOWN = 6  # rows and columns of a matrix: where there are more, the first few
+
+
+# What a reader of a textbook asks: the question, its answer, and the steps that show it.
+QUESTIONS = (
+    (
+        "How do the derivatives by B and W turn into an entrywise product?",
+        "f works entry by entry, so the Jacobian is diagonal, and a row times a diagonal matrix is an entrywise "
+        "product. With W the same diagonal occurs, once for each input.",
+        (3, 4),
+    ),
+    (
+        "Why does every derivative have its parameter's shape?",
+        "J is one number. So there is one derivative for each entry, and it is written where the entry stands.",
+        (0,),
+    ),
+    (
+        "How does `∂Y/∂W` result in the transpose of H?",
+        "It does not. It is an array with three indices. When `∂J/∂Y` is multiplied in, `Hₖ δₗ` is left, and `Hᵀ` is "
+        "H stood up, so that k counts rows.",
+        (4, 6),
+    ),
+    (
+        "Why is that a matrix product with `∂J/∂Y`?",
+        "It is one with `δ = ∂J/∂Y ⊙ f′(Z)`. Each row of a batch gives an outer product, and a matrix product adds "
+        "them up.",
+        (4, 5),
+    ),
+    (
+        "Why does the chain rule sum over all outputs, and is that sum a dot product?",
+        "A knob may move all outputs, and J feels each. And yes: of `∂J/∂Y` with the derivatives of Y by the knob.",
+        (2, 8),
+    ),
+    (
+        "What are the `δᵢₖ` in the proof?",
+        "Entries of the identity matrix: 1 where the two letters are the same number, else 0. They remove all other "
+        "terms from a sum.",
+        (1, 3),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -97,11 +139,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiles:
-    """A picture: tiles in one scale of colours, with signs between them.
+    """A picture: tiles in one scale of colours, with signs between them. The terminal only says what there is to see.
 
     Attributes:
         says: what there is to see, in a sentence.
-        images: whether the tiles are images: the terminal draws them too, and each has its own scale.
+        images: whether the tiles are images, which the terminal draws too.
     """
 
     says: str
@@ -152,7 +194,7 @@ class Check:
         against: with what.
         error: the largest difference of two entries, or None where they could not be compared.
         allowed: the largest error that passes.
-        reason: why they could not be compared.
+        reason: how it ended, in words, where numbers would not tell.
     """
 
     name: str
@@ -163,8 +205,8 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        # Written so that NaN fails.
-        return self.error is not None and self.error <= self.allowed
+        # Written so that NaN and infinity fail.
+        return self.error is not None and self.error <= self.allowed < math.inf
 
 
 Block: TypeAlias = Text | Heading | Formula | Numbers | Table | Tiles | Boxes | Bars | Areas | Check
@@ -192,6 +234,17 @@ class Step:
     def name(self) -> str:
         """Return what the step is called where it fails."""
         return f"step {self.number}, {self.title}"
+
+
+def count(n: int, thing: str) -> str:
+    """Write how many of a thing there are: 1 row, 2 rows."""
+    return f"{n:,} {thing}" if n == 1 else f"{n:,} {'entries' if thing == 'entry' else thing + 's'}"
+
+
+def low(*indices: int) -> str:
+    """Write indices below the line, counted from 1; with a comma where one has two digits."""
+    digits = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+    return ("," if max(indices) > 8 else "").join(str(i + 1).translate(digits) for i in indices)
 
 
 def number(value: float, digits: int | None = None) -> str:

@@ -13,15 +13,15 @@ import torch
 
 from manual_mlp import activations
 from manual_mlp.explain import page, terminal
-from manual_mlp.explain.digit import embedded_picture, trained_picture
 from manual_mlp.explain.engine import explain
 from manual_mlp.explain.formulas import LOSSES, MISTAKES, RIGHT
 from manual_mlp.explain.network import draw_network
+from manual_mlp.explain.steps.digit import embedded_picture, trained_picture
 
 _WIDEST = 110  # characters of a line
 
 _DESCRIPTION = """\
-Derive the gradients of a dense layer step by step, on numbers that are computed as you watch, and check each step
+Derive the gradients of a dense layer step by step, on numbers that are computed in this run, and check each step
 against autograd or a finite difference.
 
 The exit status is 0 if all checks pass, 1 if one fails (its step is named), and 2 for bad options."""
@@ -63,10 +63,16 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError, ImportError, OSError: bad options, in words for a user.
     """
+    threads = torch.get_num_threads()
     # The arrays are small: threads would only wait for each other.
     torch.set_num_threads(1)
-    if not -(2**63) <= options.seed < 2**63:
-        raise ValueError(f"expected --seed to fit into 64 bits, got {options.seed}")
+    try:
+        return _run(options)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(options: argparse.Namespace) -> int:
     network = draw_network(
         options.inputs, options.outputs, options.batch, options.activation, options.loss, options.seed
     )
@@ -78,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     steps = explain(
         network,
         RIGHT if mistake is None else mistake.formulas,
-        mistaken=MISTAKES if mistake is None else (mistake.name,),
+        mistaken=tuple(MISTAKES) if mistake is None else (mistake.name,),
         picture=picture,
         seed=options.seed,
     )
@@ -86,15 +92,18 @@ def run(options: argparse.Namespace) -> int:
     note = (
         "" if mistake is None else f"Told with a mistake, {mistake.name}: {mistake.wrong}, instead of {mistake.right}."
     )
-    if options.html is not None:
-        options.html.write_text(page.render(steps, _about(options), note), encoding="utf-8")
-        print(f"wrote {options.html}: {verdict}")
-    else:
-        width = min(_WIDEST, shutil.get_terminal_size().columns)
-        print(note + terminal.render(steps, width, _colour()) + "\n" + verdict)
     failed = any(step.failed for step in steps)
+    try:
+        if options.html is not None:
+            options.html.write_text(page.render(steps, _about(options), note), encoding="utf-8")
+            print(f"wrote {options.html}: {verdict}", flush=True)
+        else:
+            width = min(_WIDEST, shutil.get_terminal_size().columns)
+            print(note + terminal.render(steps, width, _colour()) + "\n" + verdict, flush=True)
+    except BrokenPipeError:
+        # Whoever read the output has read enough. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if failed:
-        sys.stdout.flush()
         print(f"failed: {verdict}", file=sys.stderr)
     return int(failed)
 

@@ -71,7 +71,7 @@ def every_difference(cost: Cost, at: Tensor, most: int = 64) -> tuple[Tensor, Te
     Shape:
         at: (...). Output: (M,), (M,), M at most ``most``
     """
-    entries = torch.linspace(0, at.numel() - 1, min(most, at.numel())).round().long()
+    entries = _spread(at.numel(), most)
     found = []
     for entry in entries:
         direction = torch.zeros_like(at)
@@ -91,13 +91,16 @@ def complex_step(cost: Cost, at: Tensor, most: int = 64) -> tuple[Tensor, Tensor
     Nothing is subtracted, so ε can be tiny and no digit is lost. The source is Squire and Trapp, Using Complex
     Variables to Estimate Derivatives of Real Functions (SIAM Review, 1998).
     """
-    entries = torch.linspace(0, at.numel() - 1, min(most, at.numel())).round().long()
-    tiny, found = 1e-100, []
+    entries, tiny, found = _spread(at.numel(), most), 1e-100, []
     for entry in entries:
         nudged = at.to(torch.complex128)
         nudged.view(-1)[entry] += 1j * tiny
         found.append(cost(nudged).imag / tiny)
     return torch.stack(found), entries
+
+
+def _spread(count: int, most: int) -> Tensor:
+    return torch.linspace(0, count - 1, min(most, count)).round().long()
 
 
 def last_places(got: Tensor, want: Tensor) -> float:
@@ -107,8 +110,11 @@ def last_places(got: Tensor, want: Tensor) -> float:
     return float(((got - want).abs() / place).max())
 
 
-def agree(name: str, got: Values, want: Tensor, against: str = "autograd", allowed: float = ROUNDING) -> Check:
+def agree(name: str, got: Values, want: Values | float, against: str = "autograd", allowed: float = ROUNDING) -> Check:
     """Compare a formula's numbers with those of another way: shapes first."""
+    if isinstance(want, Refused):
+        return Check(name, against, None, allowed, want.reason)
+    want = torch.as_tensor(want, dtype=torch.float64)
     allowed = allowed * max(1.0, float(want.abs().max()))
     if isinstance(got, Refused):
         return Check(name, against, None, allowed, got.reason)

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from manual_mlp.explain import beyond, layer
 from manual_mlp.explain.blocks import Step
-from manual_mlp.explain.digit import Picture, digit, embedded_picture
 from manual_mlp.explain.formulas import MISTAKES, RIGHT, Formulas
-from manual_mlp.explain.mistakes import mistakes
 from manual_mlp.explain.network import Network
+from manual_mlp.explain.steps.below import below, softmax
+from manual_mlp.explain.steps.digit import Picture, digit, embedded_picture
+from manual_mlp.explain.steps.forward import nudge, shapes, total
+from manual_mlp.explain.steps.full import batch, bias, weight
+from manual_mlp.explain.steps.mistakes import mistakes
+from manual_mlp.explain.steps.transpose import size, transpose
+from manual_mlp.explain.steps.verdict import verdict
 from manual_mlp.explain.story import Story
 
-_STEPS = (
-    layer.shapes,
-    layer.nudge,
-    layer.total,
-    layer.bias,
-    layer.weight,
-    layer.batch,
-    beyond.transpose,
-    beyond.size,
-    beyond.below,
-    beyond.softmax,
-    beyond.verdict,
-)
+_STEPS = (shapes, nudge, total, bias, weight, batch, transpose, size, below, softmax, verdict)
 
 
 def explain(
     network: Network,
     formulas: Formulas = RIGHT,
     *,
-    mistaken: Iterable[str] = tuple(MISTAKES),
+    mistaken: Sequence[str] = tuple(MISTAKES),
     picture: Picture | None = None,
     seed: int = 0,
 ) -> list[Step]:

@@ -25,7 +25,7 @@ def cost(loss: str, y: Tensor, target: Tensor) -> Tensor:
         return 0.5 * (y - target).square().sum()
     # Subtracting a constant from a row changes no softmax.
     y = y - y.real.detach().amax(1, keepdim=True)
-    return (y.exp().sum(1).log() - (target * y).sum(1)).sum()
+    return (target.sum(1) * y.exp().sum(1).log() - (target * y).sum(1)).sum()
 
 
 def cost_gradient(loss: str, y: Tensor, target: Tensor) -> Tensor:
@@ -78,13 +78,13 @@ def input(delta: Tensor, w: Tensor) -> Tensor:
     return dh
 
 
-def through_softmax(z: Tensor, target: Tensor) -> Tensor:
-    """Return δ = p − t of softmax and cross-entropy together.
+def through_softmax(s: Tensor, target: Tensor) -> Tensor:
+    """Return p − t, what softmax and cross-entropy together send back to what enters the softmax.
 
     Shape:
-        z, target: (N, D_out) -> (N, D_out)
+        s, target: (N, D_out) -> (N, D_out)
     """
-    return cost_gradient("cross-entropy", z, target)
+    return cost_gradient("cross-entropy", s, target)
 
 
 @dataclass(frozen=True)

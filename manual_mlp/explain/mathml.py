@@ -14,7 +14,7 @@ _HIGH = {
     "*": "<mo>*</mo>",
     "′": "<mo>′</mo>",
 }
-_ATOM = r"(?:d[A-Z]|[A-Za-zΔεδηθΣ])(?:⁻¹|[ᵀ⁺²*′])*[₀-₉ᵢₖₗₙₘ]*"
+_ATOM = r"(?:d[A-Z]|[A-Za-zΔγεδηθΣ])(?:⁻¹|[ᵀ⁺²*′])*[₀-₉ᵢₖₗₙₘ]*"
 _TOKEN = re.compile(
     rf"(?P<fraction>∂{_ATOM}/∂{_ATOM})|(?P<word>[a-z]+(?:\.[a-z]+)+|[a-z]{{2,}}(?: [a-z]{{2,}})*|softmax)"
     rf"|(?P<atom>{_ATOM})|(?P<number>\d[\d.,]*)|(?P<close>\)[₀-₉ᵢₖₗₙₘ]+)|(?P<gap> {{2,}})|(?P<space> )|(?P<sign>.)"
@@ -22,7 +22,8 @@ _TOKEN = re.compile(
 
 # A letter of the notation, or a few, that stand alone in a sentence.
 _LETTERS = re.compile(
-    r"(?<![\w.“])(∂[A-Za-z]/∂[A-Z]|[HX]ᵀδ₁?|δᵀH|δWᵀ|H[ᵀ⁺]|δ₁?|H dW|dW|f′\(Zᵢ?\)|f′|[HWBZYJXVCUθεηNfnkilpt])(?![\w(])"
+    r"(?<![\w.])(∂[A-Za-z]/∂[A-Z]|[HX]ᵀ[δγ]|δᵀH|δWᵀ|H[ᵀ⁺]δ?|[δγ]|H dW|dW|f′\(Zᵢ?\)|f′|"
+    r"[HWBZYJXVCUSIθεηNfnkilpt])(?![\w(])"
 )
 
 

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from manual_mlp import activations
 from manual_mlp.activations import Activation
+from manual_mlp.explain.compare import autograd
 from manual_mlp.explain.formulas import LOSSES, cost
 
-# The arrays that are written out in full have so many numbers, 32 MB, and no more.
-_LARGEST = 2**22
+# The arrays that are written out in full have so many numbers, 8 MB, and no more.
+_LARGEST = 2**20
 _NEAR = 1e-6  # to a kink
+_VANISHED = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Network:
     """Hold a batch X and a perceptron in the textbook's layout: H = f(XV + C), Y = f(HW + B), J = loss(Y, Y*).
 
@@ -36,7 +38,8 @@ class Network:
         x: (N, D), v: (D, D_in), c: (D_in,), w: (D_in, D_out), b: (D_out,), target: (N, D_out)
 
     Raises:
-        ValueError: shapes that do not fit, an unknown name, or a layer too large to be written out.
+        ValueError: shapes that do not fit, an unknown name, numbers that are not finite, a target that is no
+            probability, or a layer too large to be written out.
     """
 
     x: Tensor
@@ -50,7 +53,10 @@ class Network:
 
     def __post_init__(self) -> None:
         for name in ("x", "v", "c", "w", "b", "target"):
-            value = torch.as_tensor(getattr(self, name)).detach().to("cpu", torch.float64)
+            value = torch.as_tensor(getattr(self, name)).detach()
+            if value.is_complex() or not value.isfinite().all():
+                raise ValueError(f"expected real and finite numbers in {name}, got {value}")
+            value = value.to("cpu", torch.float64)
             object.__setattr__(self, name, value)
         object.__setattr__(self, "activation", activations.get(self.activation))
         if self.loss not in LOSSES:
@@ -69,6 +75,11 @@ class Network:
         _check_sizes(inputs, outputs, rows)
         if self.loss == "cross-entropy" and outputs == 1:
             raise ValueError("expected at least 2 outputs for the cross-entropy: with one class there is no choice")
+        if self.loss == "cross-entropy":
+            sums = self.target.sum(1, keepdim=True)
+            if self.target.min() < 0 or (sums - 1).abs().max() > 1e-5:
+                raise ValueError("expected rows of probabilities for the cross-entropy's target, with the sum 1")
+            object.__setattr__(self, "target", self.target / sums)
 
     @property
     def f(self) -> Activation:
@@ -99,6 +110,11 @@ class Network:
     def shape(self) -> tuple[int, int, int]:
         """The numbers of rows, inputs and outputs."""
         return len(self.x), self.w.shape[0], self.w.shape[1]
+
+    @cached_property
+    def gradients(self) -> tuple[Tensor, ...]:
+        """∂J/∂H, ∂J/∂W and ∂J/∂B by autograd."""
+        return autograd(self.cost, self.h, self.w, self.b)
 
     def cost_of(self, y: Tensor) -> Tensor:
         """Return J for an output."""
@@ -132,12 +148,25 @@ def draw_network(
         ValueError: as for :class:`Network`, and for a size below 1.
     """
     _check_sizes(inputs, outputs, batch)
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"expected a seed of 64 bits, got {seed}")
     generator = torch.Generator().manual_seed(seed)
+    f = activations.get(activation)
+    for _ in range(100):
+        network = _draw((batch, inputs, outputs), f, loss, generator)
+        # Where all derivatives vanish, a wrong formula is as good as the right one.
+        if min(float(t.abs().max()) for t in network.gradients) > _VANISHED:
+            break
+    return network
 
-    def normal(*shape: int, scale: float = 1.0) -> Tensor:
-        return (10 * scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).round() / 10
 
-    width, f = inputs + 2, activations.get(activation)
+def _draw(shape: tuple[int, int, int], f: Activation, loss: str, generator: torch.Generator) -> Network:
+    batch, inputs, outputs = shape
+    width = inputs + 2
+
+    def normal(*sides: int, scale: float = 1.0) -> Tensor:
+        return (10 * scale * torch.randn(*sides, generator=generator, dtype=torch.float64)).round() / 10
+
     x, v = normal(batch, width), normal(width, inputs, scale=width**-0.5)
     c = _off_kinks(x @ v, normal(inputs, scale=0.3), f, generator)
     w = normal(inputs, outputs, scale=max(0.3, inputs**-0.5))
@@ -168,12 +197,14 @@ def _off_kinks(z: Tensor, bias: Tensor, f: Activation, generator: torch.Generato
 
 
 def _check_sizes(inputs: int, outputs: int, rows: int) -> None:
-    if min(inputs, outputs, rows) < 1:
+    if not all(isinstance(size, int) and size >= 1 for size in (inputs, outputs, rows)):
         raise ValueError(f"expected inputs, outputs and batch of at least 1, got {inputs}, {outputs}, {rows}")
-    for size, formula in (
-        (inputs * outputs**2, "inputs · outputs²"),
-        (rows * (inputs + outputs), "batch · (inputs + outputs)"),
-    ):
+    sizes = {
+        "inputs · outputs²": inputs * outputs**2,
+        "(inputs + 2) · inputs": (inputs + 2) * inputs,
+        "batch · (inputs + outputs)": rows * (inputs + outputs),
+    }
+    for formula, size in sizes.items():
         if size > _LARGEST:
             raise ValueError(f"expected {formula} of at most {_LARGEST:,}, which is written out in full, got {size:,}")
 

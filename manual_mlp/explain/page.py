@@ -10,6 +10,8 @@ from torch import Tensor
 
 from manual_mlp.explain import pictures
 from manual_mlp.explain.blocks import (
+    ALL_SHOWN,
+    QUESTIONS,
     Areas,
     Bars,
     Block,
@@ -31,16 +33,7 @@ from manual_mlp.explain.compare import shape
 from manual_mlp.explain.mathml import mathml, typeset
 from manual_mlp.explain.terminal import is_numeric, label, picked, result_of, verdict_of
 
-_ROWS, _COLUMNS = 8, 10  # of a matrix that are shown
-
-_QUESTIONS = (
-    ("How do the derivatives by B and W turn into an entrywise product?", (3,)),
-    ("Why does every derivative have its parameter's shape?", (0, 1)),
-    ("How does ∂Y/∂W result in the transpose of H?", (4, 6)),
-    ("Why is that a matrix product with ∂J/∂Y?", (4, 5)),
-    ("Why does the chain rule sum over all outputs, and is that sum a dot product?", (2, 8)),
-    ("What are the δᵢₖ in the proof?", (1, 3)),
-)
+_ROWS, _COLUMNS = ALL_SHOWN, 10  # of a matrix that are shown
 
 
 def render(steps: Sequence[Step], about: str, note: str = "") -> str:
@@ -53,9 +46,12 @@ def render(steps: Sequence[Step], about: str, note: str = "") -> str:
     style = files("manual_mlp.explain").joinpath("page.css").read_text(encoding="utf-8")
     warning = f'<p class="verdict failed">{typeset(note)}</p>' if note else ""
     failed = any(step.failed for step in steps)
-    questions = "".join(f"<li>{typeset(question)} {_links(numbers)}</li>" for question, numbers in _QUESTIONS)
+    questions = "".join(
+        f"<dt>{typeset(question)}</dt><dd>{typeset(answer)} {_links(numbers)}</dd>"
+        for question, answer, numbers in QUESTIONS
+    )
     contents = "".join(
-        f'<li value="{step.number}"><a href="#step-{step.number}">{escape(step.title)}</a></li>' for step in steps
+        f'<li value="{step.number}"><a href="#step-{step.number}">{typeset(step.title)}</a></li>' for step in steps
     )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
@@ -63,10 +59,11 @@ def render(steps: Sequence[Step], about: str, note: str = "") -> str:
         f"<title>Where ∂J/∂W = Hᵀδ comes from</title><style>{style}</style></head><body>\n"
         f"<header><h1>Where {mathml('∂J/∂W = Hᵀδ')} comes from</h1>"
         '<p class="soft">The gradients of a dense layer, one number at a time. Every number here was computed when '
-        "this page was made, and every step ends in a check.</p>"
+        "this page was made, and every step ends in a check. Blue is positive, orange negative, and the deeper the "
+        "larger.</p>"
         f'<p class="verdict {"failed" if failed else "ok"}">{escape(verdict_of(steps))}</p>'
         f"{warning}</header>\n"
-        f"<nav><p>The questions:</p><ul>{questions}</ul><p>The steps:</p><ol>{contents}</ol></nav>\n<main>\n"
+        f"<dl>{questions}</dl>\n<nav><p>The steps:</p><ol>{contents}</ol></nav>\n<main>\n"
         + "\n".join(map(_step, steps))
         + f"\n</main>\n<footer><p>{escape(about)}</p></footer></body></html>\n"
     )
@@ -120,12 +117,14 @@ def _matrix(matrix: Matrix) -> str:
     lines = []
     if matrix.columns:
         corner = "<th></th>" if matrix.rows else ""
-        lines.append("<tr>" + corner + "".join(f"<th>{label(matrix.columns, c)}</th>" for c in columns) + "</tr>")
+        lines.append(
+            "<tr>" + corner + "".join(f'<th scope="col">{label(matrix.columns, c)}</th>' for c in columns) + "</tr>"
+        )
     for r in rows:
-        side = f"<th>{label(matrix.rows, r)}</th>" if matrix.rows else ""
+        side = f'<th scope="row">{label(matrix.rows, r)}</th>' if matrix.rows else ""
         lines.append("<tr>" + side + "".join(_cell(matrix, values, r, c, most, digits) for c in columns) + "</tr>")
     caption = f"{escape(matrix.name)} <small>{shape(values)}</small>"
-    return f'<div class="scroll"><table class="matrix"><caption>{caption}</caption>{"".join(lines)}</table></div>'
+    return _scrolled(f'<table class="matrix"><caption>{caption}</caption>{"".join(lines)}</table>')
 
 
 def _cell(matrix: Matrix, values: Tensor, r: int | None, c: int | None, most: float, digits: int) -> str:
@@ -139,20 +138,24 @@ def _cell(matrix: Matrix, values: Tensor, r: int | None, c: int | None, most: fl
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     numeric = [is_numeric(rows, i) for i in range(len(header))]
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    head = "" if not any(header) else "".join(f'<th scope="col">{typeset(cell)}</th>' for cell in header)
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td class="{"number" if right else "word"}">{escape(cell)}</td>'
+            f'<td class="{"number" if right else "word"}">{typeset(cell)}</td>'
             for cell, right in zip(row, numeric, strict=True)
         )
         + "</tr>"
         for row in rows
     )
-    return f'<div class="scroll"><table class="words"><tr>{head}</tr>{body}</table></div>'
+    return _scrolled(f'<table class="words">{f"<tr>{head}</tr>" if head else ""}{body}</table>')
+
+
+def _scrolled(table: str) -> str:
+    return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
 def _check(check: Check) -> str:
     kind, sign = ("ok", "✓") if check.passed else ("failed", "✗")
-    said = f"{typeset(check.name)}, against {check.against}: {escape(result_of(check))}"
+    said = f"{typeset(check.name)}, by {typeset(check.against)}: {escape(result_of(check))}"
     return f'<div class="check {kind}"><span class="sign">{sign}</span><span>{said}</span></div>'

@@ -24,8 +24,7 @@ def tiles(picture: Tiles) -> str:
         if isinstance(part, str):
             parts.append(f'<span class="sign">{escape(part)}</span>' if part else "")
         else:
-            scale = float(part.values.abs().max()) if picture.images else most
-            parts.append(_tile(part, scale or 1.0, picture.images))
+            parts.append(_tile(part, most or 1.0, picture.images))
     return _figure(picture.says, "".join(parts))
 
 

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manual_mlp.explain.blocks import Refused, Values, number
+from manual_mlp.explain.blocks import ALL_SHOWN, Refused, Values, number
 from manual_mlp.explain.compare import attempt, autograd
 from manual_mlp.explain.formulas import RIGHT, Formulas
 from manual_mlp.explain.network import Network
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Story:
     """Hold a network, the formulas that are told, and the results of both.
 
@@ -40,6 +40,41 @@ class Story:
         return attempt(self.formulas.delta, self.dy, self.network.z, self.network.f)
 
     @cached_property
+    def dw(self) -> Values:
+        """∂J/∂W by the formula, (D_in, D_out)."""
+        return attempt(self.formulas.weight, self.network.h, self.delta)
+
+    @cached_property
+    def db(self) -> Values:
+        """∂J/∂B by the formula, (D_out,)."""
+        return self.bias(self.delta)
+
+    @cached_property
+    def dh(self) -> Values:
+        """∂J/∂H by the formula, (N, D_in)."""
+        return attempt(self.formulas.input, self.delta, self.network.w)
+
+    @cached_property
+    def gamma(self) -> Values:
+        """∂J/∂(XV + C) by the formula, the hidden layer's δ, (N, D_in)."""
+        return attempt(self.formulas.delta, self.dh, self.network.z1, self.network.f)
+
+    @cached_property
+    def dv(self) -> Values:
+        """∂J/∂V by the formula."""
+        return attempt(self.formulas.weight, self.network.x, self.gamma)
+
+    @cached_property
+    def dc(self) -> Values:
+        """∂J/∂C by the formula."""
+        return self.bias(self.gamma)
+
+    def bias(self, delta: Values) -> Values:
+        """Return a bias's gradient by the formula; of a single row it may be a row, as the textbook's B is."""
+        found = attempt(self.formulas.bias, delta)
+        return found[0] if isinstance(found, Tensor) and found.dim() == 2 and len(found) == 1 else found
+
+    @cached_property
     def true_dy(self) -> Tensor:
         """∂J/∂Y by autograd."""
         return autograd(self.network.cost_of, self.network.y)[0]
@@ -50,35 +85,32 @@ class Story:
         return autograd(lambda z: self.network.cost_of(self.network.f.f(z)), self.network.z)[0]
 
     @cached_property
-    def true_dh_dw_db(self) -> tuple[Tensor, ...]:
-        """∂J/∂H, ∂J/∂W and ∂J/∂B by autograd."""
-        return autograd(self.network.cost, self.network.h, self.network.w, self.network.b)
-
-    @cached_property
     def slope(self) -> Tensor:
         """f′(Z), (N, D_out)."""
         return self.network.f.df(self.network.z)
 
     @cached_property
     def classes(self) -> tuple[Tensor, Tensor]:
-        """Z and one-hot rows of the right classes, for a softmax: the largest entry of Y* is right.
+        """What enters a softmax, and one-hot rows of the right classes.
 
-        With one output there is a second class, whose Z is 0 and whose target is ½.
+        It is Y where J is a cross-entropy, else Z, and the largest entry of Y* is right. With one output there is a
+        second class, for which 0 enters, and whose target is ½.
         """
         net = self.network
-        alone = net.shape[2] == 1
-        z, target = (F.pad(net.z, (0, 1)), F.pad(net.target, (0, 1), value=0.5)) if alone else (net.z, net.target)
-        return z, F.one_hot(target.argmax(1), z.shape[1]).double()
+        s, target = net.y if net.loss == "cross-entropy" else net.z, net.target
+        if net.shape[2] == 1:
+            s, target = F.pad(s, (0, 1)), F.pad(target, (0, 1), value=0.5)
+        return s, F.one_hot(target.argmax(1), s.shape[1]).double()
 
     @cached_property
     def row(self) -> int:
-        """The row that has most to show: the one whose H and δ are largest."""
-        return int((self.network.h.abs().sum(1) * self.true_delta.abs().sum(1)).argmax())
+        """The row that has most to show: of those that are seen, where H and δ are largest."""
+        return _largest(self.network.h.abs().sum(1) * self.true_delta.abs().sum(1))
 
     @cached_property
     def knob(self) -> tuple[int, int]:
         """The weight that has most to show: its input k and its output l."""
-        return int(self.network.h.abs().sum(0).argmax()), int(self.true_delta.abs().sum(0).argmax())
+        return _largest(self.network.h.abs().sum(0)), _largest(self.true_delta.abs().sum(0))
 
     def directions(self, *shape: int, count: int = 1) -> list[Tensor]:
         """Draw random directions, the same for the same shape."""
@@ -91,15 +123,31 @@ def row_of(values: Values, n: int) -> Values:
     return values if isinstance(values, Refused) else values[n : n + 1]
 
 
+def as_row(values: Values) -> Values:
+    """Return a vector as a matrix, (1, D)."""
+    return values[None] if isinstance(values, Tensor) and values.dim() == 1 else values
+
+
 def spelled_out(a: Tensor, b: Tensor, most: int = 4) -> str:
-    """Write a dot product term by term, and its result.
+    """Write a dot product term by term, and its result; of many terms the largest and the first few.
 
     Shape:
         a, b: (D,)
     """
-    terms = [f"{_factor(x)} · {_factor(y)}" for x, y in zip(a.tolist()[:most], b.tolist()[:most], strict=True)]
-    return " + ".join([*terms, *(["…"] if len(a) > most else [])]) + f" = {number(float(a @ b))}"
+    shown = list(range(len(a)))
+    if len(a) > most:
+        shown = sorted({*range(most - 1), int((a * b).abs().argmax())})
+    words: list[str] = []
+    for before, i in zip([-1, *shown], shown, strict=False):
+        words += ["…"] * (i > before + 1) + [f"{_factor(float(a[i]))} · {_factor(float(b[i]))}"]
+    words += ["…"] * (shown[-1] < len(a) - 1)
+    return " + ".join(words) + f" = {number(float(a @ b))}"
 
 
 def _factor(value: float) -> str:
     return number(value) if value >= 0 else f"({number(value)})"
+
+
+def _largest(sizes: Tensor) -> int:
+    # The others are not shown where there are more.
+    return int((sizes if len(sizes) <= ALL_SHOWN else sizes[: ALL_SHOWN - 1]).argmax())

@@ -10,8 +10,12 @@ from typing import TypeAlias
 from torch import Tensor
 
 from manual_mlp.explain.blocks import (
+    ALL_SHOWN,
+    QUESTIONS,
+    Areas,
     Bars,
     Block,
+    Boxes,
     Check,
     Formula,
     Heading,
@@ -28,7 +32,7 @@ from manual_mlp.explain.blocks import (
 )
 from manual_mlp.explain.compare import shape
 
-_ROWS, _COLUMNS = 6, 8  # of a matrix that are shown; where there are more, the last of them is a row of dots
+_ROWS, _COLUMNS = ALL_SHOWN, 8  # of a matrix that are shown; where there are more, the last of them is a row of dots
 Paint: TypeAlias = Callable[[str, str], str]
 
 _BOLD, _DIM, _RED, _GREEN, _BLUE, _YELLOW = "1", "2", "31", "32", "34", "33"
@@ -39,6 +43,9 @@ def render(steps: Iterable[Step], width: int = 80, colour: bool = False) -> str:
     """Write the steps as lines of at most ``width`` characters, where words and matrices allow it."""
     paint = _paint if colour else _plain
     lines: list[str] = []
+    for question, answer, numbers in QUESTIONS:
+        shown = ("step " if len(numbers) == 1 else "steps ") + " and ".join(map(str, numbers))
+        lines += ["", *_wrapped(question, width, paint, _BOLD), *_wrapped(f"{answer} ({shown})", width)]
     for step in steps:
         lines += ["", paint(f"{step.number}. {step.title}", _BOLD), ""]
         for block in step.blocks:
@@ -48,7 +55,7 @@ def render(steps: Iterable[Step], width: int = 80, colour: bool = False) -> str:
 
 def result_of(check: Check) -> str:
     """Say in words how a check ended."""
-    if check.error is None:
+    if check.reason:
         return check.reason
     difference = "no difference" if check.error == 0 else f"largest difference {check.error:.1e}"
     return (f"{difference}, allowed {check.allowed:.0e}" if check.allowed else difference).replace("e-", "e−")
@@ -57,7 +64,7 @@ def result_of(check: Check) -> str:
 def render_check(check: Check, width: int = 100, paint: Paint | None = None) -> list[str]:
     """Write a check and how it ended."""
     paint = _plain if paint is None else paint
-    text = f"{check.name}, against {check.against}: {result_of(check)}"
+    text = f"{check.name}, by {check.against}: {result_of(check)}"
     first, *rest = textwrap.wrap(text, max(20, width - 9))
     sign = paint("ok    ", _GREEN) if check.passed else paint("FAILED", _RED)
     return [f"  {sign} {first}", *(" " * 9 + line for line in rest)]
@@ -66,7 +73,7 @@ def render_check(check: Check, width: int = 100, paint: Paint | None = None) -> 
 def verdict_of(steps: Iterable[Step]) -> str:
     """Say how many checks passed, and where the first failed."""
     checks = [check for step in steps for check in step.checks]
-    failed = [f"{step.name}: {check.name}, against {check.against}" for step in steps for check in step.failed]
+    failed = [f"{step.name}: {check.name}, by {check.against}" for step in steps for check in step.failed]
     if failed:
         return f"{len(failed)} of {len(checks)} checks failed, first in {failed[0]}"
     return f"All {len(checks)} checks passed."
@@ -80,19 +87,21 @@ def is_numeric(rows: Sequence[Sequence[str]], column: int) -> bool:
 def _block(block: Block, width: int, paint: Paint) -> list[str]:
     match block:
         case Text(text):
-            return [*textwrap.wrap(text.replace("`", ""), max(20, width)), ""]
+            return [*_wrapped(text, width), ""]
         case Formula(text, tag):
             return [f"    {paint(text, _YELLOW)}" + (f"    ({tag})" if tag else ""), ""]
         case Numbers(parts):
             return _numbers(parts, width, paint)
         case Table(header, rows):
-            return [*_table(header, rows, paint), ""]
+            return [*_table(header, rows, width, paint), ""]
+        case Tiles(says, _, False) | Boxes(says) | Areas(says):
+            return [*_wrapped(says, width, paint, _DIM), ""]
         case Tiles(says, parts, True):
             return _images(says, [part for part in parts if isinstance(part, Tile)], width, paint)
         case Bars(says, bars, False):
             return _bars(says, bars, paint)
         case Heading(text):
-            return [paint(text, _BOLD), ""]
+            return ["", paint(text, _BOLD), ""]
         case Check():
             return render_check(block, width, paint)
     return []
@@ -153,15 +162,26 @@ def label(letter: str, index: int | None) -> str:
     return "…" if index is None else f"{letter}={index + 1}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], paint: Paint) -> list[str]:
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int, paint: Paint) -> list[str]:
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+    if sum(widths) + 2 * len(widths) > width:
+        # Too wide: a line for each cell.
+        cells = [(title, cell) for row in rows for title, cell in zip(header, row, strict=True)]
+        lines = [f"{title}: {cell}" if title else f"- {cell}" for title, cell in cells]
+        wrap = textwrap.TextWrapper(max(20, width), initial_indent="  ", subsequent_indent="    ")
+        return [part for line in lines for part in wrap.wrap(line)]
     numeric = [is_numeric(rows, i) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
         set_cells = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(cells, widths, numeric, strict=True)]
-        return "  " + "  ".join(set_cells).rstrip()
+        return ("  " + "  ".join(set_cells)).rstrip()
 
-    return [paint(line(header), _DIM), *(line(row) for row in rows)]
+    return [*([paint(line(header), _DIM)] if any(header) else []), *(line(row) for row in rows)]
+
+
+def _wrapped(text: str, width: int, paint: Paint | None = None, code: str = "") -> list[str]:
+    lines = textwrap.wrap(text.replace("`", ""), max(20, width))
+    return lines if paint is None else [paint(line, code) for line in lines]
 
 
 def _bars(says: str, bars: Sequence[tuple[str, float]], paint: Paint) -> list[str]:
@@ -178,7 +198,8 @@ def _bars(says: str, bars: Sequence[tuple[str, float]], paint: Paint) -> list[st
 
 def _images(says: str, tiles: Sequence[Tile], width: int, paint: Paint) -> list[str]:
     lines = [f"  {paint(says, _DIM)}", f"  {paint('Dark shades are positive, strokes negative.', _DIM)}"]
-    pictures = [[tile.caption, *_shades(tile.values)] for tile in tiles]
+    most = max((float(tile.values.abs().max()) for tile in tiles), default=0.0) or 1.0
+    pictures = [[tile.caption, *_shades(tile.values, most)] for tile in tiles]
     each = max(_length(line) for picture in pictures for line in picture) + 2
     a_band = max(1, (width - 2) // each)
     for start in range(0, len(pictures), a_band):
@@ -189,9 +210,8 @@ def _images(says: str, tiles: Sequence[Tile], width: int, paint: Paint) -> list[
     return lines
 
 
-def _shades(values: Tensor) -> list[str]:
+def _shades(values: Tensor, most: float) -> list[str]:
     """Draw an image, a pair of characters for each pixel of a small one."""
-    most = float(values.abs().max()) or 1.0
     twice = 2 if values.shape[1] <= 16 else 1
 
     def shade(value: float) -> str:

@@ -104,57 +104,56 @@ def digit(picture: Picture, formulas: Formulas = RIGHT) -> Step:
         return cost(picture.loss, _forward(h, ((w, b, f), *picture.layers[1:]))[-1][1], target)
 
     delta = _delta(picture, h, target, formulas)
-    dw, db = attempt(formulas.weight, h, delta), attempt(formulas.bias, delta)
+    dw, db = attempt(formulas.weight, h, delta), attempt(lambda delta: formulas.bias(delta).reshape(-1), delta)
     by_autograd = autograd(whole_cost, w, b)
     true = by_autograd[1]
+    shown = delta[0] if isinstance(delta, Tensor) else true
     most = true.abs().topk(min(_SHOWN, outputs)).indices.sort().values.tolist()
     update = -by_autograd[0]
     rate = float(1 / (h.square().sum() + 1))
     before, after = _answer(picture, h, 0.0, by_autograd), _answer(picture, h, rate, by_autograd)
     slope = central_difference(lambda w: whole_cost(w, b), w, update)
-    unit = "class" if len(picture.layers) == 1 else "unit"
-    first = 0 if len(picture.layers) == 1 else 1
-    chosen = "all outputs" if outputs <= _SHOWN else f"the {_SHOWN} outputs whose δ is largest, of {outputs}"
+    last = len(picture.layers) == 1
+    names = [f"class {i}" if last else f"unit {i + 1}" for i in most]
+    chosen = "" if outputs <= _SHOWN else f" Here are the {_SHOWN} of {outputs} for which it is largest."
+    answer = (
+        "share that the softmax gives to the right answer"
+        if picture.loss == "cross-entropy"
+        else "right answer's output"
+    )
     return Step(
         12,
         "A real digit",
         (
             Text(f"Now H is an image, row by row: {picture.source}. The right answer is {picture.label}."),
             Tiles("H: the image that enters.", (Tile(f"H, {shape(picture.image)}", picture.image),), images=True),
-            Text(
-                f"δ has an entry for each output of the layer. Here are {chosen}. "
-                + (
-                    "Where δ is negative, J falls if that output grows."
-                    if picture.loss == "cross-entropy"
-                    else "A negative δ wants its output to grow."
-                )
-            ),
-            Table(
-                (unit, *(str(i + first) for i in most)),
-                (("δ", *(number(float(true[i])) for i in most)),),
-            ),
+            Text(f"δ has an entry for each output.{chosen} Where it is negative, J falls if that entry of Z grows."),
+            Table(("output", "δ"), tuple((name, number(float(shown[i]))) for name, i in zip(names, most, strict=True))),
             Formula("∂J/∂W = Hᵀ δ", "B3"),
             Text(
                 "One column of W belongs to each output, and it has as many entries as the image has pixels. So its "
-                "update, `−η Hₖ δₗ` for every pixel k, is an image as well. It is the digit itself, times a number. "
+                "update, `−η Hₖ δₗ` for every pixel k, is an image as well: the digit itself, times a number. "
                 "Outputs with a negative δ have the digit added to their weights, the others have it taken away:"
             ),
             Tiles(
-                "Updates: where the weights grow and where they shrink.",
-                tuple(Tile(f"{unit} {i + first}", update[:, i].view(picture.image.shape)) for i in most),
+                "Updates, in one scale: where the weights grow and where they shrink.",
+                tuple(
+                    Tile(f"{name}, δ {number(float(shown[i]), 2)}", update[:, i].view(picture.image.shape))
+                    for name, i in zip(names, most, strict=True)
+                ),
                 images=True,
             ),
-            *_weights(picture, most, unit, first),
+            *_weights(picture, most, names),
             Text(
-                f"One step of η = {number(rate)} with this image alone: the share of the right answer goes from "
+                f"One step of `η = {number(rate)}` with this image alone: the {answer} of the right answer goes from "
                 f"{number(before)} to {number(after)}."
             ),
-            agree("Hᵀδ for the image, and ∂J/∂W", dw, by_autograd[0]),
-            agree("δ, and ∂J/∂B", db, by_autograd[1]),
+            agree("Hᵀδ for the image = ∂J/∂W", dw, by_autograd[0]),
+            agree("δ = ∂J/∂B", db, by_autograd[1]),
             agree(
-                "⟨Hᵀδ, update⟩, and the slope of J along the update",
+                "⟨Hᵀδ, update⟩ = the slope of J along the update",
                 attempt(lambda dw: (dw * update).sum(), dw),
-                torch.tensor(slope, dtype=torch.float64),
+                slope,
                 "central difference",
                 DIFFERENCE,
             ),
@@ -162,15 +161,15 @@ def digit(picture: Picture, formulas: Formulas = RIGHT) -> Step:
     )
 
 
-def _weights(picture: Picture, most: list[int], unit: str, first: int) -> tuple[Text | Tiles, ...]:
+def _weights(picture: Picture, most: list[int], names: list[str]) -> tuple[Text | Tiles, ...]:
     if not picture.trained:
         return ()
     w = picture.layers[0][0]
     return (
-        Text("And these are the weights that training has given the same outputs so far, sums of many such updates:"),
+        Text("And these are the weights of the same outputs after training. They began at random:"),
         Tiles(
             "Weights of the trained layer.",
-            tuple(Tile(f"{unit} {i + first}", w[:, i].view(picture.image.shape)) for i in most),
+            tuple(Tile(name, w[:, i].view(picture.image.shape)) for name, i in zip(names, most, strict=True)),
             images=True,
         ),
     )

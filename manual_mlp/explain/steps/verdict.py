@@ -1,0 +1,83 @@
+"""Step 10: every derivative of the network by four ways, and how far they are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from manual_mlp.explain.blocks import Bars, Check, Refused, Step, Table, Text, count, number
+from manual_mlp.explain.compare import (
+    DIFFERENCE,
+    ROUNDING,
+    agree,
+    attempt,
+    autograd,
+    complex_step,
+    every_difference,
+    has_complex_step,
+    last_places,
+)
+from manual_mlp.explain.story import Story
+
+
+def verdict(story: Story) -> Step:
+    """Step 10: every derivative by four ways, and how far they are apart."""
+    net = story.network
+    at = {"X": net.x, "V": net.v, "C": net.c, "W": net.w, "B": net.b}
+    by_hand = {
+        "W": story.dw,
+        "B": story.db,
+        "V": story.dv,
+        "C": story.dc,
+        "X": attempt(story.formulas.input, story.gamma, net.v),
+    }
+    by_autograd = dict(zip(at, autograd(net.whole_cost, *at.values()), strict=True))
+    analytic = has_complex_step(net.f)
+
+    defined = "at hand for this f." if analytic else f"not defined here: {net.f.name} takes no complex numbers."
+
+    def alone(name: str) -> Callable[[Tensor], Tensor]:
+        return lambda value: net.whole_cost(*(value if other == name else at[other].to(value.dtype) for other in at))
+
+    checks: list[Check] = []
+    rows: list[tuple[str, ...]] = []
+    bars: list[tuple[str, float]] = []
+    for name, ours in by_hand.items():
+        value, label = at[name], f"∂J/∂{name}"
+        checks.append(agree(label, ours, by_autograd[name]))
+        ways = [("autograd", by_autograd[name].reshape(-1), torch.arange(value.numel()), ROUNDING)]
+        ways.append(("central difference", *every_difference(alone(name), value), DIFFERENCE))
+        if analytic:
+            ways.append(("complex step", *complex_step(alone(name), value), ROUNDING))
+        for way, want, entries, allowed in ways:
+            if isinstance(ours, Refused) or ours.shape != value.shape:
+                rows.append((label, way, "none", "none"))
+                continue
+            got = ours.reshape(-1)[entries]
+            apart = float((got - want).abs().max())
+            rows.append((label, way, number(apart), f"{last_places(got, want):,.0f}"))
+            bars.append((f"{label}, {way}", apart))
+            if way != "autograd":
+                checks.append(agree(f"{label}, {count(len(entries), 'entry')}", got, want, way, allowed))
+    return Step(
+        10,
+        "The verdict",
+        (
+            Text(
+                "Every derivative of the network by hand, beside other ways to find it. Autograd is PyTorch's. The "
+                "central difference needs no calculus, but it subtracts numbers that are nearly equal, and so loses "
+                "digits. The complex step nudges by a tiny imaginary number and subtracts nothing; it is "
+                f"{defined}"
+            ),
+            Text(
+                "The last column counts units in the last place. One unit is the gap between two neighbouring "
+                "numbers of 53 binary digits, so a few of them mean: the same but for rounding. Where large terms "
+                "cancel, what is left is off by more of its own, smaller places, and it is so by every way."
+            ),
+            Table(("by hand", "beside", "apart by", "last places"), tuple(rows)),
+            Bars("Largest differences, by order of magnitude: shorter is better.", tuple(bars), logarithmic=True),
+            *checks,
+        ),
+    )
