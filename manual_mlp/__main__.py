@@ -4,13 +4,21 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from manual_mlp.explain import cli
 
 
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m manual_mlp", description="Dense layers whose backward is by hand.")
+    parser = _Parser(prog="python -m manual_mlp", description="Dense layers whose backward is by hand.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     cli.add_command(commands)
     options = parser.parse_args(arguments)

@@ -136,9 +136,11 @@ def test_it_prints_every_step_and_ends_in_the_verdict(run, tmp_path):
 
 def test_the_options_are_those_of_the_network(run):
     _, out, _ = run(*OTHERS)
-    assert "A row of 2 numbers enters the layer, H. A row of 3 numbers leaves it, Y. 5 such" in out
-    assert "f, here tanh" in " ".join(out.split())
-    assert "entropy of softmax(Y) and Y*, summed over the rows" in " ".join(out.split())
+    assert "A row H of 2 numbers enters the layer, and a row Y of 3 numbers leaves it. A batch of 5" in " ".join(
+        out.split()
+    )
+    assert "entry by entry, here tanh" in " ".join(out.split())
+    assert "softmax(Y)" in out
     assert "The right answer is 3." in " ".join(out.split())
     net = draw_network(2, 3, 5, "tanh", "cross-entropy", 4)
     assert f"{float(net.h[0, 0]):.4f}".replace("-", "−") in out
@@ -171,8 +173,8 @@ def test_without_a_command_it_says_which_there_are(capsys):
         (["--inputs", "0"], "at least 1, got 0, 2, 4"),
         (["--outputs", "-1"], "at least 1, got 3, -1, 4"),
         (["--batch", "0"], "at least 1, got 3, 2, 0"),
-        (["--outputs", "5000"], "expected inputs · outputs² of at most 4,194,304"),
-        (["--batch", "100000000"], "expected batch · (inputs + outputs) of at most 4,194,304"),
+        (["--outputs", "5000"], "expected inputs · outputs² of at most 1,048,576"),
+        (["--batch", "100000000"], "expected batch · (inputs + outputs) of at most 1,048,576"),
         (["--inputs", "100000"], "at most"),
         (["--inputs", str(10**30)], "at most"),
         (["--inputs", "many"], "--inputs"),
@@ -184,7 +186,7 @@ def test_without_a_command_it_says_which_there_are(capsys):
         (["--break", "transpose"], "transpose-dropped"),
         (["--digit", "10"], "--digit"),
         (["--digit", "-1"], "--digit"),
-        (["--seed", str(2**63)], "--seed"),
+        (["--seed", str(2**63)], "expected a seed of 64 bits"),
         (["--seed", "x"], "--seed"),
         (["--checkpoint", "nowhere"], "expected the folder of a run of train.py, got nowhere"),
         (["--html", "no/such/folder.html"], "expected a writable --html, got no/such/folder.html"),
@@ -240,7 +242,9 @@ def test_a_terminal_gets_colour_and_a_pipe_none(run, monkeypatch):
     monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True)
     coloured = run()[1]
     assert "\033[1m0. Shapes\033[0m" in coloured
-    assert [line.rstrip() for line in re.sub("\033\\[[0-9;]*m", "", coloured).splitlines()] == plain.splitlines()
+    assert [line.rstrip() for line in re.sub("\033\\[[0-9;]*m", "", coloured).splitlines()] == [
+        line.rstrip() for line in plain.splitlines()
+    ]
     assert coloured.count("\033[") % 2 == 0
     _, red, _ = run("--break", "convention-swapped")
     assert "\033[31mFAILED\033[0m" in red
@@ -258,7 +262,7 @@ def test_an_empty_no_color_says_nothing(run, monkeypatch):
     assert "\033[1m" in run()[1]
 
 
-@pytest.mark.parametrize("columns", [1, 20, 40, 60, 80, 110, 500])
+@pytest.mark.parametrize("columns", [1, 40, 80, 500])
 def test_the_text_fits_the_terminal(run, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     _, out, _ = run()
@@ -310,9 +314,9 @@ def test_a_reader_who_has_seen_enough_gets_no_traceback():
 
 def test_a_check_that_could_not_be_made_says_why():
     step = Step(3, "A title", (Check("a", "b", None, 1e-12, "the shape is (1,), and should be (2,)"),))
-    assert "FAILED a, against b: the shape is (1,), and should be (2,)" in terminal.render([step])
-    assert terminal.verdict_of([step]) == "1 of 1 checks failed, first in step 3, A title: a, against b"
-    assert "b: no difference\n" in terminal.render([Step(1, "t", (Check("a", "b", 0.0, 0.0),))])
+    assert "FAILED a, by b: the shape is (1,), and should be (2,)" in terminal.render([step])
+    assert terminal.verdict_of([step]) == "1 of 1 checks failed, first in step 3, A title: a, by b"
+    assert "by b: no difference\n" in terminal.render([Step(1, "t", (Check("a", "b", 0.0, 0.0),))])
 
 
 def test_a_refused_matrix_is_said_to_be_none():
@@ -542,10 +546,10 @@ def test_no_index_stays_a_character_of_its_own(formula, display):
 
 
 def test_a_sentence_is_escaped_and_its_formulas_are_set():
-    found = typeset("a <b> & `Hᵀδ` of W, and it is I")
+    found = typeset("a <b> & `Hᵀδ` of W, and it is so")
     assert found.startswith("a &lt;b&gt; &amp; <math>")
     assert "<math><mi>W</mi></math>" in found
-    assert found.endswith(", and it is I")
+    assert found.endswith(", and it is so")
     assert typeset("one plain sentence") == "one plain sentence"
 
 
@@ -605,7 +609,7 @@ def image_of(digits, digit):
 @pytest.mark.parametrize(("hidden", "activation"), [((), "relu"), ((12,), "relu"), ((12, 11), "gelu")])
 def test_a_trained_network_looks_at_a_real_image(run, trained, digits, hidden, activation, loss):
     from manual_mlp.explain.blocks import Table, Tiles
-    from manual_mlp.explain.digit import digit, trained_picture
+    from manual_mlp.explain.steps.digit import digit, trained_picture
     from manual_mlp.training.checkpoint import load_model
 
     folder = trained(hidden, activation, loss)
@@ -615,7 +619,6 @@ def test_a_trained_network_looks_at_a_real_image(run, trained, digits, hidden, a
     sizes = "-".join(map(str, (64, *hidden, 10)))
     assert f"a validation image of digits, normalised, before the {sizes} network of the run run" in words
     assert "The right answer is 3." in words
-    assert "weights that training has given" in words
 
     step = digit(trained_picture(folder, 3))
     assert not step.failed
@@ -630,7 +633,7 @@ def test_a_trained_network_looks_at_a_real_image(run, trained, digits, hidden, a
         (0.5 * (y - one_hot) ** 2).sum().backward()
     first = next(model.parameters())
     table = next(block for block in step.blocks if isinstance(block, Table))
-    units = [int(cell) - bool(hidden) for cell in table.header[1:]]
+    units = [int(line[0].split()[1]) - bool(hidden) for line in table.rows]
     pictures = [block for block in step.blocks if isinstance(block, Tiles)]
     assert len(pictures) == 3
     for unit, update, weights in zip(units, pictures[1].parts, pictures[2].parts, strict=True):
@@ -640,7 +643,9 @@ def test_a_trained_network_looks_at_a_real_image(run, trained, digits, hidden, a
 
 def test_of_a_squared_error_an_output_is_not_called_a_share(run, trained):
     _, out, _ = run("--checkpoint", trained((), loss="squared-error"))
-    assert "the share of the right answer" not in " ".join(out.split())
+    words = " ".join(out.split())
+    assert "share that the softmax gives" not in words
+    assert "the right answer's output goes from" in words
 
 
 def test_the_page_of_a_trained_network_shows_the_run_whatever_it_is_called(run, trained, tmp_path):
@@ -690,3 +695,8 @@ def test_without_the_extra_it_says_how_to_install_it(run, trained, monkeypatch):
     assert err.startswith("error: ")
     assert "manual_mlp[train]" in err
     assert err.count("\n") == 1
+
+
+def test_no_words_are_said_twice(run):
+    _, out, _ = run()
+    assert "right answer of the right answer" not in " ".join(out.split())

@@ -14,7 +14,7 @@ from manual_mlp import Activation, activations, reference
 from manual_mlp.explain import Formulas, Network, draw_network, explain
 from manual_mlp.explain.blocks import Bars, Boxes, Check, Formula, Matrix, Numbers, Table, Text, Tiles, number
 from manual_mlp.explain.compare import agree, attempt, central_difference, complex_step
-from manual_mlp.explain.mistakes import mistakes
+from manual_mlp.explain.steps.mistakes import mistakes
 from manual_mlp.explain.story import Story
 from manual_mlp.explain.terminal import verdict_of
 
@@ -135,7 +135,7 @@ def test_step_0_multiplies_h_and_w(steps, net, truth):
     same(shown(step, "Z"), truth["Z"])
     products, layouts = tables(step)
     y, t = truth["Y"][0], truth["T"][0]
-    assert products.rows[0][2].endswith(f"= {number(math.fsum(a * b for a, b in zip(y, t, strict=True)))}")
+    assert products.rows[0][2] == number(math.fsum(a * b for a, b in zip(y, t, strict=True)))
     assert products.rows[1][2] == ", ".join(number(a * b) for a, b in zip(y, t, strict=True))
     assert [r[-1] for r in products.rows] == ["1×1", "1×2", "3×2", "4×2"]
     assert [r[2::2] for r in layouts.rows] == [("4×3", "4×3"), ("3×2", "2×3"), ("1×2", "2"), ("3×2", "2×3")]
@@ -171,13 +171,13 @@ def test_step_2_is_a_dot_product_with_the_change_of_y(steps, truth):
         assert line == pytest.approx(dot, abs=1e-6)
         assert change == pytest.approx((cost(size) - cost(0)) / size, abs=1e-6)
         assert apart == pytest.approx(abs(change - dot), abs=2e-6)
-    assert f"Here it is {number(cost(0))}:" in words(step)
+    assert f"Here it is {number(cost(0))}, half the sum" in words(step)
 
 
 def test_step_3_is_diagonal_and_its_delta_is_the_identity(steps, truth, row):
     step, Z = steps[3], truth["Z"][row]
     same(shown(step, "∂Y/∂B"), [[reference.dY_dB(i, l, Z, truth["f"]) for l in range(2)] for i in range(2)])
-    same(shown(step, "δᵢₗ"), [[reference.kronecker(i, l) for l in range(2)] for i in range(2)])
+    same(shown(step, "I"), [[reference.kronecker(i, l) for l in range(2)] for i in range(2)])
     same(shown(step, "f′(Z)"), [[truth["f"].df(z)] for z in Z])
     same(shown(step, "∂J/∂Y"), [truth["dY"][row]])
     assert f"row {row + 1}:" in words(step)
@@ -193,7 +193,7 @@ def test_step_4_shows_the_whole_rank_3_array_and_what_is_left_of_it(steps, truth
     same(shown(step, "∂J/∂W of this row"), truth["rows"][row].dW)
     same(shown(step, "Hᵀ"), [[h] for h in H])
     assert "= 12 numbers" in words(step)
-    assert "6 of the 12 are zero" in words(step)
+    assert "6 numbers of the 12 are zero" in words(step)
 
 
 def test_step_5_adds_the_outer_products_row_by_row(steps, truth):
@@ -221,10 +221,10 @@ def test_step_6_the_transpose_passes_and_both_inverses_fail(steps):
     off = re.search(r"pseudo-inverse is off by up to ([\d.]+)", words(step))
     assert float(off[1].rstrip(".")) == pytest.approx(worst, abs=1e-4)
     side, same_side, inverse = re.search(
-        r"⟨δ, H dW⟩ is (\S+), with the transpose it is (\S+), and the inverse gives (\S+):", words(step)
+        r"`⟨δ, H dW⟩` is (\S+)\. With the transpose it is (\S+), and with the inverse (\S+)\.", words(step)
     ).groups()
     assert side == same_side != inverse
-    assert "it is off" in words(step)
+    assert "The inverse is off." in words(step)
 
 
 def test_step_7_counts_what_a_jacobian_would_hold(steps):
@@ -237,14 +237,15 @@ def test_step_7_counts_what_a_jacobian_would_hold(steps):
         f"{inputs * outputs:,}",
     ]
     assert table.rows[0][2] == f"{4 * jacobian / 1e9:.3g} GB"
-    assert table.rows[1][2] == "one in 128"
+    assert table.rows[1][2] == f"{4 * rows * inputs * outputs / 1e6:.3g} MB"
+    assert "one in 128" in table.rows[1][0]
     assert table.rows[2][2] == f"{4 * inputs * outputs / 1e3:.3g} kB"
 
 
 def test_step_8_is_the_layer_below_and_a_step_down_lowers_the_cost(steps, net, truth):
     step = steps[8]
     same(shown(step, "∂J/∂H"), [row.dH for row in truth["rows"]])
-    same(shown(step, "δ₁"), [row.dB for row in truth["hidden"]])
+    same(shown(step, "γ"), [row.dB for row in truth["hidden"]])
     gradient = [[math.fsum(row.dW[k][l] for row in truth["hidden"]) for l in range(3)] for k in range(5)]
     same(shown(step, "∂J/∂V"), gradient)
     before, after = map(value, re.search(r"takes J from (\S+) to (\S+?)\.?$", words(step)).groups())
@@ -267,13 +268,13 @@ def test_step_9_the_softmax_jacobian_is_full_and_delta_is_p_minus_t(steps, truth
     p = reference.softmax(truth["Z"][row])
     answer = truth["T"][row].index(max(truth["T"][row]))
     jacobian = [[reference.dp_dZ(i, l, p) for l in range(2)] for i in range(2)]
-    same(shown(step, "∂p/∂Z"), jacobian)
+    same(shown(step, "∂p/∂S"), jacobian)
     assert all(entry != 0 for line in jacobian for entry in line)
     same(shown(step, "p"), [p])
     by_sum = [-reference.dp_dZ(answer, l, p) / p[answer] for l in range(2)]
-    same(shown(step, "δ"), [by_sum])
-    assert f"here class {answer + 1}," in words(step)
-    assert f"∂J/∂p is {number(-1 / p[answer])} there" in words(step)
+    same(shown(step, "∂J/∂S"), [by_sum])
+    assert f"here class {answer + 1}." in words(step)
+    assert f"`∂J/∂p` is {number(-1 / p[answer])} there" in words(step)
 
 
 def test_step_10_compares_five_derivatives_three_ways(steps):
@@ -299,7 +300,7 @@ def test_units_in_the_last_place_are_counted_in_the_gaps_of_float64():
 def test_step_12_moves_the_weights_by_the_image_times_delta(steps):
     step = steps[12]
     (table,) = tables(step)
-    delta = [value(cell) for cell in table.rows[0][1:]]
+    delta = [value(line[1]) for line in table.rows]
     assert [i for i, d in enumerate(delta) if d < 0] == [7]
     assert sum(delta) == pytest.approx(0, abs=1e-3)
     image, updates = (block for block in step.blocks if isinstance(block, Tiles))
@@ -348,8 +349,8 @@ def test_a_wrong_z_is_found_at_once():
 def test_a_mistake_that_no_step_catches_fails_step_11(net):
     step = mistakes(Story(net), lambda story: [], ["slope-forgotten", "convention-swapped"])
     assert [check.name for check in step.failed] == [
-        "slope-forgotten is caught, or harmless",
-        "convention-swapped is caught, or harmless",
+        "slope-forgotten",
+        "convention-swapped",
     ]
 
 
@@ -362,8 +363,8 @@ def test_every_check_goes_red_for_some_wrong_formula(net, steps):
     fell = {(step.number, check.name, check.against) for run in runs for step in run for check in step.failed}
     every = {(step.number, check.name, check.against) for step in steps if step.number != 11 for check in step.checks}
     # What these compare takes none of the formulas: it is mathematics, and autograd against autograd.
-    fixed = {"the sum over i, and einsum with the identity", "∂p/∂Z, and the Jacobian"}
-    fixed |= {"∂J/∂W has W's shape, and is the transpose of weight.grad"}
+    fixed = {"einsum with the identity = the sum over i", "pᵢ (Iᵢₗ − pₗ) = ∂p/∂S"}
+    fixed |= {"∂J/∂W, in W's shape, = the transpose of weight.grad"}
     assert {name for _, name, _ in every - fell} <= fixed
 
 
@@ -371,7 +372,7 @@ def test_every_check_goes_red_for_some_wrong_formula(net, steps):
 @pytest.mark.parametrize(
     "sizes", [(1, 1, 1), (1, 2, 1), (3, 1, 4), (3, 2, 1), (5, 7, 3), (4, 3, 4), (3, 3, 3), (1, 6, 2)]
 )
-@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+@pytest.mark.parametrize("activation", ["gelu"])
 def test_all_checks_pass_at_other_sizes(sizes, loss, activation):
     if sizes[1] == 1 and loss == "cross-entropy":
         with pytest.raises(ValueError, match="at least 2 outputs"):
@@ -457,7 +458,7 @@ def test_logits_far_apart_do_not_spoil_the_softmax():
 
 
 def test_the_complex_step_is_taken_for_analytic_functions_alone():
-    for activation in (*activations.names(), CUBIC, nn.Tanh(), nn.Hardtanh()):
+    for activation in (*ANALYTIC, "relu", "gelu", "silu", "softsign", CUBIC, nn.Tanh(), nn.Hardtanh()):
         step = explain(draw_network(activation=activation), mistaken=())[10]
         name = activations.get(activation).name
         taken = {line[0] for line in tables(step)[0].rows if line[1] == "complex step"}
@@ -477,6 +478,8 @@ def test_a_complex_step_is_exact():
     found, entries = complex_step(lambda x: (x.sin() * x).sum(), at)
     assert entries.tolist() == [0, 1, 2, 3]
     same(found, [math.sin(x) + x * math.cos(x) for x in at.flatten().tolist()], 1e-15)
+    with pytest.raises(RuntimeError, match="complex"):
+        complex_step(lambda x: torch.heaviside(x, x).sum(), at)  # it is taken in complex numbers, or not at all
     found, entries = complex_step(lambda x: (x**3).sum(), torch.arange(100.0, dtype=torch.float64), most=5)
     assert entries.tolist() == [0, 25, 50, 74, 99]
     torch.testing.assert_close(found, 3 * entries.double() ** 2)
@@ -554,8 +557,8 @@ def test_the_same_network_is_explained_in_the_same_numbers(net):
         ({"inputs": 0}, "expected inputs, outputs and batch of at least 1, got 0, 2, 4"),
         ({"outputs": -1}, "at least 1, got 3, -1, 4"),
         ({"batch": 0}, "at least 1, got 3, 2, 0"),
-        ({"outputs": 5000}, "expected inputs · outputs² of at most 4,194,304"),
-        ({"batch": 10**8}, "expected batch · (inputs + outputs) of at most 4,194,304"),
+        ({"outputs": 5000}, "expected inputs · outputs² of at most 1,048,576"),
+        ({"batch": 10**8}, "expected batch · (inputs + outputs) of at most 1,048,576"),
         ({"inputs": 100_000}, "at most"),
         ({"activation": "sine"}, "expected an activation among"),
         ({"loss": "l1"}, "expected a loss among squared-error, cross-entropy, got 'l1'"),

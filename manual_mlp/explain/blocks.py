@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+_BACKTICK = "\ue000"  # of Unicode's private use
 ALL_SHOWN = 6  # rows and columns of a matrix: where there are more, the first few
 
 
@@ -236,6 +237,16 @@ class Step:
         return f"step {self.number}, {self.title}"
 
 
+def literal(text: str) -> str:
+    """Protect a text that is not ours: its backticks enclose no formulas."""
+    return text.replace("`", _BACKTICK)
+
+
+def unprotected(text: str) -> str:
+    """Give a text that was shown its own backticks back."""
+    return text.replace(_BACKTICK, "`")
+
+
 def count(n: int, thing: str) -> str:
     """Write how many of a thing there are: 1 row, 2 rows."""
     return f"{n:,} {thing}" if n == 1 else f"{n:,} {'entries' if thing == 'entry' else thing + 's'}"
@@ -252,8 +263,8 @@ def number(value: float, digits: int | None = None) -> str:
     if value == 0:
         return "0"
     if digits is None:
-        digits = decimals(torch.tensor([value]))
-    plain = 10.0**-digits <= abs(value) < 10**6
+        digits = decimals(torch.tensor([value], dtype=torch.float64))
+    plain = 10.0**-digits <= abs(round(value, digits)) < 10**6
     return (f"{value:.{digits}f}" if plain else f"{value:.2e}").replace("-", "−")
 
 

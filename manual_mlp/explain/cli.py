@@ -76,6 +76,8 @@ def _run(options: argparse.Namespace) -> int:
     network = draw_network(
         options.inputs, options.outputs, options.batch, options.activation, options.loss, options.seed
     )
+    if options.data_dir is not None and options.checkpoint is None:
+        raise ValueError("expected --checkpoint with --data-dir: without a run the image is an embedded one")
     if options.checkpoint is None:
         picture = embedded_picture(options.digit, options.seed)
     else:
@@ -95,7 +97,7 @@ def _run(options: argparse.Namespace) -> int:
     failed = any(step.failed for step in steps)
     try:
         if options.html is not None:
-            options.html.write_text(page.render(steps, _about(options), note), encoding="utf-8")
+            _write(options.html, page.render(steps, _about(options), note))
             print(f"wrote {options.html}: {verdict}", flush=True)
         else:
             width = min(_WIDEST, shutil.get_terminal_size().columns)
@@ -108,6 +110,13 @@ def _run(options: argparse.Namespace) -> int:
     return int(failed)
 
 
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"expected a writable --html, got {path}: {error.strerror}") from None
+
+
 def _about(options: argparse.Namespace) -> str:
     given = ("inputs", "outputs", "batch", "activation", "loss", "seed", "break", "digit", "checkpoint")
     values = {**vars(options), "break": options.mistake}
@@ -116,4 +125,9 @@ def _about(options: argparse.Namespace) -> str:
 
 
 def _colour() -> bool:
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    return (
+        sys.stdout is not None
+        and sys.stdout.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") != "dumb"
+    )

@@ -35,8 +35,9 @@ def attempt(formula: Callable[..., Tensor], *arguments: object) -> Values:
 
 def autograd(cost: Callable[..., Tensor], *at: Tensor) -> tuple[Tensor, ...]:
     """Return the gradients of a cost by each of its arguments, as torch finds them."""
-    leaves = [t.detach().clone().requires_grad_() for t in at]
-    return torch.autograd.grad(cost(*leaves), leaves)
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = [t.detach().clone().requires_grad_() for t in at]
+        return torch.autograd.grad(cost(*leaves), leaves)
 
 
 def jacobian(f: Cost, at: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from manual_mlp.explain.blocks import Step
 from manual_mlp.explain.formulas import MISTAKES, RIGHT, Formulas
 from manual_mlp.explain.network import Network
@@ -34,14 +36,21 @@ def explain(
         mistaken: the names of the mistakes that step 11 makes.
         picture: what step 12 looks at; an embedded digit by default.
         seed: of the random directions.
+
+    Raises:
+        ValueError: a mistake of another name.
     """
-    story = Story(network, formulas, seed)
-    return [
-        *_first(story),
-        # The mistakes are made on the right formulas, whatever is told.
-        mistakes(Story(network, RIGHT, seed), _first, mistaken),
-        digit(embedded_picture(seed=seed) if picture is None else picture, formulas),
-    ]
+    unknown = [name for name in mistaken if name not in MISTAKES]
+    if unknown:
+        raise ValueError(f"expected mistakes among {', '.join(MISTAKES)}, got {', '.join(unknown)}")
+    with torch.inference_mode(False), torch.enable_grad():
+        story = Story(network, formulas, seed)
+        return [
+            *_first(story),
+            # The mistakes are made on the right formulas, whatever is told.
+            mistakes(Story(network, RIGHT, seed), _first, mistaken),
+            digit(embedded_picture(seed=seed) if picture is None else picture, formulas),
+        ]
 
 
 def _first(story: Story) -> Sequence[Step]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from html import escape
 
+from manual_mlp.explain.blocks import unprotected
+
 _LOW = str.maketrans("₀₁₂₃₄₅₆₇₈₉ᵢₖₗₙₘ", "0123456789iklnm")
 _HIGH = {
     "ᵀ": "<mo>⊤</mo>",
@@ -22,7 +24,7 @@ _TOKEN = re.compile(
 
 # A letter of the notation, or a few, that stand alone in a sentence.
 _LETTERS = re.compile(
-    r"(?<![\w.])(∂[A-Za-z]/∂[A-Z]|[HX]ᵀ[δγ]|δᵀH|δWᵀ|H[ᵀ⁺]δ?|[δγ]|H dW|dW|f′\(Zᵢ?\)|f′|"
+    r"(?<![\w.])(∂[A-Za-z]/∂[A-Zθ]|Σₙ|[A-Zpδγ][ᵢₖₗₙ]+|[HX]ᵀ[δγ]|δᵀH|δWᵀ|H[ᵀ⁺]δ?|[δγ]|H dW|dW|f′\(Zᵢ?\)|f′|"
     r"[HWBZYJXVCUSIθεηNfnkilpt])(?![\w(])"
 )
 
@@ -30,7 +32,8 @@ _LETTERS = re.compile(
 def typeset(text: str) -> str:
     """Write a sentence as HTML: what stands between backticks, and letters of the notation, as formulas."""
     parts = text.split("`")
-    return "".join(mathml(part) if i % 2 else _typeset_letters(part) for i, part in enumerate(parts))
+    found = "".join(mathml(part) if i % 2 else _typeset_letters(part) for i, part in enumerate(parts))
+    return unprotected(found)
 
 
 def _typeset_letters(text: str) -> str:

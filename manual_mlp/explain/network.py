@@ -18,6 +18,7 @@ from manual_mlp.explain.formulas import LOSSES, cost
 _LARGEST = 2**20
 _NEAR = 1e-6  # to a kink
 _VANISHED = 1e-3
+_DRAWS = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,8 @@ class Network:
             value = torch.as_tensor(getattr(self, name)).detach()
             if value.is_complex() or not value.isfinite().all():
                 raise ValueError(f"expected real and finite numbers in {name}, got {value}")
-            value = value.to("cpu", torch.float64)
+            with torch.inference_mode(False):  # a copy that autograd accepts, wherever it was made
+                value = value.to("cpu", torch.float64, copy=True)
             object.__setattr__(self, name, value)
         object.__setattr__(self, "activation", activations.get(self.activation))
         if self.loss not in LOSSES:
@@ -85,6 +87,12 @@ class Network:
     def f(self) -> Activation:
         """The record of the activation."""
         return activations.get(self.activation)
+
+    @property
+    def name_of_f(self) -> str:
+        """The activation's name, with its parameters if they are not the usual ones."""
+        usual = self.f.name in activations.names() and self.f is activations.get(self.f.name)
+        return self.f.name if usual else repr(self.f).removesuffix("()")
 
     @cached_property
     def z1(self) -> Tensor:
@@ -152,12 +160,21 @@ def draw_network(
         raise ValueError(f"expected a seed of 64 bits, got {seed}")
     generator = torch.Generator().manual_seed(seed)
     f = activations.get(activation)
-    for _ in range(100):
-        network = _draw((batch, inputs, outputs), f, loss, generator)
-        # Where all derivatives vanish, a wrong formula is as good as the right one.
-        if min(float(t.abs().max()) for t in network.gradients) > _VANISHED:
-            break
-    return network
+    drawn = [_draw((batch, inputs, outputs), f, loss, generator)]
+    while not _tells(drawn[-1]) and len(drawn) < _DRAWS:
+        drawn.append(_draw((batch, inputs, outputs), f, loss, generator))
+    return next((network for network in drawn if _tells(network)), max(drawn, key=_smallest))
+
+
+def _smallest(network: Network) -> float:
+    return min(float(t.abs().max()) for t in network.gradients)
+
+
+def _tells(network: Network) -> bool:
+    """Tell whether a wrong formula would show: no derivative vanishes, and f is no straight line where it is met."""
+    slope = network.f.df(network.z)
+    straight = bool((slope == 1).all()) and network.f is not activations.IDENTITY
+    return _smallest(network) > _VANISHED and not straight
 
 
 def _draw(shape: tuple[int, int, int], f: Activation, loss: str, generator: torch.Generator) -> Network:
@@ -174,7 +191,7 @@ def _draw(shape: tuple[int, int, int], f: Activation, loss: str, generator: torc
     if loss == "cross-entropy":
         target = F.one_hot(torch.randint(outputs, (batch,), generator=generator), outputs)
     else:
-        target = torch.randint(0, 11, (batch, outputs), generator=generator) / 10
+        target = torch.randint(0, 11, (batch, outputs), generator=generator).double() / 10
     return Network(x, v, c, w, b, target, f, loss)
 
 

@@ -29,6 +29,7 @@ from manual_mlp.explain.blocks import (
     Tiles,
     decimals,
     number,
+    unprotected,
 )
 from manual_mlp.explain.compare import shape
 
@@ -180,7 +181,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int, pai
 
 
 def _wrapped(text: str, width: int, paint: Paint | None = None, code: str = "") -> list[str]:
-    lines = textwrap.wrap(text.replace("`", ""), max(20, width))
+    lines = textwrap.wrap(unprotected(text.replace("`", "")), max(20, width))
     return lines if paint is None else [paint(line, code) for line in lines]
 
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manual_mlp.activations import IDENTITY, Activation
-from manual_mlp.explain.blocks import Formula, Refused, Step, Table, Text, Tile, Tiles, Values, number
+from manual_mlp.explain.blocks import Formula, Refused, Step, Table, Text, Tile, Tiles, Values, literal, number
 from manual_mlp.explain.compare import DIFFERENCE, agree, attempt, autograd, central_difference, shape
 from manual_mlp.explain.digits import image_of
-from manual_mlp.explain.formulas import RIGHT, Formulas, cost
+from manual_mlp.explain.formulas import LOSSES, RIGHT, Formulas, cost
 
 _SHOWN = 10  # outputs
 
@@ -62,25 +62,29 @@ def trained_picture(run: Path, digit: int = 7, data_dir: Path | None = None) -> 
         ValueError: there is no run in the folder, or no such image.
         ImportError: the extra ``train`` is not installed.
     """
-    from manual_mlp.training.checkpoint import load_model
-    from manual_mlp.training.data import load
-
     try:
+        from manual_mlp.training.checkpoint import load_model
+        from manual_mlp.training.data import load
+
         settings: dict[str, Any] = json.loads((run / "config.json").read_text())
-        model = load_model(run)
-    except ImportError:
-        raise
+        model, loss = load_model(run), settings["loss"]
+        if loss not in LOSSES:
+            raise ValueError(f"the loss {loss}")
+        folder = data_dir or Path(os.environ.get("MANUAL_MLP_DATA") or settings["data_dir"])
+        data = load(settings["dataset"], folder, torch.device("cpu"))
+        found = (data.validation.labels == digit).nonzero()
+        if not len(found):
+            raise ValueError(f"no validation image of class {digit} in {data.name}")
+        image = data.validation.images[found[0, 0]].double().view(data.image_shape)
+        if image.numel() != settings["sizes"][0] or digit >= settings["sizes"][-1]:
+            raise ValueError(f"sizes {settings['sizes']} for images of {shape(image)} and class {digit}")
+    except ImportError as error:
+        raise ImportError(
+            f"expected the packages for training, got: {error}; pip install 'manual_mlp[train]'"
+        ) from None
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"expected the folder of a run of train.py, got {run}: {reason}") from None
-    folder = data_dir or Path(os.environ.get("MANUAL_MLP_DATA") or settings["data_dir"])
-    data = load(settings["dataset"], folder, torch.device("cpu"))
-    found = (data.validation.labels == digit).nonzero()
-    if not len(found):
-        raise ValueError(f"expected a validation image of class {digit}, got none in {data.name}")
-    image = data.validation.images[found[0, 0]].double().view(data.image_shape)
-    if image.numel() != settings["sizes"][0]:
-        raise ValueError(f"expected images of {settings['sizes'][0]} pixels, got {shape(image)}")
     layers = tuple(
         (
             layer.w.detach().double().mT.contiguous(),
@@ -90,8 +94,8 @@ def trained_picture(run: Path, digit: int = 7, data_dir: Path | None = None) -> 
         for layer in model.chain() or ()
     )
     sizes = "-".join(str(size) for size in (image.numel(), *(w.shape[1] for w, _, _ in layers)))
-    source = f"a validation image of {data.name}, normalised, before the {sizes} network of the run {run.name}"
-    return Picture(image, digit, layers, settings["loss"], source, trained=True)
+    source = f"a validation image of {data.name}, normalised, before the {sizes} network of the run {literal(run.name)}"
+    return Picture(image, digit, layers, loss, source, trained=True)
 
 
 def digit(picture: Picture, formulas: Formulas = RIGHT) -> Step:
@@ -126,7 +130,7 @@ def digit(picture: Picture, formulas: Formulas = RIGHT) -> Step:
         "A real digit",
         (
             Text(f"Now H is an image, row by row: {picture.source}. The right answer is {picture.label}."),
-            Tiles("H: the image that enters.", (Tile(f"H, {shape(picture.image)}", picture.image),), images=True),
+            Tiles("H: the image that enters.", (Tile("H", picture.image),), images=True),
             Text(f"δ has an entry for each output.{chosen} Where it is negative, J falls if that entry of Z grows."),
             Table(("output", "δ"), tuple((name, number(float(shown[i]))) for name, i in zip(names, most, strict=True))),
             Formula("∂J/∂W = Hᵀ δ", "B3"),
@@ -145,7 +149,7 @@ def digit(picture: Picture, formulas: Formulas = RIGHT) -> Step:
             ),
             *_weights(picture, most, names),
             Text(
-                f"One step of `η = {number(rate)}` with this image alone: the {answer} of the right answer goes from "
+                f"One step of `η = {number(rate)}` with this image alone: the {answer} goes from "
                 f"{number(before)} to {number(after)}."
             ),
             agree("Hᵀδ for the image = ∂J/∂W", dw, by_autograd[0]),

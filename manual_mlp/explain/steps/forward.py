@@ -42,7 +42,7 @@ def shapes(story: Story) -> Step:
             Text(
                 f"A row H of {count(inputs, 'number')} enters the layer, and a row Y of {count(outputs, 'number')} "
                 f"leaves it. A batch of {count(rows, 'row')} goes through together. The layer has a weight W and a "
-                f"bias B, and a function f that works entry by entry, here {net.f.name}. J is one number, the cost: "
+                f"bias B, and a function f that works entry by entry, here {net.name_of_f}. J is one number, the cost: "
                 "it says how far Y is from what it should be, `Y*`. The question is how J changes when an entry of W "
                 "or B does: the derivatives `∂J/∂W` and `∂J/∂B`."
             ),

@@ -36,7 +36,7 @@ def verdict(story: Story) -> Step:
     by_autograd = dict(zip(at, autograd(net.whole_cost, *at.values()), strict=True))
     analytic = has_complex_step(net.f)
 
-    defined = "at hand for this f." if analytic else f"not defined here: {net.f.name} takes no complex numbers."
+    defined = "at hand for this f." if analytic else f"not defined here: {net.name_of_f} takes no complex numbers."
 
     def alone(name: str) -> Callable[[Tensor], Tensor]:
         return lambda value: net.whole_cost(*(value if other == name else at[other].to(value.dtype) for other in at))
