@@ -10,42 +10,50 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     import torch
 
-    from manual_mlp.training import checkpoint, recipe
+    from manual_mlp.training import build, checkpoint, state
     from manual_mlp.training.cli import one_line_errors, parse
     from manual_mlp.training.data import load
+    from manual_mlp.training.distributed import processes
     from manual_mlp.training.interrupt import Interrupt
-    from manual_mlp.training.log import Log
+    from manual_mlp.training.log import open_log
     from manual_mlp.training.loop import Trainer
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with one_line_errors():
+    with one_line_errors(), processes() as group:
         config = parse()
-        device = recipe.pick_device(config.device)
+        device = build.pick_device(config.device, group)
         torch.manual_seed(config.seed)
 
-        data = load(config.dataset, config.data_dir, device)
-        model = recipe.build_model(config, data, device)
-        trainer = Trainer(model, data, config)
+        data = load(config.dataset, config.data_dir, device, config.held_out, config.normalised)
+        model = build.build_model(config, data, device)
+        trainer = Trainer(model, data, config, group)
         settings = checkpoint.settings(config, data)
-        print(f"{data}, on {device}")
-        print(model, flush=True)
+        group.print(f"{data}, on {device}")
+        group.print(model)
 
-        with Interrupt() as interrupt, checkpoint.run_folder(config) as folder, Log(folder) as log:
-            checkpoint.save_settings(folder, settings)
-            log.settings(settings)
-            result = trainer.fit(log, interrupt)
+        with Interrupt() as interrupt, checkpoint.run_folder(config, group) as folder, open_log(folder, group) as log:
+            if config.resume:
+                checkpoint.require_same(config, settings)
+                trainer.resume(folder)
+                finished = ": the run was finished" if trainer.epoch == config.epochs else ""
+                group.print(f"resumed after epoch {trainer.epoch} of {config.epochs}{finished}")
+            elif group.first:
+                checkpoint.save_settings(folder, settings)
+            log.start(settings, model, data, trainer.step)
+            result = trainer.fit(log, interrupt, folder)
             if interrupt.signal:
-                print("interrupted: these are the results so far")
-            saved = checkpoint.save_model(folder, model)
-            test = trainer.evaluate(data.read_test())
-            log.metrics(result.steps, "test", test)
+                group.print(f"interrupted: these are the results so far; --resume goes on after epoch {result.epochs}")
+            test = data.read_test()
+            metrics = trainer.evaluate(test)
+            with trainer.autocast:
+                log.finish(result.steps, model, test, data, metrics, settings)
 
-        print(f"trained {result.steps} steps in {result.seconds:.1f} s")
-        print(f"gradients at most {result.gradient_error:.1e} from autograd's, on {result.checks} batches")
+        group.print(f"trained {result.steps} steps in {result.seconds:.1f} s")
+        group.print(f"gradients at most {result.gradient_error:.1e} from autograd's, on {result.checks} batches")
         if not config.dry_run:
-            print(f"model: {saved}")
-            print(f"TensorBoard: {checkpoint.tensorboard_command(folder)}")
-        print(f"test accuracy {100 * test.accuracy:.2f} %")
+            group.print(f"model: {folder / state.LAST}")
+            group.print(f"TensorBoard: {checkpoint.tensorboard_command(folder)}")
+        group.print(f"test accuracy {100 * metrics.accuracy:.2f} %")
         return interrupt.exit_status
 
 

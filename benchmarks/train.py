@@ -16,6 +16,7 @@ Each row of the JSON holds:
 
 import argparse
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -150,6 +151,10 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, write; return 1 if ours is wrong in any row."""
+    # Two commands of their own, which need the packages for training.
+    for flag, module in (("--time-to", "time_to"), ("--table", "literature")):
+        if any(argument.split("=")[0] == flag for argument in arguments):
+            return int(import_module(f"benchmarks.{module}").main(arguments))
     options = read_options(arguments)
     run = command.whole_run("train", measure, options)
     print("\nTraining steps; above 1, the other is faster than torch.\n" + table(run["rows"]))

@@ -1,4 +1,4 @@
-"""The commands: ``python -m manual_mlp explain``."""
+"""The commands: ``python -m manual_mlp explain | export``."""
 
 import argparse
 import contextlib
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from manual_mlp.explain import cli
+from manual_mlp.training import export
 
 
 class _Parser(argparse.ArgumentParser):
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="python -m manual_mlp", description="Dense layers whose backward is by hand.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     cli.add_command(commands)
+    export.add_command(commands)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))

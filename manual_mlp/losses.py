@@ -166,8 +166,13 @@ class CrossEntropy(Loss):
         if self._is_hard():
             value, count = aten.nll_loss_forward.default(log_p, t, None, 1 if mean else 2, self.ignore_index)
             if count.item() == t.size(0) > 0:
-                delta = _minus_one_hot(log_p, t)
-                return value, delta.mul_(1 / t.size(0)) if mean else delta
+                scale = 1 / t.size(0) if mean else 1.0
+                share = self.label_smoothing / log_p.shape[-1]
+                if share:
+                    value = (1 - self.label_smoothing) * value - share * scale * log_p.sum()
+                delta = _minus_one_hot(log_p, t, 1 - self.label_smoothing)
+                delta = delta.sub_(share) if share else delta  # (O2)
+                return value, delta.mul_(scale) if mean else delta
         # ln p is its own logarithm of the softmax.
         return super().reduced(log_p, mean)
 
@@ -217,13 +222,14 @@ class CrossEntropy(Loss):
     @cached_property
     def _is_plain(self) -> bool:
         """Tell whether the target is a class for every row, and all count alike."""
-        return self._is_hard() and self.ignore_index < 0 and len(self.target) > 0 and int(self.target.min()) >= 0
+        plain = self._is_hard() and not self.label_smoothing and self.ignore_index < 0
+        return plain and len(self.target) > 0 and int(self.target.min()) >= 0
 
     def _is_hard(self) -> bool:
         """Tell whether all classes count alike, and the target can be looked at: a tracer forbids it, a GPU waits."""
         t = self.target
         looked_at = type(t) is Tensor and t.is_cpu and not operations_are_watched()
-        return looked_at and t.dtype is torch.int64 and self.weight is None and not self.label_smoothing
+        return looked_at and t.dtype is torch.int64 and self.weight is None
 
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
         if self.target.is_floating_point():
@@ -336,9 +342,9 @@ class Pair(RowLoss):
         return rows, 1 / max(rows, 1)
 
 
-def _minus_one_hot(log_p: Tensor, t: Tensor) -> Tensor:
-    """Compute p − a over ln p, where a is 1 at the class t of each row."""
-    return _flush_(log_p).exp_().scatter_(1, t.unsqueeze(1), -1.0, reduce="add")  # (O2)
+def _minus_one_hot(log_p: Tensor, t: Tensor, hot: float = 1.0) -> Tensor:
+    """Compute p − a over ln p, where a is ``hot`` at the class t of each row."""
+    return _flush_(log_p).exp_().scatter_(1, t.unsqueeze(1), -hot, reduce="add")  # (O2)
 
 
 def _flush_(z: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ with suppress(ImportError):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=3, help="how often a training run is killed, and resumed")
     parser.addoption("--error-table", action="store_true", help="print the largest error of every gradient proof")
 
 

@@ -1,4 +1,4 @@
-"""The recipe, the gradient check and the loop, on the embedded digits."""
+"""What a config means, the gradient check and the loop, on the embedded digits."""
 
 import functools
 import importlib
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 pytest.importorskip("torchvision")
 
 import manual_mlp
-from manual_mlp.training import recipe
+from manual_mlp.training import build, loop
 from manual_mlp.training.check import GradientCheck
 from manual_mlp.training.config import Config
-from manual_mlp.training.data import load
+from manual_mlp.training.data import Split, load
 from manual_mlp.training.errors import DivergedError, InputError
 from manual_mlp.training.interrupt import Interrupt
 from manual_mlp.training.log import Log
@@ -34,11 +34,11 @@ def digits():
 
 @pytest.fixture
 def fit(digits, tmp_path):
-    def run(config, interrupt=None):
+    def run(config, interrupt=None, folder=None):
         torch.manual_seed(config.seed)
-        trainer = Trainer(recipe.build_model(config, digits, CPU), digits, config)
+        trainer = Trainer(build.build_model(config, digits, CPU), digits, config)
         with Log(tmp_path) as log:
-            result = trainer.fit(log, interrupt or Interrupt())
+            result = trainer.fit(log, interrupt or Interrupt(), folder)
         return trainer, result
 
     return run
@@ -87,42 +87,64 @@ def test_squared_error_learns_and_has_dropout(fit, digits):
 
 
 def test_squared_error_is_half_the_squared_distance_from_one_hot_per_image():
-    loss = recipe.make_loss(Config(loss="squared-error", label_smoothing=0.0), 3)
+    objective = build.Objective("squared_error", 3, 0.0)
     outputs = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]])
     first = ((1 - 0) ** 2 + (2 - 0) ** 2 + (3 - 1) ** 2) / 2
-    assert loss(outputs, torch.tensor([2, 1])).item() == pytest.approx((first + 0) / 2)
+    assert objective.total(outputs, torch.tensor([2, 1])).item() == pytest.approx(first + 0)
 
 
 def test_label_smoothing_spreads_its_share_over_all_classes():
     outputs, labels = torch.randn(5, 4), torch.tensor([0, 3, 1, 2, 2])
     target = torch.full((5, 4), 0.2 / 4)
     target[range(5), labels] += 0.8
-    cross_entropy = recipe.make_loss(Config(label_smoothing=0.2), 4)(outputs, labels)
-    squared_error = recipe.make_loss(Config(label_smoothing=0.2, loss="squared-error"), 4)(outputs, labels)
-    torch.testing.assert_close(cross_entropy, -(target * F.log_softmax(outputs, 1)).sum(1).mean())
-    torch.testing.assert_close(squared_error, (outputs - target).pow(2).sum(1).mean() / 2)
+    expected = {
+        "cross_entropy": -(target * F.log_softmax(outputs, 1)).sum(),
+        "squared_error": (outputs - target).pow(2).sum() / 2,
+        "binary_cross_entropy": -(target * F.logsigmoid(outputs) + (1 - target) * F.logsigmoid(-outputs)).sum(),
+    }
+    for loss, total in expected.items():
+        torch.testing.assert_close(build.Objective(loss, 4, 0.2).total(outputs, labels), total)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error", "binary_cross_entropy"])
+def test_a_step_takes_the_gradients_of_the_loss_that_is_reported(loss):
+    model, objective = manual_mlp.MLP([5, 7, 4], "tanh"), build.Objective(loss, 4, 0.2)
+    images, labels = torch.randn(6, 5), torch.tensor([0, 3, 1, 2, 2, 1])
+    total, outputs = objective.step(model, images, labels, 0.5)
+    reported = objective.total(model(images), labels)
+    torch.testing.assert_close(total, reported.detach())
+    torch.testing.assert_close(outputs, model(images).detach())
+    expected = torch.autograd.grad(0.5 * reported, list(model.parameters()))
+    torch.testing.assert_close([p.grad for p in model.parameters()], list(expected))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 1000])
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(steps):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
-    schedule = recipe.make_schedule(optimizer, steps)
-    rates = []
-    for _ in range(steps):
-        rates.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
+    config = Config(lr=0.5)
+    rates = [build.learning_rate(config, step, steps) for step in range(steps)]
     top = rates.index(max(rates))
     assert max(rates) == pytest.approx(0.5)
     assert min(rates) > 0
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
-    assert schedule.get_last_lr()[0] == 0
+    assert build.learning_rate(config, steps, steps) == 0
+
+
+def test_a_constant_learning_rate_stays():
+    assert {build.learning_rate(Config(lr=0.5, schedule="constant"), step, 9) for step in range(9)} == {0.5}
+
+
+def test_biases_do_not_decay(digits):
+    config = replace(BASE, weight_decay=0.5)
+    for optimizer in ("adamw", "adam", "rmsprop", "sgd"):
+        model = build.build_model(config, digits, CPU)
+        for group in build.make_optimizer(replace(config, optimizer=optimizer), model).param_groups:
+            assert group["weight_decay"] == (0.5 if group["params"][0].dim() == 2 else 0)
 
 
 def test_the_gradient_check_finds_the_manual_gradient_right_and_leaves_no_trace(digits):
     model = manual_mlp.MLP([64, 7, 5, 10], "tanh", dropout=0.5)
-    check = GradientCheck(model, recipe.make_loss(BASE, 10))
+    check = GradientCheck(model, build.Objective.of(BASE, 10))
     state = torch.get_rng_state()
     error = check(digits.train.images[:9], digits.train.labels[:9])
     assert error < 1e-6
@@ -134,11 +156,11 @@ def test_the_gradient_check_finds_the_manual_gradient_right_and_leaves_no_trace(
 @pytest.mark.parametrize("factor", [1.5, math.nan])
 def test_the_gradient_check_shows_a_wrong_manual_gradient(digits, monkeypatch, factor):
     model = manual_mlp.MLP([64, 7, 10], "tanh")
-    check = GradientCheck(model, recipe.make_loss(BASE, 10))
+    check = GradientCheck(model, build.Objective.of(BASE, 10))
     # The package exports a function of the module's name.
-    dense = importlib.import_module("manual_mlp.dense")
-    right = dense.gradients
-    monkeypatch.setattr(dense, "gradients", lambda delta, *rest: right(factor * delta, *rest))
+    backprop = importlib.import_module("manual_mlp.backprop")
+    right = backprop.backward
+    monkeypatch.setattr(backprop, "backward", lambda layers, trace, dy, *rest: right(layers, trace, factor * dy, *rest))
     error = check(digits.train.images[:9], digits.train.labels[:9])
     assert not error < 1e-3
     assert not check.worst < 1e-3
@@ -150,8 +172,70 @@ def test_gradients_are_checked_every_so_many_steps(fit):
 
 
 def test_a_loss_that_diverges_ends_the_run_and_says_where(fit):
-    with pytest.raises(DivergedError, match=r"expected a finite loss, got (nan|inf) in epoch 1 at step \d+: .*--lr"):
+    with pytest.raises(DivergedError, match=r"expected a finite loss, got (nan|inf) in epoch 1 at step 2: .*--lr"):
         fit(replace(BASE, lr=1e30, optimizer="sgd"))
+
+
+def test_a_last_step_that_spoils_the_weights_ends_the_run_before_they_are_saved(fit, tmp_path):
+    # With one step an epoch, the loss is that of the first weights.
+    config = replace(BASE, lr=3e38, schedule="constant", optimizer="sgd", batch_size=2000, weight_decay=100.0)
+    with pytest.raises(DivergedError, match=r"expected a finite weight, got nan in epoch 1 at step 1: .*--lr"):
+        fit(config, folder=tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("batch_size", [64, 100, 5000])
+def test_batches_have_every_image_once_in_an_order_of_seed_and_epoch(digits, batch_size):
+    def labels(seed, epoch):
+        trainer = Trainer(build.build_model(BASE, numbered, CPU), numbered, replace(config, seed=seed))
+        trainer.epoch = epoch
+        return torch.cat([labels for _, labels in trainer.batches()])
+
+    config = replace(BASE, batch_size=batch_size, shift=0.0)
+    numbered = replace(digits, train=Split(digits.train.images, torch.arange(len(digits.train))))
+    orders = {at: labels(*at) for at in [(0, 0), (0, 1), (1, 0), (1, 1)]}
+    for order in orders.values():
+        assert torch.equal(order.sort().values, numbered.train.labels)
+    assert len({tuple(order.tolist()) for order in orders.values()}) == 4
+    assert torch.equal(labels(0, 1), orders[0, 1])
+
+
+@pytest.mark.parametrize("first", [0, 1, 6, 7, 13, 20, 21])
+def test_batches_from_the_middle_are_those_that_would_have_come(digits, monkeypatch, first):
+    # Blocks of 7 batches.
+    monkeypatch.setattr(loop, "_BLOCK", 460)
+    config = replace(BASE, shift=0.2, rotation=10.0, elastic_alpha=8.0)
+    trainer = Trainer(build.build_model(config, digits, CPU), digits, config)
+    expected = list(trainer.batches())[first:]
+    found = list(trainer.batches(first))
+    assert len(expected) == 22 - first
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_each_image_is_shifted_in_its_own_way(digits):
+    image = torch.zeros(8, 8)
+    image[4, 3] = 1.0
+    same = replace(digits, mean=0.0, std=1.0, train=Split(image.view(1, 64).expand(200, 64), torch.zeros(200).long()))
+    config = replace(BASE, shift=0.2, batch_size=150)
+    trainer = Trainer(build.build_model(config, same, CPU), same, config)
+    images = torch.cat([images for images, _ in trainer.batches()]).view(-1, 8, 8)
+    places = images.nonzero()
+    assert len(places) == 200
+    # Two pixels each way: 25 places.
+    assert set(map(tuple, places[:, 1:].tolist())) == {(y, x) for y in range(2, 7) for x in range(1, 6)}
+
+
+def test_what_others_draw_does_not_change_what_is_learnt(fit):
+    config = replace(BASE, dropout=0.2, check_every=1)
+    expected = weights(fit(config)[0])
+
+    def draw(self, *args):
+        torch.rand(3)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Log, "model", draw)
+        patch.setattr(Log, "scalars", draw)
+        assert torch.equal(weights(fit(config)[0]), expected)
 
 
 def test_the_first_signal_ends_the_epoch_after_the_step_and_validates(fit, capsys):
@@ -190,16 +274,16 @@ def test_a_compiler_that_fails_is_an_error_in_one_line(digits, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", fail)
     with pytest.raises(InputError, match=r"expected --compile to work on this machine, got: no C\+\+ compiler$"):
-        Trainer(recipe.build_model(BASE, digits, CPU), digits, replace(BASE, compile=True))
+        Trainer(build.build_model(BASE, digits, CPU), digits, replace(BASE, compile=True))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_learns_in_every_precision(tmp_path):
-    device = recipe.pick_device("auto")
+    device = build.pick_device("auto")
     data = load("digits", Path("unused"), device)
     for precision in ("fp32", "bf16", "fp16"):
         config = replace(BASE, precision=precision)
-        trainer = Trainer(recipe.build_model(config, data, device), data, config)
+        trainer = Trainer(build.build_model(config, data, device), data, config)
         with Log(tmp_path) as log:
             trainer.fit(log, Interrupt())
         assert trainer.evaluate(data.read_test()).accuracy > 0.6

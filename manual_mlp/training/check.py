@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from manual_mlp.modules import MLP
-from manual_mlp.training.recipe import Forward, Loss
+from manual_mlp.training.build import Objective
 
 
 class GradientCheck:
@@ -15,16 +15,16 @@ class GradientCheck:
     Both networks hold the same Parameter objects. Their `.grad` is left alone, and so are the random numbers.
 
     Args:
-        forward: what training calls instead of the model, such as its compiled form.
+        network: what training calls instead of the model, such as its compiled form.
 
     Attributes:
         worst: the largest difference of any gradient entry so far, 0-d.
         count: how many batches were checked.
     """
 
-    def __init__(self, model: MLP, loss: Loss, forward: Forward | None = None) -> None:
-        self.model, self.loss = model, loss
-        self.forward = model if forward is None else forward
+    def __init__(self, model: MLP, objective: Objective, network: nn.Module | None = None) -> None:
+        self.model, self.objective = model, objective
+        self.network = model if network is None else network
         self.composite = model.to_sequential().eval()
         self.count = 0
         self.worst = torch.zeros((), device=next(model.parameters()).device)
@@ -34,12 +34,8 @@ class GradientCheck:
         was_training = self.model.training
         self.model.eval()
         differences = [
-            (manual.detach() - autograd.detach()).abs().max().float()
-            for manual, autograd in zip(
-                self._gradients(self.forward, images, labels),
-                self._gradients(self.composite, images, labels),
-                strict=True,
-            )
+            (manual - autograd).abs().max().float()
+            for manual, autograd in zip(self._manual(images, labels), self._autograd(images, labels), strict=True)
         ]
         self.model.train(was_training)
         error = torch.stack(differences).max()
@@ -48,7 +44,19 @@ class GradientCheck:
         self.count += 1
         return error
 
-    def _gradients(self, network: Forward, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    def _manual(self, images: Tensor, labels: Tensor) -> list[Tensor]:
+        """Return the gradients that a step of training takes; `.grad` is left as it was."""
+        parameters = list(self.model.parameters())
+        before = [p.grad for p in parameters]
+        for p in parameters:
+            p.grad = None
+        self.objective.step(self.network, images, labels, 1 / len(images))
+        found = [p.grad for p in parameters]
+        for p, grad in zip(parameters, before, strict=True):
+            p.grad = grad
+        return [torch.zeros_like(p) if grad is None else grad for p, grad in zip(parameters, found, strict=True)]
+
+    def _autograd(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
-            loss = self.loss(network(images), labels)
+            loss = self.objective.total(self.composite(images), labels) / len(images)
             return torch.autograd.grad(loss, list(self.model.parameters()))

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from manual_mlp.modules import MLP
+from manual_mlp.training import state
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data
+from manual_mlp.training.distributed import ALONE, Processes
 from manual_mlp.training.errors import InputError
 
-_MODEL = "model.safetensors"
 _CONFIG = "config.json"
+# What a resumed run may do in another way than the one it goes on with.
+_MAY_CHANGE = ("data_dir", "device", "logdir", "name", "profile", "check_every", "log_every")
+_OF_A_CALL = ("resume", "dry_run")
+_DATA = ("dataset", "sizes", "mean", "std", "image_shape")
 
 
 @contextmanager
-def run_folder(config: Config) -> Iterator[Path]:
-    """Make the folder `logdir/name`; for a dry run a temporary one, which is removed.
+def run_folder(config: Config, processes: Processes = ALONE) -> Iterator[Path]:
+    """Make the folder `logdir/name`, or take that of the run to be resumed; for a dry run a temporary one.
+
+    Only the first of several processes makes and uses it.
 
     Raises:
         InputError: it exists, or it cannot be made.
@@ -31,6 +41,9 @@ def run_folder(config: Config) -> Iterator[Path]:
     if config.dry_run:
         with tempfile.TemporaryDirectory() as temporary:
             yield Path(temporary)
+        return
+    if config.resume is not None or not processes.first:
+        yield config.resume.absolute() if config.resume else config.logdir.absolute() / config.name
         return
     folder = config.logdir.absolute() / config.name
     try:
@@ -44,37 +57,126 @@ def run_folder(config: Config) -> Iterator[Path]:
 
 def settings(config: Config, data: Data) -> dict[str, Any]:
     """Return the config, ready for JSON, with what is needed to use the model: layer sizes and normalisation."""
-    values = {
-        key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(config).items()
-    }
     sizes = [data.train.images.shape[1], *config.hidden, data.classes]
-    return {**values, "dataset": data.name, "sizes": sizes, "mean": data.mean, "std": data.std}
+    found = {"sizes": sizes, "mean": data.mean, "std": data.std, "image_shape": list(data.image_shape)}
+    return {**as_json(config), "dataset": data.name, **found}
+
+
+def as_json(config: Config) -> dict[str, Any]:
+    """Return the flags, ready for JSON."""
+    values = dataclasses.asdict(config)
+    return {
+        key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for key, value in values.items()
+    }
+
+
+def fixed(config: Config) -> dict[str, Any]:
+    """Return the flags that decide what is learnt, ready for JSON: a resumed run has the same."""
+    return {k: v for k, v in as_json(config).items() if k not in _MAY_CHANGE and k not in _OF_A_CALL}
 
 
 def save_settings(folder: Path, values: dict[str, Any]) -> None:
     """Write `config.json`."""
-    (folder / _CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+    state.write(folder / _CONFIG, json.dumps(values, indent=2).encode() + b"\n")
 
 
-def save_model(folder: Path, model: MLP) -> Path:
-    """Write `model.safetensors` and return its path."""
-    from safetensors.torch import save_file
+def load_settings(folder: Path) -> dict[str, Any]:
+    """Read `config.json`.
 
-    path = folder / _MODEL
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
-    return path
+    Raises:
+        InputError: it is not there, or damaged.
+    """
+    path = folder / _CONFIG
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict) or "sizes" not in found:
+            raise ValueError("no settings of a run")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"expected the folder of a run of train.py, got {folder}: {path.name}: {reason}") from None
+    return found
 
 
-def load_model(folder: Path) -> MLP:
+def resumed(config: Config, given: AbstractSet[str]) -> Config:
+    """Return the config of the run that `--resume` names; of the flags given, only some may differ from it.
+
+    Args:
+        given: the fields that the command line sets.
+
+    Raises:
+        InputError: there is no run, or a flag contradicts it.
+    """
+    assert config.resume is not None
+    if config.dry_run:
+        raise InputError("expected --resume without --dry-run, which has no run to go on with")
+    saved = load_settings(config.resume)
+    began = dataclasses.asdict(config)
+    if os.environ.get("MANUAL_MLP_DATA"):
+        given = {*given, "data_dir"}
+    for name, asked in dataclasses.asdict(config).items():
+        if name in _OF_A_CALL or name not in saved or (name in _MAY_CHANGE and name in given):
+            continue
+        value = saved[name]
+        if isinstance(value, list):
+            value = tuple(value)
+        if isinstance(asked, Path):
+            value = Path(value)
+        if name in given and value != asked:
+            raise InputError(
+                f"expected --{name.replace('_', '-')} as {config.resume} began, {_shown(value)}, got {_shown(asked)}: "
+                "leave it out, or begin another run"
+            )
+        began[name] = value
+    try:
+        return Config(**began)
+    except TypeError as error:
+        raise InputError(f"expected the settings of a run in {config.resume / _CONFIG}, got: {error}") from None
+
+
+def require_same(config: Config, values: dict[str, Any]) -> None:
+    """See that a run goes on with the images it began with.
+
+    Args:
+        values: what :func:`settings` returns now.
+
+    Raises:
+        InputError: they are others.
+    """
+    assert config.resume is not None
+    saved = load_settings(config.resume)
+    for key in _DATA:
+        before, now = saved.get(key), values[key]
+        # Another machine adds up the pixels in another order.
+        near = isinstance(before, float) and isinstance(now, float) and math.isclose(before, now, rel_tol=1e-5)
+        if before != now and not near:
+            raise InputError(f"expected the images with which {config.resume} began, {key} {before}, got {now}")
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def load_model(folder: Path, best: bool = False) -> MLP:
     """Read the model of a run back, on the CPU.
 
     Its input are images `(*, height * width)` normalised with `mean` and `std` of the run's `config.json`.
+
+    Args:
+        best: whether to take the weights that were best on the validation images, not the last ones.
+
+    Raises:
+        InputError: there is no run, or its weights are missing or damaged.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    values = json.loads((folder / _CONFIG).read_text())
-    model = MLP(values["sizes"], values["activation"], dropout=values["dropout"])
-    model.load_state_dict(load_file(folder / _MODEL))
+    values, path = load_settings(folder), folder / (state.BEST if best else state.LAST)
+    try:
+        model = MLP(values["sizes"], values["activation"], values.get("output_activation"), dropout=values["dropout"])
+        model.load_state_dict(load_file(path))
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"expected the weights of a run in {path}, got: {' '.join(str(error).split())}") from None
     return model.eval()
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 
+from manual_mlp.training import checkpoint, recipes
 from manual_mlp.training.config import Config
+from manual_mlp.training.distributed import LostError
 from manual_mlp.training.errors import DivergedError, InputError
 
-_EXTRA = ("safetensors", "sklearn", "tensorboard", "torchvision", "tqdm", "tyro")
+_EXTRA = ("matplotlib", "safetensors", "sklearn", "tensorboard", "torchvision", "tqdm", "tyro")
 
 
 def parse(args: Sequence[str] | None = None) -> Config:
@@ -27,25 +30,50 @@ def parse(args: Sequence[str] | None = None) -> Config:
         )
     import tyro
 
+    args = sys.argv[1:] if args is None else list(args)
+    # A flag that is on by default is turned off by --no-flag.
+    given = {arg[2:].split("=")[0].replace("-", "_").removeprefix("no_") for arg in args if arg.startswith("--")}
+    default = _of_recipe(args)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(Config, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+            config = tyro.cli(Config, args=args, default=default, config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as exit:
         if not exit.code:
             raise
         raise InputError(_one_line(complaint.getvalue())) from None
+    return config if config.resume is None else checkpoint.resumed(config, given)
+
+
+def _of_recipe(args: Sequence[str]) -> Config:
+    """Return the config that the other flags override: that of a recipe, if one is named.
+
+    Raises:
+        InputError: there is no recipe of that name.
+        SystemExit: the list was asked for, and has been printed.
+    """
+    names = [after for before, after in itertools.pairwise(args) if before == "--recipe"]
+    names += [arg.partition("=")[2] for arg in args if arg.startswith("--recipe=")]
+    if not names:
+        return Config()
+    name = names[-1]
+    if name == "list":
+        print(recipes.listed())
+        sys.exit(0)
+    if name not in recipes.RECIPES:
+        raise InputError(f"expected --recipe among list, {', '.join(recipes.RECIPES)}, got {name}")
+    return Config(recipe=name, **recipes.RECIPES[name].flags)
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Print what went wrong as one line on stderr.
 
-    The exit status is 2 for bad input, 1 for a loss that diverged or a disk that failed.
+    The exit status is 2 for bad input, 1 for a loss that diverged, a disk that failed or a process that ended.
     """
     try:
         yield
-    except (InputError, DivergedError, OSError) as error:
+    except (InputError, DivergedError, LostError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
 

@@ -31,11 +31,17 @@ def _name() -> str:
 class Config:
     """Train an MLP whose gradients are written by hand."""
 
+    recipe: str | None = None
+    """Start from a setting of the literature; other flags override it. list: show them all."""
+
     dataset: Literal["auto", "mnist", "fashion-mnist", "digits"] = "auto"
     """Images to learn. auto: MNIST, or the 8x8 digits inside scikit-learn where MNIST cannot be had."""
 
     data_dir: Path = field(default_factory=_data_dir)
     """Folder that holds MNIST/raw; what is missing is downloaded into it. MANUAL_MLP_DATA sets the default."""
+
+    held_out: int | None = None
+    """Training images kept for validation, the last ones. None: a twelfth. 0: train on all of them."""
 
     hidden: tuple[int, ...] = (512, 256)
     """Widths of the hidden layers."""
@@ -43,23 +49,35 @@ class Config:
     activation: ActivationName = "relu"
     """Entrywise function after each hidden layer."""
 
-    loss: Literal["cross-entropy", "squared-error"] = "cross-entropy"
-    """Loss on the last layer's output; squared-error is half the squared distance from the one-hot label."""
+    output_activation: ActivationName = "identity"
+    """Entrywise function after the last layer; both cross-entropies bring their own."""
+
+    loss: Literal["cross-entropy", "squared-error", "binary-cross-entropy"] = "cross-entropy"
+    """Loss on the last layer's output, summed over classes. squared-error: half the squared distance to the label."""
 
     epochs: int = 4
     """Passes over the training images."""
 
     batch_size: int = 256
-    """Images per step. The last batch of an epoch may be smaller."""
+    """Images per step, over all processes. The last batch of an epoch may be smaller."""
 
     lr: float = 4e-3
-    """Highest learning rate: it rises to this value and falls to zero. sgd wants about 0.1."""
+    """Highest learning rate. sgd wants about 0.1."""
+
+    schedule: Literal["linear", "constant"] = "linear"
+    """Learning rate over time. linear: it rises to lr, then falls to zero. constant: it stays at lr."""
+
+    warmup: float = 0.2
+    """Share of the steps in which a linear learning rate rises."""
 
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = "adamw"
-    """Optimizer of torch.optim; sgd has Nesterov momentum 0.9."""
+    """Optimizer of torch.optim."""
+
+    momentum: float = 0.9
+    """Momentum of sgd, Nesterov's where it is not 0."""
 
     weight_decay: float = 0.01
-    """Weight decay of the optimizer."""
+    """Weight decay of the optimizer, for weights and not for biases."""
 
     dropout: float = 0.0
     """Probability that a hidden unit is dropped in training."""
@@ -68,10 +86,34 @@ class Config:
     """Share of each training target that is spread over all classes."""
 
     shift: float = 0.04
-    """Move each training batch by a random offset of up to this share of the image's width: 1 pixel of 28."""
+    """Move each training image by whole pixels, up to this share of its width each way: 1 pixel of 28."""
+
+    rotation: float = 0.0
+    """Turn each training image by up to so many degrees."""
+
+    scaling: float = 0.0
+    """Change width and height of each training image by up to this share."""
+
+    shear: float = 0.0
+    """Slant each training image by up to so many degrees."""
+
+    translation: float = 0.0
+    """Move each training image by up to so many pixels each way, fractions included."""
+
+    elastic_alpha: float = 0.0
+    """Strength of an elastic deformation of each training image, in pixels, as Simard et al. (2003) give it."""
+
+    elastic_sigma: float = 4.0
+    """Smoothness of the elastic deformation, in pixels."""
+
+    normalised: bool = True
+    """Give pixels mean 0 and standard deviation 1. False: they lie in [0, 1]."""
+
+    initial: Literal["torch", "normal"] = "torch"
+    """First weights and biases. torch: those of nn.Linear. normal: from the standard normal distribution."""
 
     seed: int = 0
-    """Seed of the initial weights, the order of the images, dropout and shifts."""
+    """Seed of the initial weights, the order of the images, dropout and deformations."""
 
     device: str = "auto"
     """cpu, cuda or cuda:N. auto: a GPU if there is one."""
@@ -85,8 +127,17 @@ class Config:
     check_every: int = 100
     """Steps between two checks of the manual gradient against autograd's. 0: never."""
 
+    log_every: int = 50
+    """Steps between two points of the training curves."""
+
+    profile: bool = False
+    """Write a Chrome trace of a few steps, trace.json, into the run's folder."""
+
     dry_run: bool = False
     """Do everything on a few batches and leave nothing behind."""
+
+    resume: Path | None = None
+    """Go on with the run in this folder, from its latest checkpoint, with the settings it began with."""
 
     logdir: Path = Path("runs")
     """Folder of all runs, for TensorBoard."""
@@ -101,9 +152,18 @@ class Config:
                 self._require(field_name, getattr(self, field_name) in choices, "one of " + ", ".join(choices))
         self._require("hidden", all(width >= 1 for width in self.hidden), "widths of at least 1")
         self._require("epochs", self.epochs >= 1, "at least 1")
+        self._require("held_out", self.held_out is None or self.held_out >= 0, "at least 0")
         self._require("batch_size", self.batch_size >= 1, "at least 1")
         self._require("lr", 0 < self.lr < math.inf, "a positive finite number")
         self._require("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number from 0 up")
+        for share in ("warmup", "momentum", "scaling"):
+            self._require(share, 0 <= getattr(self, share) < 1, "a number in [0, 1)")
+        self._require("rotation", 0 <= self.rotation <= 180, "degrees in [0, 180]")
+        self._require("shear", 0 <= self.shear < 90, "degrees in [0, 90)")
+        for pixels in ("translation", "elastic_alpha"):
+            self._require(pixels, 0 <= getattr(self, pixels) < math.inf, "a finite number from 0 up")
+        self._require("elastic_sigma", 0.5 <= self.elastic_sigma <= 100, "pixels in [0.5, 100]")
+        self._require("log_every", self.log_every >= 1, "at least 1")
         self._require("dropout", 0 <= self.dropout < 1, "a number in [0, 1)")
         self._require("label_smoothing", 0 <= self.label_smoothing < 1, "a number in [0, 1)")
         self._require("shift", 0 <= self.shift < 1, "a number in [0, 1)")

@@ -61,20 +61,27 @@ class Data:
         )
 
 
-def load(dataset: str, data_dir: Path, device: torch.device) -> Data:
+def load(
+    dataset: str, data_dir: Path, device: torch.device, held_out: int | None = None, normalised: bool = True
+) -> Data:
     """Load a data set onto the device; the test images stay on disk until `read_test`.
 
-    The last twelfth of the training images is kept for validation.
+    Args:
+        held_out: how many training images are kept for validation, the last ones; None: a twelfth.
+        normalised: whether pixels are given mean 0 and standard deviation 1.
 
     Raises:
         InputError: the files are missing and cannot be downloaded, or they are damaged.
     """
     source = open_source(dataset, data_dir)
     (images, labels), read_test = source.train, source.read_test
-    held_out = len(labels) // _VALIDATION_SHARE
-    if held_out == 0:
-        raise InputError(f"expected at least {_VALIDATION_SHARE} training images in {data_dir}, got {len(labels)}")
-    std, mean = (value.item() for value in torch.std_mean(images[:-held_out]))
+    count = len(labels) - (len(labels) // _VALIDATION_SHARE if held_out is None else held_out)
+    if count < 1 or (held_out is None and count == len(labels)):
+        raise InputError(
+            f"expected more training images than the {_VALIDATION_SHARE if held_out is None else held_out} "
+            f"that validation takes, got {len(labels)}"
+        )
+    std, mean = (value.item() for value in torch.std_mean(images[:count])) if normalised else (1.0, 0.0)
 
     def split(part: Images) -> Split:
         pixels, classes = (tensor.to(device) for tensor in part)
@@ -82,23 +89,28 @@ def load(dataset: str, data_dir: Path, device: torch.device) -> Data:
 
     return Data(
         name=source.name,
-        train=split((images[:-held_out], labels[:-held_out])),
-        validation=split((images[-held_out:], labels[-held_out:])),
+        train=split((images[:count], labels[:count])),
+        validation=split((images[count:], labels[count:])),
         read_test=lambda: split(read_test()),
         image_shape=(images.shape[1], images.shape[2]),
         mean=mean,
-        std=std,
+        std=std or 1.0,
     )
 
 
 def shift(
     images: Tensor, image_shape: tuple[int, int], pixels: int, background: float, generator: torch.Generator
 ) -> Tensor:
-    """Move a batch by one random offset of up to `pixels` each way; what enters is background.
+    """Move each image by a random offset of up to `pixels` each way; what enters is background.
 
     Shape:
         images: `(N, height * width)`. Output: the same.
     """
-    down, right = (torch.randint(-pixels, pixels + 1, (2,), generator=generator)).tolist()
-    moved = F.pad(images.view(-1, *image_shape), (right, -right, down, -down), value=background)
+    height, width = image_shape
+    n, side = len(images), 2 * pixels + 1
+    offsets = torch.randint(side * side, (n,), generator=generator, device=generator.device).to(images.device)
+    padded = F.pad(images.view(n, height, width), (pixels,) * 4, value=background)
+    # All places of the window over an image, as a view.
+    windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # (N, side, side, height, width)
+    moved = windows[torch.arange(n, device=images.device), offsets // side, offsets % side]
     return moved.flatten(1)

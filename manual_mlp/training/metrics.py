@@ -31,18 +31,18 @@ class Meter:
         self._rows: list[int] = []
 
     def add(self, loss: Tensor, outputs: Tensor, labels: Tensor) -> None:
-        """Take in a batch: its mean loss, outputs `(N, classes)` and labels `(N,)`."""
+        """Take in a batch: its loss, summed over images, outputs `(N, classes)` and labels `(N,)`."""
         self._losses.append(loss.detach())
         self._correct.append((outputs.detach().argmax(-1) == labels).sum())
         self._rows.append(len(labels))
         self.images += len(labels)
 
     def read(self) -> tuple[Metrics, list[float]]:
-        """Return the means over all images, and the loss of each batch."""
-        losses = torch.stack(self._losses).tolist()
-        correct = int(torch.stack(self._correct).sum())
-        total = math.fsum(loss * rows for loss, rows in zip(losses, self._rows, strict=True))
-        return Metrics(total / self.images, correct / self.images, self.images), losses
+        """Return the means over all images, and the mean loss of each batch."""
+        totals = torch.stack(self._losses).tolist()
+        correct, images = int(torch.stack(self._correct).sum()), max(1, self.images)
+        losses = [total / max(1, rows) for total, rows in zip(totals, self._rows, strict=True)]
+        return Metrics(math.fsum(totals) / images, correct / images, self.images), losses
 
 
 def mean(parts: list[Metrics]) -> Metrics:

@@ -71,7 +71,7 @@ def trained_picture(run: Path, digit: int = 7, data_dir: Path | None = None) -> 
         if loss not in LOSSES:
             raise ValueError(f"the loss {loss}")
         folder = data_dir or Path(os.environ.get("MANUAL_MLP_DATA") or settings["data_dir"])
-        data = load(settings["dataset"], folder, torch.device("cpu"))
+        data = load(settings["dataset"], folder, torch.device("cpu"), normalised=settings.get("normalised", True))
         found = (data.validation.labels == digit).nonzero()
         if not len(found):
             raise ValueError(f"no validation image of class {digit} in {data.name}")

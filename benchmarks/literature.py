@@ -1,0 +1,119 @@
+"""The literature's MLPs on MNIST: ``python -m benchmarks train --table``.
+
+Each recipe of ``manual_mlp.training.recipes`` is trained with several seeds, by the trainer of train.py, on the images
+that it asks for: all 60,000, or Nielsen's 50,000. The network is judged once, after its last step: on the test images,
+or on those that were held out where the source reports these. No epoch is chosen by what it is judged on.
+
+Each row of the JSON holds: recipe, source, metric, reported (%), error (ours, [mean, min, max], %), reached (whether
+the mean is as good as reported, or better), seeds, seconds (of training, [median, min, max]), epochs, threads.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import command, machine
+from manual_mlp.training import build
+from manual_mlp.training.config import Config
+from manual_mlp.training.data import load
+from manual_mlp.training.interrupt import Interrupt
+from manual_mlp.training.log import NoLog
+from manual_mlp.training.loop import Trainer
+from manual_mlp.training.recipes import RECIPES
+
+# Those that have been run to their end on a CPU.
+_QUICK = tuple(name for name in RECIPES if name not in ("ciresan-2", "ciresan-5", "dropout", "simard-elastic"))
+
+
+def train(name: str, seed: int, data_dir: Path, device: torch.device) -> tuple[float, float]:
+    """Train a recipe; return its error, %, and the seconds of training."""
+    recipe = RECIPES[name]
+    config = Config(recipe=name, seed=seed, data_dir=data_dir, check_every=0, **recipe.flags)
+    torch.manual_seed(seed)
+    data = load(config.dataset, data_dir, device, config.held_out, config.normalised)
+    trainer = Trainer(build.build_model(config, data, device), data, config)
+    with NoLog() as log:
+        result = trainer.fit(log, Interrupt())
+    judged = data.validation if recipe.metric == "validation accuracy" else data.read_test()
+    return 100 * (1 - trainer.evaluate(judged).accuracy), result.seconds
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Train each recipe with each seed; return a row a recipe."""
+    rows = []
+    for name in options.recipes:
+        recipe = RECIPES[name]
+        found = [train(name, seed, options.data_dir, options.device) for seed in range(options.seeds)]
+        errors, seconds = zip(*found, strict=True)
+        rows.append(
+            {
+                "recipe": name,
+                "source": recipe.source,
+                "metric": recipe.metric,
+                "reported": recipe.reported,
+                "error": [statistics.mean(errors), min(errors), max(errors)],
+                "reached": statistics.mean(errors) <= recipe.reported_error,
+                "seeds": options.seeds,
+                "seconds": [statistics.median(seconds), min(seconds), max(seconds)],
+                "epochs": recipe.flags["epochs"],
+                "threads": torch.get_num_threads(),
+            }
+        )
+        print(table(rows[-1:]), flush=True)
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Lay out what is reported and what came of it: a line a recipe, all as errors."""
+    titles = ("recipe", "reported error, %", "ours, mean [min, max], %", "seeds", "epochs", "seconds", "")
+    return command.table(
+        titles,
+        [
+            (
+                row["recipe"],
+                f"{RECIPES[row['recipe']].reported_error:.2f}",
+                "{:.2f} [{:.2f}, {:.2f}]".format(*row["error"]),
+                str(row["seeds"]),
+                str(row["epochs"]),
+                f"{row['seconds'][0]:.0f}",
+                "reached" if row["reached"] else "missed",
+            )
+            for row in rows
+        ],
+    )
+
+
+def read_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    flags = command.Parser(prog="python -m benchmarks train", description="The literature's MLPs on MNIST.")
+    flags.add_argument("--table", action="store_true", required=True)
+    flags.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=_QUICK, metavar="NAME")
+    flags.add_argument("--seeds", type=command.positive_int, default=5, help="runs of each recipe (5)")
+    flags.add_argument("--data-dir", type=Path, default=Path(os.environ.get("MANUAL_MLP_DATA") or "data"))
+    flags.add_argument("--json", action="store_true", help="also write <results>/<machine>-<date>.json")
+    flags.add_argument("--results", type=Path, default=command.RESULTS, metavar="DIR", help="where --json writes")
+    options = flags.parse_args(arguments)
+    options.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return options
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train, print, write; return 1 if a reported figure is missed."""
+    options = read_options(arguments)
+    rows = measure(options)
+    print("\nThe literature's MLPs.\n" + table(rows))
+    if options.json:
+        run = {
+            "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            "machine": machine.describe(options.device),
+            "load": machine.load(),
+            "rows": rows,
+        }
+        print(f"\nwritten: {command.save('literature', run, options)}")
+    return int(not all(row["reached"] for row in rows))

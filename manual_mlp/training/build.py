@@ -1,0 +1,152 @@
+"""What a Config means: device, model, loss, optimizer and learning rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from manual_mlp.backprop import backprop
+from manual_mlp.modules import MLP
+from manual_mlp.training.config import Config
+from manual_mlp.training.data import Data
+from manual_mlp.training.distributed import ALONE, Processes
+from manual_mlp.training.errors import InputError
+
+
+def pick_device(name: str, processes: Processes = ALONE) -> torch.device:
+    """Return the device of that name; `auto` is a GPU if there is one. Of several processes each takes its own GPU.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = ["cpu", *(f"cuda:{i}" for i in range(gpus))]
+    own = f"cuda:{processes.local}"
+    full_name = {"auto": own if gpus else "cpu", "cuda": own}.get(name, name)
+    if full_name not in here:
+        raise InputError(f"expected --device to be auto or one of this machine's ({', '.join(here)}), got {full_name}")
+    device = torch.device(full_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def build_model(config: Config, data: Data, device: torch.device) -> MLP:
+    """Make the network that the flags describe, from image to class.
+
+    Raises:
+        InputError: it does not fit into memory.
+    """
+    sizes = [data.train.images.shape[1], *config.hidden, data.classes]
+    try:
+        model = MLP(sizes, config.activation, config.output_activation, dropout=config.dropout).to(device)
+    except (RuntimeError, OverflowError) as error:  # torch's error when memory is short
+        raise InputError(f"expected --hidden that fits into memory, got {sizes}: {_first_line(error)}") from None
+    if config.initial == "normal":
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+    return model
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a batch: summed over classes, averaged over images.
+
+    Attributes:
+        loss: its name, as :func:`manual_mlp.backprop` knows it.
+        classes: C.
+        smoothing: share of each target that is spread over all classes.
+    """
+
+    loss: str
+    classes: int
+    smoothing: float
+
+    @classmethod
+    def of(cls, config: Config, classes: int) -> Objective:
+        """Return the objective that the flags describe."""
+        return cls(config.loss.replace("-", "_"), classes, config.label_smoothing)
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Turn labels `(N,)` into what the loss compares with: itself, or rows `(N, C)`."""
+        if self.loss == "cross_entropy":
+            return labels
+        return F.one_hot(labels, self.classes).float() * (1 - self.smoothing) + self.smoothing / self.classes
+
+    def step(self, network: nn.Module, images: Tensor, labels: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Add the gradients of `scale` times the summed loss to `.grad`; return that sum and the outputs `(N, C)`."""
+        found = backprop(
+            network,
+            images,
+            self.targets(labels),
+            self.loss,
+            "sum",
+            gradient=scale,
+            return_output=True,
+            **self._options(),
+        )
+        assert isinstance(found, tuple)
+        return found
+
+    def total(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss, summed over images, of outputs `(N, C)`."""
+        outputs, targets = outputs.float(), self.targets(labels)
+        if self.loss == "cross_entropy":
+            return F.cross_entropy(outputs, targets, reduction="sum", **self._options())
+        if self.loss == "binary_cross_entropy":
+            return F.binary_cross_entropy_with_logits(outputs, targets, reduction="sum")
+        return 0.5 * (outputs - targets).square().sum()
+
+    def _options(self) -> dict[str, Any]:
+        return {"label_smoothing": self.smoothing} if self.loss == "cross_entropy" and self.smoothing else {}
+
+
+def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer over all parameters of the model; biases do not decay."""
+    lr, decay = config.lr, config.weight_decay
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() == 2], "weight_decay": decay},
+        {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    match config.optimizer:
+        case "adamw":
+            # The short memory of the squared gradient (0.99) suits a run of a thousand steps.
+            return torch.optim.AdamW(groups, lr, betas=(0.9, 0.99), fused=True)
+        case "adam":
+            return torch.optim.Adam(groups, lr, betas=(0.9, 0.99), fused=True)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, lr)
+        case _:
+            return torch.optim.SGD(groups, lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+
+
+def learning_rate(config: Config, step: int, steps: int) -> float:
+    """Return the learning rate of a step, counted from 0, of so many."""
+    if config.schedule == "constant":
+        return config.lr
+    warmup = max(1, round(config.warmup * steps))
+    return config.lr * min((step + 1) / warmup, max(0, steps - step) / max(1, steps - warmup))
+
+
+def compile_model(model: nn.Module, images: Tensor) -> nn.Module:
+    """Compile the model and run it forward and backward once.
+
+    Raises:
+        InputError: torch.compile does not work here, for example for want of a C++ compiler.
+    """
+    try:
+        compiled = torch.compile(model)
+        compiled(images).sum().backward()
+    except Exception as error:
+        raise InputError(f"expected --compile to work on this machine, got: {_first_line(error)}") from error
+    model.zero_grad()
+    assert isinstance(compiled, nn.Module)
+    return compiled
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

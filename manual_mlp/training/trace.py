@@ -1,0 +1,24 @@
+"""Where the time of a step goes, as a Chrome trace."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+_WARMUP, _TRACED = 5, 15  # steps
+
+
+def profiler(path: Path, steps: int, device: torch.device) -> profile:
+    """Return what writes a trace of a few of so many steps, each ended by ``step()``; of all if they are few."""
+    # It would tell of a GPU that is not there.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    few = steps < _WARMUP + _TRACED
+    return profile(
+        activities=activities,
+        schedule=None if few else schedule(wait=0, warmup=_WARMUP, active=_TRACED, repeat=1),
+        on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(path)),
+    )

@@ -1,0 +1,92 @@
+"""The time to an accuracy: its rows, and the loops that are compared."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("torchvision")
+
+from benchmarks import time_to
+from manual_mlp import MLP
+from manual_mlp.training.config import Config
+from manual_mlp.training.data import Data, Split
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Let the runs be told: accuracy and seconds of each provider."""
+    called = []
+
+    def run(provider, seed, options):
+        called.append((provider, seed))
+        seconds = {"manual_mlp": 2.0, "torch": 3.0, "DataLoader": 20.0}[provider]
+        return {"accuracy": 97.9 + 0.1 * seed, "seconds": seconds + seed, "ready": 1.5}
+
+    monkeypatch.setattr(time_to, "in_a_process", run)
+    return called
+
+
+def test_a_row_has_mean_accuracy_median_seconds_and_the_ratio(told, tmp_path, capsys):
+    flags = [
+        "--time-to",
+        "98",
+        "--seeds",
+        "3",
+        "--providers",
+        "manual_mlp",
+        "torch",
+        "--json",
+        "--results",
+        str(tmp_path),
+    ]
+    assert time_to.main(flags) == 0
+    (path,) = tmp_path.iterdir()
+    ours, torchs = json.loads(path.read_text())["time-to-98"]["rows"]
+    assert ours["accuracy"] == pytest.approx([98.0, 97.9, 98.1])
+    assert ours["seconds"] == [3.0, 2.0, 4.0]
+    assert ours["ratio"] == pytest.approx(4 / 3, rel=1e-3)
+    assert torchs["ratio"] == 1
+    assert ours["settings"]["hidden"] == [256]
+    assert "98.00 [97.90, 98.10]" in capsys.readouterr().out
+
+
+def test_a_missed_goal_is_status_1(told):
+    assert time_to.main(["--time-to", "98", "--seeds", "1", "--providers", "manual_mlp"]) == 1
+
+
+def test_the_providers_take_turns_and_the_slow_one_has_few_seeds(told):
+    time_to.main(["--time-to", "98", "--seeds", "4", "--providers", "torch", "DataLoader"])
+    assert told[:4] == [("torch", 0), ("DataLoader", 0), ("torch", 1), ("DataLoader", 1)]
+    assert told.count(("torch", 3)) == 1
+    assert ("DataLoader", 3) not in told
+
+
+def test_the_plain_loop_trains_the_same_network_with_the_same_schedule():
+    torch.manual_seed(0)
+    images = torch.randn(60, 6)
+    labels = images.argmax(1)
+    split = Split(images, labels)
+    data = Data("noise", split, split, lambda: split, (2, 3), 0.0, 1.0)
+    config = Config(hidden=(32,), epochs=30, batch_size=20, lr=0.02, warmup=0.0)
+    model = MLP([6, 32, 10])
+    before = F.cross_entropy(model(images), labels).item()
+    assert time_to.plain_loop(model, config, time_to.in_memory(data, config)) > 0
+    assert F.cross_entropy(model(images), labels).item() < 0.7 * before
+
+
+def test_in_memory_every_image_comes_once():
+    split = Split(torch.arange(50.0)[:, None], torch.arange(50))
+    data = Data("numbers", split, split, lambda: split, (1, 1), 0.0, 1.0)
+    epoch = time_to.in_memory(data, Config(batch_size=8))
+    found = torch.cat([labels for _, labels in epoch()])
+    assert sorted(found.tolist()) == list(range(50))
+    assert not torch.equal(found, torch.cat([labels for _, labels in epoch()]))
+
+
+@pytest.mark.parametrize("flags", [["--time-to", "97"], ["--time-to", "98", "--seeds", "0"], ["--seeds", "3"]])
+def test_bad_options_have_status_2(flags):
+    with pytest.raises(SystemExit) as exit:
+        time_to.main(flags)
+    assert exit.value.code == 2

@@ -1,0 +1,119 @@
+"""torchrun train.py: several processes learn what one does, and none is lost without a word."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+pytest.importorskip("tyro")
+pytest.importorskip("torchvision")
+
+from runs import finish, read_until, run, start, weights
+from runs import train_in_forks as train_in_forks
+
+pytestmark = pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="no torch.distributed with gloo"
+)
+
+# 1,374 images: the last batch has 2, so that of four processes two have no image.
+FLAGS = ("--dataset", "digits", "--hidden", "20", "--batch-size", "196", "--epochs", "8", "--elastic-alpha", "8")
+SGD = ("--optimizer", "sgd", "--lr", "0.05")
+
+
+# The second process fails at the tenth step; the first one has no torchrun to wait for.
+FAILS = """
+from manual_mlp.training import distributed
+distributed._GRACE = 0.5
+take = loop.Trainer._step
+def step(self, *rest):
+    if self.step == 9 and self.processes.rank:
+        raise OSError("gone")
+    return take(self, *rest)
+loop.Trainer._step = step
+"""
+
+
+def close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=0, atol=1e-6)
+
+
+def children(process: "subprocess.Popen[str]") -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+@pytest.fixture(scope="module")
+def alone(train):
+    """A run of one process."""
+    assert train(*FLAGS, *SGD, "--name", "alone")[0] == 0
+    return train.at / "alone"
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_agree_with_one_and_one_of_them_logs_and_saves(train, alone, processes):
+    folder = train.at / str(processes)
+    assert train(*FLAGS, *SGD, "--name", folder.name, processes=processes)[0] == 0
+    close(weights(folder), weights(alone))
+    assert len(list(folder.glob("events.*"))) == 1
+
+
+def test_batches_smaller_than_the_number_of_processes_leave_some_of_them_without_an_image(train):
+    flags = ("--dataset", "digits", "--hidden", "20", "--batch-size", "3", "--held-out", "1400", "--epochs", "2", *SGD)
+    for processes in (1, 4):
+        assert train(*flags, "--name", f"small-{processes}", "--check-every", "5", processes=processes)[0] == 0
+    close(weights(train.at / "small-4"), weights(train.at / "small-1"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_processes_learn_in_low_precision_with_dropout(train, precision):
+    flags = (*FLAGS, "--precision", precision, "--dropout", "0.2", "--name", precision)
+    assert train(*flags, processes=2)[0] == 0
+
+
+def test_an_exception_in_one_process_ends_all(train):
+    status, err = train(*FLAGS, "--name", "one-fails", before=FAILS, processes=2)
+    assert status == 1
+    assert err[0].startswith("error: process 0 of 2 lost another one: ")
+    assert train("--resume", train.at / "one-fails")[0] == 0
+
+
+def test_ctrl_c_then_resume_with_another_number_of_processes_is_the_run_of_one(train, alone, tmp_path):
+    process = start(*FLAGS, *SGD, "--logdir", tmp_path, "--name", "run", processes=2)
+    read_until(process, "epoch 1:")
+    os.killpg(process.pid, signal.SIGINT)
+    _, out, err = finish(process)
+    assert "interrupted: these are the results so far" in out, err
+    assert out.count("test accuracy") == out.count("epoch 1:") + 1 == 1
+    assert train("--resume", tmp_path / "run", processes=4)[0] == 0
+    close(weights(tmp_path / "run"), weights(alone))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_a_process_that_dies_ends_the_run_with_its_reason_and_resume_goes_on(train, tmp_path):
+    flags = ("--dataset", "digits", "--hidden", "20", "--epochs", "60", "--logdir", tmp_path, "--name", "run")
+    process = start(*flags, processes=2)
+    read_until(process, "epoch 1:")
+    killed = children(process)[-1]
+    os.kill(killed, signal.SIGKILL)
+    since = time.monotonic()
+    status, _, err = finish(process)
+    assert time.monotonic() - since < 10
+    assert status == 1
+    root = err[err.index("Root Cause") :]
+    assert f"Signal 9 (SIGKILL) received by PID {killed}" in root
+    assert train("--resume", tmp_path / "run", processes=2)[0] == 0
+
+
+def test_a_loss_that_diverges_in_processes_is_the_reason_torchrun_reports(tmp_path):
+    flags = (*FLAGS, "--optimizer", "sgd", "--lr", "1e30", "--logdir", tmp_path, "--name", "run")
+    status, _, err = run(*flags, processes=2)
+    assert status == 1
+    reason = r"DivergedError: expected a finite loss, got (nan|inf) in epoch 1 at step \d+: try a lower --lr"
+    assert re.search(reason, err[err.index("Root Cause") :])

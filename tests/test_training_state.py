@@ -1,0 +1,230 @@
+"""Checkpoints: whole after a kill at every moment of a save, a full disk and damage."""
+
+import errno
+import os
+import subprocess
+import sys
+import textwrap
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("safetensors")
+
+from safetensors.torch import load_file
+
+from manual_mlp.training import state
+from manual_mlp.training.errors import InputError
+from runs import weights
+
+# Save the checkpoint of step 2 in a child that is killed at its n-th call, before or after it, for every n.
+KILLED = """
+    import os, sys
+    from pathlib import Path
+    import torch
+    from manual_mlp.training import state
+
+    folder, calls, stop = Path(sys.argv[1]), 0, 0
+
+    def deadly(function):
+        def call(*args, **options):
+            global calls
+            calls += 1
+            if calls == stop:
+                os.kill(os.getpid(), 9)
+            found = function(*args, **options)
+            calls += 1
+            if calls == stop:
+                os.kill(os.getpid(), 9)
+            return found
+        return call
+
+    class Half:
+        def __init__(self, file): self.file = file
+        def __enter__(self): return self
+        def __exit__(self, *error): self.file.close()
+        def __getattr__(self, name): return getattr(self.file, name)
+        def write(self, data):
+            half = len(data) // 2
+            deadly(lambda: (self.file.write(data[:half]), self.file.flush()))()
+            self.file.write(data[half:])
+
+    def save(at, number):
+        state.save(at, number, {"w": torch.full((3000,), float(number))}, {"step": number}, best=number == 2)
+
+    for stop in range(1, 1000):
+        at = folder / str(stop)
+        at.mkdir()
+        save(at, 0)
+        save(at, 1)
+        child = os.fork()
+        if not child:
+            for name in ("fsync", "replace", "link", "unlink"):
+                setattr(os, name, deadly(getattr(os, name)))
+            opened = Path.open
+            Path.open = lambda path, mode="r", *rest: (
+                Half(opened(path, mode, *rest)) if mode == "wb" else opened(path, mode, *rest)
+            )
+            save(at, 2)
+            os._exit(0)
+        if os.waitpid(child, 0)[1] == 0:
+            break
+    print(stop)
+"""
+
+
+def save(folder, step, best=True):
+    state.save(folder, step, {"w": torch.full((3000,), float(step))}, {"step": step}, best)
+
+
+def found(folder):
+    """Return the step of the checkpoint, whose parts must agree."""
+    w, rest = state.load(folder)
+    assert (w["w"] == rest["step"]).all()
+    return rest["step"]
+
+
+def check_published(folder, last, best):
+    assert (weights(folder)["w"] == last).all()
+    assert (weights(folder, "best")["w"] == best).all()
+
+
+def test_a_kill_at_every_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path):
+    driver = [sys.executable, "-c", textwrap.dedent(KILLED), tmp_path]
+    done = subprocess.run(driver, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    stops = int(done.stdout)
+    assert stops > 30
+    steps = []
+    for stop in range(1, stops):
+        folder = tmp_path / str(stop)
+        steps.append(found(folder))
+        state.publish(folder)
+        check_published(folder, steps[-1], 2 if steps[-1] == 2 else 0)
+        # The next save goes on, and tidies up.
+        save(folder, 3, best=False)
+        assert found(folder) == 3
+        assert not list(folder.glob(".*"))
+        assert len(list((folder / "checkpoints").iterdir())) == 4 + (steps[-1] != 2)
+    # One moment parts the old from the new.
+    assert steps == sorted(steps)
+    assert set(steps) == {1, 2}
+
+
+def test_last_and_best_are_what_the_manifest_names(tmp_path):
+    for step, best in enumerate([True, True, False, False, True, False]):
+        save(tmp_path, step, best)
+        check_published(
+            tmp_path, step, max(i for i, b in enumerate([True, True, False, False, True]) if b and i <= step)
+        )
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
+        "4.safetensors", "4.pt", "5.safetensors", "5.pt"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("call", range(1, 9))
+def test_a_full_disk_is_an_oserror_and_the_checkpoint_before_survives(tmp_path, monkeypatch, call):
+    save(tmp_path, 0)
+    save(tmp_path, 1)
+    calls = 0
+
+    def full(*args):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        save(tmp_path, 2)
+    monkeypatch.undo()
+    # From the sixth call on the manifest is in its place.
+    assert found(tmp_path) == (2 if call >= 6 else 1)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 4
+    save(tmp_path, 3)
+    assert found(tmp_path) == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_a_file_that_may_not_grow_is_an_oserror_and_the_checkpoint_before_survives(tmp_path):
+    import resource
+
+    save(tmp_path, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert found(tmp_path) == 1
+    check_published(tmp_path, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *product(("checkpoints/2.safetensors", "checkpoints/2.pt"), ("truncated", "empty", "flipped", "missing")),
+        *product(("manifest.json",), ("truncated", "empty", "flipped")),
+    ],
+)
+def test_damage_is_named_and_the_checkpoint_before_it_is_at_hand(tmp_path, file, damage):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    path = tmp_path / file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"truncated": data[:-9], "empty": b"", "flipped": data}[damage])
+    with pytest.raises(InputError, match=rf"{path.name}.*delete .*manifest.json to go on from the checkpoint before"):
+        state.load(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    assert found(tmp_path) == 1
+    save(tmp_path, 2)
+    assert found(tmp_path) == 2
+    check_published(tmp_path, 2, 2)
+
+
+def test_a_flipped_bit_anywhere_in_a_manifest_is_noticed(tmp_path):
+    save(tmp_path, 1)
+    path = tmp_path / "manifest.json"
+    data = path.read_bytes()
+    for i in range(len(data)):
+        flipped = bytearray(data)
+        flipped[i] ^= 1 << i % 8
+        path.write_bytes(flipped)
+        with pytest.raises(InputError, match=r"expected the manifest of a checkpoint, got .*damaged"):
+            state.load(tmp_path)
+
+
+def test_best_weights_that_are_damaged_are_named_and_can_be_given_up(tmp_path):
+    save(tmp_path, 1)
+    save(tmp_path, 2, best=False)
+    part = tmp_path / "checkpoints" / "1.safetensors"
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"1.safetensors.*delete it to go on without these best weights"):
+        state.load(tmp_path)
+    part.unlink()
+    assert found(tmp_path) == 2
+    save(tmp_path, 3, best=False)
+    check_published(tmp_path, 3, 3)
+
+
+def test_no_checkpoint_yet_is_said(tmp_path):
+    with pytest.raises(InputError, match=r"expected a checkpoint in .*, got none: the run ended before its first one"):
+        state.load(tmp_path)
+
+
+def test_a_file_system_without_links_gets_copies(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    save(tmp_path, 1)
+    save(tmp_path, 2, best=False)
+    check_published(tmp_path, 2, 1)
+    assert load_file(Path(tmp_path) / "last.safetensors").keys() == {"w"}
