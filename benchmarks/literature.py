@@ -112,6 +112,7 @@ def main(arguments: Sequence[str]) -> int:
         run = {
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "machine": machine.describe(options.device),
+            "settings": {"seeds": options.seeds, "quick": False},
             "load": machine.load(),
             "rows": rows,
         }
