@@ -17,6 +17,7 @@ from manual_mlp.__main__ import main
 from manual_mlp.explain import MISTAKES, draw_network, explain, page, terminal
 from manual_mlp.explain.blocks import Check, Matrix, Numbers, Refused, Step, Text
 from manual_mlp.explain.mathml import mathml, typeset
+from manual_mlp.explain.steps.digit import trained_picture
 
 OPTIONS = (
     "--html",
@@ -619,7 +620,7 @@ def test_a_trained_network_looks_at_a_real_image(run, trained, digits, hidden, a
     assert (status, err) == (0, "")
     words = " ".join(out.split())
     sizes = "-".join(map(str, (64, *hidden, 10)))
-    assert f"a validation image of digits, normalised, before the {sizes} network of the run run" in words
+    assert f"an image of digits, normalised, before the {sizes} network of the run run" in words
     assert "The right answer is 3." in words
 
     step = digit(trained_picture(folder, 3))
@@ -656,6 +657,16 @@ def test_the_page_of_a_trained_network_shows_the_run_whatever_it_is_called(run, 
     section = tree((tmp_path / "page.html").read_text("utf-8")).find(".//section[@id='step-12']")
     assert len(section.findall(".//figure")) == 3
     assert "of the run a `run` <of> W & H." in " ".join("".join(section.find("p").itertext()).split())
+
+
+def test_the_image_is_normalised_as_the_run_says(trained, digits):
+    raw = trained_picture(trained((12,), settings={"mean": 0.0, "std": 1.0}), 7)
+    assert "normalised" not in raw.source
+    assert raw.image.min() == 0
+    other = trained_picture(trained((12,), settings={"mean": 0.25, "std": 0.5}), 7)
+    assert "normalised" in other.source
+    assert torch.allclose(other.image, (raw.image - 0.25) / 0.5)
+    assert torch.allclose(image_of(digits, 7), (raw.image - digits.mean) / digits.std, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -347,7 +347,7 @@ def test_a_wrong_z_is_found_at_once():
 
 
 def test_a_mistake_that_no_step_catches_fails_step_11(net):
-    step = mistakes(Story(net), lambda story: [], ["slope-forgotten", "convention-swapped"])
+    step = mistakes(Story(net), [], lambda story: [], ["slope-forgotten", "convention-swapped"])
     assert [check.name for check in step.failed] == [
         "slope-forgotten",
         "convention-swapped",

@@ -44,11 +44,12 @@ def explain(
     if unknown:
         raise ValueError(f"expected mistakes among {', '.join(MISTAKES)}, got {', '.join(unknown)}")
     with torch.inference_mode(False), torch.enable_grad():
-        story = Story(network, formulas, seed)
+        # The mistakes are made on the right formulas, whatever is told.
+        right = Story(network, RIGHT, seed)
+        found = _first(right)
         return [
-            *_first(story),
-            # The mistakes are made on the right formulas, whatever is told.
-            mistakes(Story(network, RIGHT, seed), _first, mistaken),
+            *(found if formulas is RIGHT else _first(Story(network, formulas, seed))),
+            mistakes(right, found, _first, mistaken),
             digit(embedded_picture(seed=seed) if picture is None else picture, formulas),
         ]
 

@@ -286,4 +286,4 @@ def _same(value: Tensor, want: Values) -> bool:
 
 
 def _tolerance(value: Tensor) -> float:
-    return 1e-9 if value.dtype == torch.float64 else 1e-4 if value.dtype == torch.float32 else 1e-2
+    return 1e-9 if value.dtype == torch.float64 else 1e-5 if value.dtype == torch.float32 else 1e-2

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +50,7 @@ def embedded_picture(digit: int = 7, seed: int = 0) -> Picture:
 
 
 def trained_picture(run: Path, digit: int = 7, data_dir: Path | None = None) -> Picture:
-    """Make the picture of a trained network, and of the first validation image of a digit.
+    """Make the picture of a trained network, and of a digit from the last twelfth of the training images.
 
     Args:
         run: a folder that train.py has written.
@@ -63,26 +61,27 @@ def trained_picture(run: Path, digit: int = 7, data_dir: Path | None = None) -> 
         ImportError: the extra ``train`` is not installed.
     """
     try:
-        from manual_mlp.training.checkpoint import load_model
+        from manual_mlp.training.checkpoint import load_model, load_settings
         from manual_mlp.training.data import load
 
-        settings: dict[str, Any] = json.loads((run / "config.json").read_text())
-        model, loss = load_model(run), settings["loss"]
+        settings, model = load_settings(run), load_model(run)
+        loss, mean, std = settings["loss"], settings["mean"], settings["std"]
         if loss not in LOSSES:
-            raise ValueError(f"the loss {loss}")
+            raise ValueError(f"its loss is {loss}, and only {' and '.join(LOSSES)} can be explained")
         folder = data_dir or Path(os.environ.get("MANUAL_MLP_DATA") or settings["data_dir"])
-        data = load(settings["dataset"], folder, torch.device("cpu"), normalised=settings.get("normalised", True))
+        data = load(settings["dataset"], folder, torch.device("cpu"), normalised=False)
         found = (data.validation.labels == digit).nonzero()
         if not len(found):
             raise ValueError(f"no validation image of class {digit} in {data.name}")
-        image = data.validation.images[found[0, 0]].double().view(data.image_shape)
+        # As the run normalised it, whatever images it held out.
+        image = data.validation.images[found[0, 0]].sub(mean).div(std).double().view(data.image_shape)
         if image.numel() != settings["sizes"][0] or digit >= settings["sizes"][-1]:
             raise ValueError(f"sizes {settings['sizes']} for images of {shape(image)} and class {digit}")
     except ImportError as error:
         raise ImportError(
             f"expected the packages for training, got: {error}; pip install 'manual_mlp[train]'"
         ) from None
-    except Exception as error:
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"expected the folder of a run of train.py, got {run}: {reason}") from None
     layers = tuple(
@@ -94,7 +93,8 @@ def trained_picture(run: Path, digit: int = 7, data_dir: Path | None = None) -> 
         for layer in model.chain() or ()
     )
     sizes = "-".join(str(size) for size in (image.numel(), *(w.shape[1] for w, _, _ in layers)))
-    source = f"a validation image of {data.name}, normalised, before the {sizes} network of the run {literal(run.name)}"
+    kind = f"an image of {data.name}" + (", normalised," if (mean, std) != (0.0, 1.0) else "")
+    source = f"{kind} before the {sizes} network of the run {literal(run.name)}"
     return Picture(image, digit, layers, loss, source, trained=True)
 
 

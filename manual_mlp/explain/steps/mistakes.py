@@ -36,10 +36,19 @@ _NAMES = {
 }
 
 
-def mistakes(story: Story, earlier: Callable[[Story], Sequence[Step]], names: Sequence[str] = tuple(MISTAKES)) -> Step:
-    """Make each mistake in turn, run the earlier steps with it, and tell which check failed first."""
+def mistakes(
+    story: Story,
+    right: Sequence[Step],
+    earlier: Callable[[Story], Sequence[Step]],
+    names: Sequence[str] = tuple(MISTAKES),
+) -> Step:
+    """Make each mistake in turn, run the earlier steps with it, and tell which check failed first.
+
+    Args:
+        right: the earlier steps without a mistake.
+    """
     # A check that fails without a mistake, say at a kink of f, catches none.
-    failing = {(step.number, check.name) for step in earlier(story) for check in step.failed}
+    failing = {(step.number, check.name) for step in right for check in step.failed}
     blocks: list[Block] = [
         Text(
             "Each of these is written often, and some run without a complaint. So here they are made on purpose. The "
@@ -60,8 +69,8 @@ def _made(
     failed = [
         (step, check) for step in earlier(wrong) for check in step.failed if (step.number, check.name) not in failing
     ]
-    right = numbers_of(story, RIGHT, mistake.of)
-    differs = not agree("", numbers_of(story, mistake.formulas, mistake.of), right).passed
+    right = _numbers_of(story, RIGHT, mistake.of)
+    differs = not agree("", _numbers_of(story, mistake.formulas, mistake.of), right).passed
     here = "" if differs else "At these sizes, and with this f, the numbers are right all the same. "
     if failed:
         step, check = failed[0]
@@ -82,7 +91,7 @@ def _made(
 
 def _numbers(story: Story, mistake: Mistake) -> list[Block]:
     """Show what the mistake gives beside what is right; if torch refuses it, once more where all sides are equal."""
-    right, wrong = (numbers_of(story, formulas, mistake.of) for formulas in (RIGHT, mistake.formulas))
+    right, wrong = (_numbers_of(story, formulas, mistake.of) for formulas in (RIGHT, mistake.formulas))
     name = _NAMES[mistake.of]
     if isinstance(wrong, Refused):
         net = replace(story, network=draw_network(3, 3, 3, story.network.f, story.network.loss, story.seed))
@@ -99,7 +108,7 @@ def _numbers(story: Story, mistake: Mistake) -> list[Block]:
     ]
 
 
-def numbers_of(story: Story, formulas: Formulas, field: str) -> Values:
+def _numbers_of(story: Story, formulas: Formulas, field: str) -> Values:
     """Compute what one of the formulas gives on a story's network."""
     net, told = story.network, replace(story, formulas=formulas)
     match field:
