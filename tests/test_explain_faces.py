@@ -696,7 +696,8 @@ def test_a_file_of_a_run_that_is_damaged_is_one_line_with_status_2(run, trained,
     path.unlink() if content is None else path.write_bytes(content)
     status, out, err = run("--checkpoint", path.parent)
     assert (status, out) == (2, "")
-    assert err.startswith(f"error: expected the folder of a run of train.py, got {path.parent}: ")
+    what = "weights of a run in" if file.startswith("last") else "folder of a run of train.py, got"
+    assert err.startswith(f"error: expected the {what} {path if file.startswith('last') else path.parent}")
     assert err.count("\n") == 1
 
 

@@ -60,6 +60,8 @@ def trained_picture(run: Path, digit: int = 7, data_dir: Path | None = None) -> 
         ValueError: there is no run in the folder, or no such image.
         ImportError: the extra ``train`` is not installed.
     """
+    from manual_mlp.training.errors import InputError
+
     try:
         from manual_mlp.training.checkpoint import load_model, load_settings
         from manual_mlp.training.data import load
@@ -81,6 +83,8 @@ def trained_picture(run: Path, digit: int = 7, data_dir: Path | None = None) -> 
         raise ImportError(
             f"expected the packages for training, got: {error}; pip install 'manual_mlp[train]'"
         ) from None
+    except InputError:
+        raise  # in words already
     except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"expected the folder of a run of train.py, got {run}: {reason}") from None
