@@ -4,8 +4,9 @@ Each recipe of ``manual_mlp.training.recipes`` is trained with several seeds, by
 that it asks for: all 60,000, or Nielsen's 50,000. The network is judged once, after its last step: on the test images,
 or on those that were held out where the source reports these. No epoch is chosen by what it is judged on.
 
-Each row of the JSON holds: recipe, source, metric, reported (%), error (ours, [mean, min, max], %), reached (whether
-the mean is as good as reported, or better), seeds, seconds (of training, [median, min, max]), epochs, threads.
+Each row of the JSON holds: recipe, source, metric, reported (%), error (ours, [mean, min, max], %), tolerance (points
+by which the mean may miss what is reported), reached (whether it misses by no more), seeds, seconds (of training,
+[median, min, max]), epochs (of_epochs: the recipe's, which ``--epochs`` changes), threads.
 """
 
 import argparse
@@ -31,10 +32,11 @@ from manual_mlp.training.recipes import RECIPES
 _QUICK = tuple(name for name in RECIPES if name not in ("ciresan-2", "ciresan-5", "dropout", "simard-elastic"))
 
 
-def train(name: str, seed: int, data_dir: Path, device: torch.device) -> tuple[float, float]:
-    """Train a recipe; return its error, %, and the seconds of training."""
+def train(name: str, seed: int, data_dir: Path, device: torch.device, epochs: int | None = None) -> tuple[float, float]:
+    """Train a recipe, for fewer epochs where they are given; return its error, %, and the seconds of training."""
     recipe = RECIPES[name]
-    config = Config(recipe=name, seed=seed, data_dir=data_dir, check_every=0, **recipe.flags)
+    flags = {**recipe.flags, "epochs": epochs or recipe.flags["epochs"]}
+    config = Config(recipe=name, seed=seed, data_dir=data_dir, check_every=0, **flags)
     torch.manual_seed(seed)
     data = load(config.dataset, data_dir, device, config.held_out, config.normalised)
     trainer = Trainer(build.build_model(config, data, device), data, config)
@@ -49,7 +51,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name in options.recipes:
         recipe = RECIPES[name]
-        found = [train(name, seed, options.data_dir, options.device) for seed in range(options.seeds)]
+        found = [train(name, seed, options.data_dir, options.device, options.epochs) for seed in range(options.seeds)]
         errors, seconds = zip(*found, strict=True)
         rows.append(
             {
@@ -58,10 +60,12 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "metric": recipe.metric,
                 "reported": recipe.reported,
                 "error": [statistics.mean(errors), min(errors), max(errors)],
-                "reached": statistics.mean(errors) <= recipe.reported_error,
+                "tolerance": recipe.tolerance,
+                "reached": statistics.mean(errors) <= recipe.reported_error + recipe.tolerance,
                 "seeds": options.seeds,
                 "seconds": [statistics.median(seconds), min(seconds), max(seconds)],
-                "epochs": recipe.flags["epochs"],
+                "epochs": options.epochs or recipe.flags["epochs"],
+                "of_epochs": recipe.flags["epochs"],
                 "threads": torch.get_num_threads(),
             }
         )
@@ -80,7 +84,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 f"{RECIPES[row['recipe']].reported_error:.2f}",
                 "{:.2f} [{:.2f}, {:.2f}]".format(*row["error"]),
                 str(row["seeds"]),
-                str(row["epochs"]),
+                str(row["epochs"]) + (f" of {row['of_epochs']}" if row["epochs"] != row["of_epochs"] else ""),
                 f"{row['seconds'][0]:.0f}",
                 "reached" if row["reached"] else "missed",
             )
@@ -95,6 +99,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     flags.add_argument("--table", action="store_true", required=True)
     flags.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=_QUICK, metavar="NAME")
     flags.add_argument("--seeds", type=command.positive_int, default=5, help="runs of each recipe (5)")
+    flags.add_argument("--epochs", type=command.positive_int, help="instead of the recipe's")
     flags.add_argument("--data-dir", type=Path, default=Path(os.environ.get("MANUAL_MLP_DATA") or "data"))
     flags.add_argument("--json", action="store_true", help="also write <results>/<machine>-<date>.json")
     flags.add_argument("--results", type=Path, default=command.RESULTS, metavar="DIR", help="where --json writes")

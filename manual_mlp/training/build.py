@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +48,10 @@ def build_model(config: Config, data: Data, device: torch.device) -> MLP:
         model = MLP(sizes, config.activation, config.output_activation, dropout=config.dropout).to(device)
     except (RuntimeError, OverflowError) as error:  # torch's error when memory is short
         raise InputError(f"expected --hidden that fits into memory, got {sizes}: {_first_line(error)}") from None
-    if config.initial == "normal":
+    if config.initial != "torch":
         for parameter in model.parameters():
-            nn.init.normal_(parameter)
+            scaled = config.initial == "scaled-normal" and parameter.dim() == 2
+            nn.init.normal_(parameter, std=parameter.size(1) ** -0.5 if scaled else 1.0)
     return model
 
 
@@ -112,16 +115,22 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         {"params": [p for p in model.parameters() if p.dim() == 2], "weight_decay": decay},
         {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
     ]
-    match config.optimizer:
-        case "adamw":
-            # The short memory of the squared gradient (0.99) suits a run of a thousand steps.
-            return torch.optim.AdamW(groups, lr, betas=(0.9, 0.99), fused=True)
-        case "adam":
-            return torch.optim.Adam(groups, lr, betas=(0.9, 0.99), fused=True)
-        case "rmsprop":
-            return torch.optim.RMSprop(groups, lr)
-        case _:
-            return torch.optim.SGD(groups, lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+    adam: dict[str, Any] = {"betas": config.betas, "fused": True}
+    kinds: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+        "adamw": (torch.optim.AdamW, adam),
+        "adam": (torch.optim.Adam, adam),
+        "rmsprop": (torch.optim.RMSprop, {}),
+        "sgd": (torch.optim.SGD, {"momentum": config.momentum, "nesterov": config.momentum > 0, "fused": True}),
+    }
+    kind, options = kinds[config.optimizer]
+    return _eager(kind)(groups, lr, **options)
+
+
+def _eager(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """Free an optimizer's methods of what torch wraps them in for compiled loops: that imports the compiler."""
+    names = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(methods["step"])})
 
 
 def learning_rate(config: Config, step: int, steps: int) -> float:

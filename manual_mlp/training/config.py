@@ -76,6 +76,9 @@ class Config:
     momentum: float = 0.9
     """Momentum of sgd, Nesterov's where it is not 0."""
 
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Memory of adam and adamw, for the gradient and its square. A short run wants a short one: 0.8 0.95."""
+
     weight_decay: float = 0.01
     """Weight decay of the optimizer, for weights and not for biases."""
 
@@ -109,8 +112,9 @@ class Config:
     normalised: bool = True
     """Give pixels mean 0 and standard deviation 1. False: they lie in [0, 1]."""
 
-    initial: Literal["torch", "normal"] = "torch"
-    """First weights and biases. torch: those of nn.Linear. normal: from the standard normal distribution."""
+    initial: Literal["torch", "normal", "scaled-normal"] = "torch"
+    """First weights and biases. torch: those of nn.Linear. normal: from the standard normal distribution.
+    scaled-normal: the same, and each weight over the square root of its layer's inputs."""
 
     seed: int = 0
     """Seed of the initial weights, the order of the images, dropout and deformations."""
@@ -158,6 +162,7 @@ class Config:
         self._require("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number from 0 up")
         for share in ("warmup", "momentum", "scaling"):
             self._require(share, 0 <= getattr(self, share) < 1, "a number in [0, 1)")
+        self._require("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
         self._require("rotation", 0 <= self.rotation <= 180, "degrees in [0, 180]")
         self._require("shear", 0 <= self.shear < 90, "degrees in [0, 90)")
         for pixels in ("translation", "elastic_alpha"):

@@ -1,7 +1,9 @@
 """The MLPs of the literature on MNIST, as data: what each source fixes and reports, and how we train it.
 
 Widths, loss and the kind of distortion are the source's. The rest is a modern setting, chosen on validation images: the
-last 5,000 of the training images. Nielsen's recipes are his book's to the letter.
+last 5,000 of the training images. Nielsen's recipes are his book's, but for the first weights of 100 hidden units: with
+those of his text, some seeds lose classes for good with the quadratic cost (a footnote of his warns of it), and the
+cross-entropy ends at 97.5 % and not 97.9. These have the first weights that his chapter 3 goes on to advise.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+Metric = Literal["test error", "test accuracy", "validation accuracy"]
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,14 @@ class Recipe:
         metric: what the figure is.
         source: author, year, title, place.
         flags: fields of a :class:`manual_mlp.training.config.Config`.
+        tolerance: by how many points the figure may be missed: that of a single run is no mean.
     """
 
     reported: float
-    metric: Literal["test error", "test accuracy", "validation accuracy"]
+    metric: Metric
     source: str
     flags: Mapping[str, Any]
+    tolerance: float = 0.0
 
     @property
     def reported_error(self) -> float:
@@ -61,7 +67,8 @@ _NIELSEN: dict[str, Any] = {
 }
 # The quadratic cost of a sigmoid layer; and the cross-entropy with λ = 5, a decay of λ/n for n = 50,000 images.
 _QUADRATIC = {**_NIELSEN, "loss": "squared-error", "output_activation": "sigmoid", "lr": 3.0, "weight_decay": 0.0}
-_NETWORK2 = {**_NIELSEN, "loss": "binary-cross-entropy", "hidden": (100,), "weight_decay": 1e-4}
+_WIDER = {"hidden": (100,), "initial": "scaled-normal"}
+_NETWORK2 = {**_NIELSEN, **_WIDER, "loss": "binary-cross-entropy", "weight_decay": 1e-4}
 
 _LECUN_1998 = (
     "LeCun, Bottou, Bengio and Haffner 1998, Gradient-based learning applied to document recognition, section III.C; "
@@ -85,6 +92,11 @@ _SRIVASTAVA_2014 = (
 
 def _lecun(reported: float, hidden: tuple[int, ...], setting: dict[str, Any]) -> Recipe:
     return Recipe(reported, "test error", _LECUN_1998, {**setting, "loss": "squared-error", "hidden": hidden})
+
+
+def _nielsen(reported: float, metric: Metric, setting: dict[str, Any]) -> Recipe:
+    chapter = 1 if setting["loss"] == "squared-error" else 3
+    return Recipe(reported, metric, f"{_NIELSEN_2015} {chapter}", setting, tolerance=0.3)
 
 
 def _simard(reported: float, setting: dict[str, Any], **flags: Any) -> Recipe:
@@ -112,12 +124,10 @@ RECIPES = {
     "simard-elastic-squared-error": _simard(
         0.9, _ELASTIC, epochs=40, loss="squared-error", output_activation="sigmoid"
     ),
-    "nielsen-30": Recipe(95.42, "test accuracy", f"{_NIELSEN_2015} 1", {**_QUADRATIC, "hidden": (30,)}),
-    "nielsen-100": Recipe(96.59, "test accuracy", f"{_NIELSEN_2015} 1", {**_QUADRATIC, "hidden": (100,)}),
-    "nielsen-100-cross-entropy": Recipe(97.92, "validation accuracy", f"{_NIELSEN_2015} 3", {**_NETWORK2, "lr": 0.5}),
-    "nielsen-100-cross-entropy-slow": Recipe(
-        98.04, "validation accuracy", f"{_NIELSEN_2015} 3", {**_NETWORK2, "lr": 0.1, "epochs": 60}
-    ),
+    "nielsen-30": _nielsen(95.42, "test accuracy", {**_QUADRATIC, "hidden": (30,)}),
+    "nielsen-100": _nielsen(96.59, "test accuracy", {**_QUADRATIC, **_WIDER}),
+    "nielsen-100-cross-entropy": _nielsen(97.92, "validation accuracy", {**_NETWORK2, "lr": 0.5}),
+    "nielsen-100-cross-entropy-slow": _nielsen(98.04, "validation accuracy", {**_NETWORK2, "lr": 0.1, "epochs": 60}),
     # These three have settings of the recipes above; they have not been run to their end.
     "ciresan-2": Recipe(0.49, "test error", _CIRESAN_2010, {**_ELASTIC, "hidden": (1000, 500), "epochs": 200}),
     "ciresan-5": Recipe(
