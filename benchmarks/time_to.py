@@ -30,7 +30,7 @@ from torch import Tensor
 
 from benchmarks import command, machine
 from manual_mlp import MLP
-from manual_mlp.training import build
+from manual_mlp.training import build, checkpoint
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data, load
 from manual_mlp.training.interrupt import Interrupt
@@ -76,6 +76,7 @@ def train(provider: str, goal: float, seed: int, data_dir: Path, began: float) -
     if provider in ("manual_mlp", "logged"):
         trainer, logged = Trainer(model, data, config), provider == "logged"
         with tempfile.TemporaryDirectory() as folder, Log(Path(folder)) if logged else NoLog() as log:
+            log.start(checkpoint.settings(config, data), model, data)
             ready = time.time()
             seconds = trainer.fit(log, Interrupt()).seconds
     else:
