@@ -7,6 +7,8 @@ import http.server
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -95,11 +97,39 @@ def test_training_pixels_have_mean_zero_and_deviation_one(digits):
     assert std == pytest.approx(1, abs=1e-5)
 
 
+def test_a_data_set_of_one_colour_is_not_divided_by_zero(tmp_path):
+    write_mnist(tmp_path)
+    write_idx(path_of(tmp_path, "train-images"), torch.full((24, 4, 3), 51))
+    data = load("mnist", tmp_path, CPU)
+    assert data.mean == pytest.approx(0.2)
+    assert data.train.images.abs().max() <= 1.0
+
+
 def test_all_parts_are_normalised_by_the_training_pixels(mnist):
     data = load("mnist", mnist, CPU)
     raw = torch.frombuffer(bytearray(path_of(mnist, "t10k-images").read_bytes()[16:]), dtype=torch.uint8).view(6, 12)
     expected = (raw / 255 - data.mean) / data.std
     torch.testing.assert_close(data.read_test().images, expected)
+
+
+def test_training_imports_neither_the_compiler_nor_torchvision(mnist):
+    # Each takes longer than a short run.
+    script = f"""
+import sys
+from pathlib import Path
+import torch
+from manual_mlp.training import build, data, interrupt, log, loop
+from manual_mlp.training.config import Config
+
+config = Config(dataset="mnist", hidden=(8,), epochs=1, batch_size=4)
+images = data.load("mnist", Path({str(mnist)!r}), torch.device("cpu"))
+trainer = loop.Trainer(build.build_model(config, images, torch.device("cpu")), images, config)
+with log.NoLog() as nothing:
+    trainer.fit(nothing, interrupt.Interrupt())
+print(*{{"torch._dynamo", "torchvision", "tensorboard", "sklearn"}} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ""
 
 
 def test_test_images_stay_unread_until_they_are_asked_for(mnist, monkeypatch):

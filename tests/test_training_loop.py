@@ -73,6 +73,41 @@ def test_every_optimizer_learns(fit, digits, optimizer):
     assert trainer.evaluate(digits.validation).accuracy > 0.6
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "rmsprop", "sgd"])
+def test_an_optimizer_steps_saves_and_loads_as_torchs_own(optimizer):
+    config = replace(BASE, optimizer=optimizer, betas=(0.7, 0.8), momentum=0.6, weight_decay=0.1)
+    kind = {"adamw": "AdamW", "adam": "Adam", "rmsprop": "RMSprop", "sgd": "SGD"}[optimizer]
+    options = {"adamw": {"betas": (0.7, 0.8)}, "adam": {"betas": (0.7, 0.8)}, "rmsprop": {}}
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Linear(3, 2, dtype=torch.float64) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    own = build.make_optimizer(config, ours)
+    groups = [{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}]
+    expected = getattr(torch.optim, kind)(
+        groups, config.lr, **options.get(optimizer, {"momentum": 0.6, "nesterov": True})
+    )
+    assert isinstance(own, getattr(torch.optim, kind))
+    for step in range(6):
+        for model, by in ((ours, own), (theirs, expected)):
+            by.zero_grad()
+            model(torch.full((1, 3), 1.0 + step, dtype=torch.float64)).square().sum().backward()
+            by.step()
+        if step == 2:
+            saved = own.state_dict()
+            own = build.make_optimizer(config, ours)
+            own.load_state_dict(saved)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("initial", "deviations"), [("normal", (1, 1)), ("scaled-normal", (1 / 8, 1))])
+def test_first_weights_are_normal_and_scaled_by_the_inputs_of_their_layer(digits, initial, deviations):
+    torch.manual_seed(0)
+    first = build.build_model(replace(BASE, hidden=(1000,), initial=initial), digits, CPU).layers[0]
+    for parameter, deviation in zip((first.weight, first.bias), deviations, strict=True):
+        assert parameter.std().item() == pytest.approx(deviation, rel=0.1)
+        assert parameter.mean().item() == pytest.approx(0, abs=0.1 * deviation)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_learns_and_keeps_float32_parameters(fit, digits, precision):
     trainer, result = fit(replace(BASE, precision=precision))

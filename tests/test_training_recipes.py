@@ -1,5 +1,6 @@
 """The literature's MLPs: their records, and that each trains."""
 
+import json
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -89,3 +90,27 @@ def test_the_table_judges_a_recipe_once_and_on_what_its_source_reports(monkeypat
     assert judged[0] is rows.train
     assert judged[1] is rows.validation
     assert len(judged) == 2
+
+
+def test_the_table_has_a_row_for_each_recipe_and_tells_what_is_reached(monkeypatch, capsys, tmp_path):
+    from benchmarks import literature
+
+    asked = []
+
+    def train(name, seed, data_dir, device, epochs):
+        asked.append((name, seed, epochs))
+        return {"nielsen-30": 4.7, "simard": 1.61}[name] + 0.1 * (seed - 1), 10.0 + seed
+
+    monkeypatch.setattr(literature, "train", train)
+    status = literature.main(
+        f"--table --recipes nielsen-30 simard --seeds 3 --epochs 2 --json --results {tmp_path}".split()
+    )
+    assert status == 1
+    assert asked == [(name, seed, 2) for name in ("nielsen-30", "simard") for seed in range(3)]
+    (path,) = tmp_path.glob("*.json")
+    nielsen, simard = json.loads(path.read_text())["literature"]["rows"]
+    assert nielsen["error"] == pytest.approx([4.7, 4.6, 4.8])
+    assert (nielsen["reached"], simard["reached"]) == (True, False)  # a single run's figure may be missed by 0.3
+    assert (simard["seconds"], simard["epochs"], simard["of_epochs"]) == ([11, 10, 12], 2, 10)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert "simard 1.60 1.61 [1.51, 1.71] 3 2 of 10 11 missed".split() in lines
