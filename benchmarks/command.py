@@ -240,12 +240,18 @@ def layout(value: Any, depth: int = 3, pad: str = "") -> str:
     return f"{opened}\n" + ",\n".join(lines) + f"\n{pad}{closed}"
 
 
-def save(command: str, run: dict[str, object], options: argparse.Namespace) -> Path:
-    """Write the run under its command's name into this machine's file of today, beside the other commands."""
+def save(command: str, run: dict[str, Any], options: argparse.Namespace, key: str | None = None) -> Path:
+    """Write the run under its command's name into this machine's file of today, beside the other commands.
+
+    With a key, rows of an earlier run of today stay where this one has none of that key.
+    """
     date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     path: Path = options.results / f"{machine.slug(options.device)}-{date}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if key and command in whole:
+        new = {row[key] for row in run["rows"]}
+        run = run | {"rows": [*(row for row in whole[command]["rows"] if row[key] not in new), *run["rows"]]}
     path.write_text(layout(whole | {command: run}) + "\n", encoding="utf-8")
     return path
 

@@ -4,9 +4,10 @@ Each recipe of ``manual_mlp.training.recipes`` is trained with several seeds, by
 that it asks for: all 60,000, or Nielsen's 50,000. The network is judged once, after its last step: on the test images,
 or on those that were held out where the source reports these. No epoch is chosen by what it is judged on.
 
-Each row of the JSON holds: recipe, source, metric, reported (%), error (ours, [mean, min, max], %), tolerance (points
-by which the mean may miss what is reported), reached (whether it misses by no more), seeds, seconds (of training,
-[median, min, max]), epochs (of_epochs: the recipe's, which ``--epochs`` changes), threads.
+With ``--json`` several calls of a day may share the recipes: each adds its rows. A row holds: recipe, source, metric,
+reported (%), error (ours, [mean, min, max], %), tolerance (points by which the mean may miss what is reported), reached
+(whether it misses by no more), seeds, seconds (of training, [median, min, max]), epochs (of_epochs: the recipe's, which
+``--epochs`` changes), threads.
 """
 
 import argparse
@@ -117,9 +118,9 @@ def main(arguments: Sequence[str]) -> int:
         run = {
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "machine": machine.describe(options.device),
-            "settings": {"seeds": options.seeds, "quick": False},
+            "settings": {"quick": False},
             "load": machine.load(),
             "rows": rows,
         }
-        print(f"\nwritten: {command.save('literature', run, options)}")
+        print(f"\nwritten: {command.save('literature', run, options, 'recipe')}")
     return int(not all(row["reached"] for row in rows))

@@ -1,10 +1,12 @@
 """The README's tables, from what the commands measured."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.network.providers import AUTOGRAD
+from manual_mlp.training.recipes import RECIPES
 
 Run = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -204,6 +206,30 @@ def train(run: Run) -> str:
     return markdown(titles, lines)
 
 
+def literature(run: Run) -> str:
+    """Lay out the literature's MLPs: a line a recipe, all figures as errors."""
+    order = list(RECIPES)
+    lines = []
+    for row in sorted(run["rows"], key=lambda row: order.index(row["recipe"])):
+        recipe, epochs = RECIPES[row["recipe"]], row["epochs"]
+        source, year = re.match(r"([^ ,]+).*?(\d{4})", recipe.source).groups()
+        widths = "-".join(map(str, recipe.flags["hidden"]))
+        lines.append(
+            (
+                f"`{row['recipe']}`",
+                f"{source} {year}",
+                widths,
+                f"{recipe.reported_error:.2f}",
+                "{:.2f} [{:.2f}, {:.2f}]".format(*row["error"]),
+                str(row["seeds"]),
+                f"{epochs}" if epochs == row["of_epochs"] else f"{epochs} of {row['of_epochs']}",
+                f"{row['seconds'][0]:.0f}",
+            )
+        )
+    titles = ("recipe", "source", "hidden", "its error, %", "ours: mean [min, max]", "seeds", "epochs", "seconds")
+    return markdown(titles, lines)
+
+
 # By the name in the marker: the command whose run it shows, and how.
 TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
     "dense": ("dense", dense),
@@ -212,4 +238,5 @@ TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
     "network": ("network", network),
     "transforms": ("transforms", transforms),
     "train": ("train", train),
+    "literature": ("literature", literature),
 }
