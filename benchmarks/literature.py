@@ -34,7 +34,7 @@ _QUICK = tuple(name for name in RECIPES if name not in ("ciresan-2", "ciresan-5"
 
 
 def train(name: str, seed: int, data_dir: Path, device: torch.device, epochs: int | None = None) -> tuple[float, float]:
-    """Train a recipe, for fewer epochs where they are given; return its error, %, and the seconds of training."""
+    """Train a recipe, for so many epochs if they are given; return its error, %, and the seconds of training."""
     recipe = RECIPES[name]
     flags = {**recipe.flags, "epochs": epochs or recipe.flags["epochs"]}
     config = Config(recipe=name, seed=seed, data_dir=data_dir, check_every=0, **flags)
@@ -87,7 +87,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 str(row["seeds"]),
                 str(row["epochs"]) + (f" of {row['of_epochs']}" if row["epochs"] != row["of_epochs"] else ""),
                 f"{row['seconds'][0]:.0f}",
-                "reached" if row["reached"] else "missed",
+                ("reached" if row["reached"] else "missed") + (f" (±{row['tolerance']})" if row["tolerance"] else ""),
             )
             for row in rows
         ],
@@ -100,7 +100,9 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     flags.add_argument("--table", action="store_true", required=True)
     flags.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=_QUICK, metavar="NAME")
     flags.add_argument("--seeds", type=command.positive_int, default=5, help="runs of each recipe (5)")
-    flags.add_argument("--epochs", type=command.positive_int, help="instead of the recipe's")
+    flags.add_argument(
+        "--epochs", type=command.positive_int, help="instead of the recipe's; its schedule then ends there"
+    )
     flags.add_argument("--data-dir", type=Path, default=Path(os.environ.get("MANUAL_MLP_DATA") or "data"))
     flags.add_argument("--json", action="store_true", help="also write <results>/<machine>-<date>.json")
     flags.add_argument("--results", type=Path, default=command.RESULTS, metavar="DIR", help="where --json writes")

@@ -184,7 +184,9 @@ def test_help_explains_every_flag_with_its_default(main):
     assert all(name in text for name in activations.names())
 
 
-@pytest.mark.parametrize("wrong", [{"activation": "sine"}, {"loss": "l2"}, {"optimizer": "lion"}, {"lr": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"activation": "sine"}, {"loss": "l2"}, {"optimizer": "lion"}, {"lr": -1.0}, {"betas": (0.9,)}]
+)
 def test_a_config_made_in_python_is_checked_too(wrong):
     with pytest.raises(ValueError, match=r"expected --\w+ to be .*, got"):
         Config(**wrong)

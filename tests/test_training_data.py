@@ -97,12 +97,21 @@ def test_training_pixels_have_mean_zero_and_deviation_one(digits):
     assert std == pytest.approx(1, abs=1e-5)
 
 
-def test_a_data_set_of_one_colour_is_not_divided_by_zero(tmp_path):
+@pytest.mark.parametrize("colour", [0, 17, 51, 136, 255])
+def test_a_data_set_of_one_colour_is_not_divided_by_its_deviation(tmp_path, colour):
     write_mnist(tmp_path)
-    write_idx(path_of(tmp_path, "train-images"), torch.full((24, 4, 3), 51))
+    write_idx(path_of(tmp_path, "train-images"), torch.full((24, 4, 3), colour))
     data = load("mnist", tmp_path, CPU)
-    assert data.mean == pytest.approx(0.2)
-    assert data.train.images.abs().max() <= 1.0
+    assert data.mean == pytest.approx(colour / 255)
+    assert data.train.images.abs().max() < 1e-6
+    assert data.std == 1.0
+
+
+def test_mean_and_deviation_are_those_of_all_training_pixels(mnist):
+    raw = torch.frombuffer(bytearray(path_of(mnist, "train-images").read_bytes()[16:]), dtype=torch.uint8).view(24, 12)
+    data = load("mnist", mnist, CPU, held_out=4)
+    std, mean = torch.std_mean(raw[:20].double() / 255, correction=0)
+    assert (data.mean, data.std) == pytest.approx((mean.item(), std.item()), rel=1e-6)
 
 
 def test_all_parts_are_normalised_by_the_training_pixels(mnist):

@@ -99,6 +99,18 @@ def test_an_optimizer_steps_saves_and_loads_as_torchs_own(optimizer):
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-12, atol=1e-12)
 
 
+def test_a_flag_that_is_newer_than_a_run_must_have_its_default(digits):
+    trainer, other = (
+        Trainer(build.build_model(BASE, digits, CPU), digits, config)
+        for config in (BASE, replace(BASE, betas=(0.5, 0.5)))
+    )
+    saved = trainer.state_dict()
+    del saved["config"]["betas"]
+    trainer.load_state_dict(saved)
+    with pytest.raises(InputError, match=r"expected betas \[0.9, 0.99\] as in the checkpoint, got \[0.5, 0.5\]"):
+        other.load_state_dict(saved)
+
+
 @pytest.mark.parametrize(("initial", "deviations"), [("normal", (1, 1)), ("scaled-normal", (1 / 8, 1))])
 def test_first_weights_are_normal_and_scaled_by_the_inputs_of_their_layer(digits, initial, deviations):
     torch.manual_seed(0)

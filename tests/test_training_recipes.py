@@ -44,7 +44,7 @@ def test_every_recipe_is_a_config_and_learns(name, rows):
         trainer.fit(log, Interrupt())
     after = trainer.evaluate(rows.train)
     assert after.loss < before.loss
-    # Turned by 15 degrees, neighbouring rows are hard to tell apart; Nielsen's first weights are large.
+    # Turned by 15 degrees, neighbouring rows are hard to tell apart; Nielsen's quadratic cost begins slowly.
     assert after.accuracy > (0.2 if any(word in name for word in ("ciresan", "nielsen", "elastic")) else 0.5)
 
 

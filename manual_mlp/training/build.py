@@ -127,7 +127,10 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _eager(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """Free an optimizer's methods of what torch wraps them in for compiled loops: that imports the compiler."""
+    """Free an optimizer's methods of what torch wraps them in for compiled loops: that imports the compiler.
+
+    What is lost: `differentiable`, and pickle.
+    """
     names = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
     return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(methods["step"])})

@@ -162,7 +162,7 @@ class Config:
         self._require("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number from 0 up")
         for share in ("warmup", "momentum", "scaling"):
             self._require(share, 0 <= getattr(self, share) < 1, "a number in [0, 1)")
-        self._require("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
+        self._require("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
         self._require("rotation", 0 <= self.rotation <= 180, "degrees in [0, 180]")
         self._require("shear", 0 <= self.shear < 90, "degrees in [0, 90)")
         for pixels in ("translation", "elastic_alpha"):

@@ -100,11 +100,14 @@ def load(
 
 
 def _mean_std(rows: Tensor) -> tuple[float, float]:
-    """Return mean and standard deviation of all entries: row by row, ten times as quick as torch.std_mean of all."""
-    n = rows.numel()
+    """Return mean and standard deviation of all entries."""
+    # Row by row: ten times as quick as torch's for all.
     mean = rows.mean(1).double().mean().item()
     squares = torch.linalg.vector_norm(rows, dim=1).double().square().sum().item()
-    return mean, math.sqrt(max(0.0, squares - n * mean**2) / max(1, n - 1))
+    variance = squares / rows.numel() - mean**2
+    if variance < 1e-4 * mean**2:  # almost one colour: the difference may be rounding alone
+        variance = rows.double().var(correction=0).item()
+    return mean, math.sqrt(variance) if variance > 1e-12 * mean**2 else 0.0
 
 
 def shift(

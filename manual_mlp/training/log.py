@@ -81,9 +81,11 @@ class Log:
             for summary in _hparams(settings)[:2]:
                 self.writer.file_writer.add_summary(summary, 0)
             with warnings.catch_warnings():
-                # torch's own call of what it calls deprecated.
-                warnings.simplefilter("ignore", FutureWarning)
-                self.writer.add_graph(model.to_sequential().eval(), data.train.images[:1])
+                # The writer would trace by itself, with a check that imports for a second. It warns of a second trace.
+                warnings.simplefilter("ignore")
+                trace: Any = torch.jit.trace
+                images = data.train.images[:1]
+                self.writer.add_graph(trace(model.to_sequential().eval(), images, check_trace=False), images)
         self.writer.flush()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

@@ -33,8 +33,8 @@ from manual_mlp.training.trace import profiler
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DRY_RUN_STEPS = 4
 _EVALUATION_BATCH = 4096
-_GATHERED = 1024  # images that are put in order at once: few, so that they are still in the cache when trained on
-_DEFORMED = 4096  # the same, where they are deformed too
+_GATHERED = 1024  # images that are put in order at once: few, so that they are still in a CPU's cache when trained on
+_DEFORMED = 4096  # the same, where they are deformed too, and on a GPU
 _GOLDEN = 0x9E3779B97F4A7C15  # times it, numbers that are neighbours become seeds that are none
 
 
@@ -172,9 +172,10 @@ class Trainer:
         Raises:
             InputError: it is that of other settings.
         """
+        began = {**checkpoint.fixed(Config()), **found["config"]}  # a flag that is newer than the run has its default
         for name, value in checkpoint.fixed(self.config).items():
-            if found["config"].get(name) != value:
-                raise InputError(f"expected {name} {found['config'].get(name)} as in the checkpoint, got {value}")
+            if began[name] != value:
+                raise InputError(f"expected {name} {began[name]} as in the checkpoint, got {value}")
         self.epoch, self.step, self.best = found["epoch"], found["step"], found["best"]
         self.optimizer.load_state_dict(found["optimizer"])
         self.scaler.load_state_dict(found["scaler"])
@@ -199,8 +200,8 @@ class Trainer:
         config, train = self.config, self.data.train
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self._seed(self.epoch, 0)))
         blank = -self.data.mean / self.data.std  # a black pixel, once normalised
-        as_it_is = not self.shift and self.deform.is_identity
-        in_block = max(1, (_GATHERED if as_it_is else _DEFORMED) // config.batch_size)
+        gathered = self.device.type == "cpu" and self.deform.is_identity and not self.shift
+        in_block = max(1, (_GATHERED if gathered else _DEFORMED) // config.batch_size)
         for block, rows in enumerate(torch.split(order.to(train.labels.device), in_block * config.batch_size)):
             skipped = max(0, first - block * in_block)
             if skipped >= in_block:

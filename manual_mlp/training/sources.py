@@ -55,7 +55,7 @@ _NETWORK_TIMEOUT = 10.0  # seconds without a byte
 
 @dataclass(frozen=True)
 class Source:
-    """Training images in memory, and a function that reads the test images."""
+    """Training images in memory, and a function that reads the test images; who asks may overwrite either."""
 
     name: str
     train: Images
