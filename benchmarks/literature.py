@@ -29,7 +29,7 @@ from manual_mlp.training.log import NoLog
 from manual_mlp.training.loop import Trainer
 from manual_mlp.training.recipes import RECIPES
 
-# Those that have been run to their end on a CPU.
+# Those that take a CPU a few minutes at most.
 _QUICK = tuple(name for name in RECIPES if name not in ("ciresan-2", "ciresan-5", "dropout", "simard-elastic"))
 
 

@@ -49,7 +49,7 @@ _COMMON: dict[str, Any] = {
     "shift": 0.0,
 }
 GOALS: dict[float, dict[str, Any]] = {
-    98.0: {**_COMMON, "hidden": (256,), "epochs": 2, "lr": 1.5e-2},
+    98.0: {**_COMMON, "hidden": (256,), "epochs": 2, "lr": 1.2e-2, "batch_size": 640},
     98.4: {**_COMMON, "hidden": (512,), "epochs": 3, "lr": 8e-3},
     99.0: {
         **_COMMON,
