@@ -1165,13 +1165,15 @@ def test_several_threads_may_call_at_once() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_computes_with_threads_of_its_own() -> None:
+    # Close, not equal: a product's last bits are the library's, and may change after its first call in a process.
     code = (
         "import os, signal, sys, torch\nfrom manual_mlp import MLP, backprop\ntorch.set_num_threads(2)\n"
         "mlp, x, t = MLP([4, 7, 3]), torch.randn(64, 4), torch.zeros(64, dtype=torch.int64)\n"
         "def step():\n    mlp.zero_grad()\n    backprop(mlp, x, t, tile_rows=4)\n    return mlp.layers[0].weight.grad\n"
         "expected = step().clone()\nchild = os.fork()\n"
-        "if not child:\n    signal.alarm(20)\n    sys.exit(0 if torch.equal(step(), expected) else 1)\n"
-        "status = os.waitpid(child, 0)[1]\nassert torch.equal(step(), expected)\nsys.exit(status != 0)"
+        "if not child:\n    signal.alarm(20)\n"
+        "torch.testing.assert_close(step(), expected)\n"
+        "sys.exit(child and os.waitpid(child, 0)[1] != 0)"
     )
     assert run_alone(code) == 0
 
