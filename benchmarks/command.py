@@ -68,18 +68,28 @@ def parser(command: str, description: str, dtype: bool = True) -> Parser:
     flags.add_argument("--seconds", type=positive_seconds, help="time a row; --quick 0.2")
     flags.add_argument("--threads", type=positive_int, nargs="+", metavar="N", help="thread counts (1 2)")
     flags.add_argument("--malloc", nargs="+", choices=machine.mallocs(), help="CPU allocators (all)")
-    flags.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
+    add_device(flags)
     if dtype:
         flags.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
     return flags
 
 
-def complete(flags: Parser, options: argparse.Namespace, seconds: float = 2.5) -> None:
-    """Fill in the defaults that depend on the machine and on each other; refuse what it cannot do."""
+def add_device(flags: Parser) -> None:
+    """Add ``--device``, for :func:`pick_device`."""
+    flags.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
+
+
+def pick_device(flags: Parser, options: argparse.Namespace) -> None:
+    """Turn ``--device`` into a device; refuse one that is not there."""
     cuda = torch.cuda.is_available()
     if options.device == "cuda" and not cuda:
         flags.error("--device cuda: torch finds no CUDA device here")
     options.device = torch.device(options.device or ("cuda" if cuda else "cpu"))
+
+
+def complete(flags: Parser, options: argparse.Namespace, seconds: float = 2.5) -> None:
+    """Fill in the defaults that depend on the machine and on each other; refuse what it cannot do."""
+    pick_device(flags, options)
     on_cpu = options.device.type == "cpu"
     if not on_cpu and (options.threads or options.malloc):
         flags.error("--threads and --malloc are for --device cpu")

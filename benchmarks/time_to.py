@@ -2,7 +2,7 @@
 
 Each seed trains in a process of its own, with the settings of :data:`GOALS` and on all 60,000 images. The test images
 are read once, after the last step. Providers:
-    manual_mlp: ``manual_mlp.training.Trainer``, which train.py runs, without TensorBoard;
+    manual_mlp: ``manual_mlp.training.Trainer``, which train.py runs, without TensorBoard; on a GPU with --cuda-graph;
     logged: the same with TensorBoard, as train.py runs it;
     torch: the same network in nn.Linear, the same optimiser, schedule and batches, all images in memory;
     DataLoader: the same by torchvision's MNIST with ToTensor and Normalize, and a DataLoader that shuffles.
@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import command, machine
+from benchmarks.harness import now
 from manual_mlp import MLP
 from manual_mlp.training import build, checkpoint
 from manual_mlp.training.config import Config
@@ -62,17 +63,18 @@ GOALS: dict[float, dict[str, Any]] = {
         "translation": 1.0,
     },
 }
-CPU = torch.device("cpu")
 PROVIDERS = ("manual_mlp", "logged", "torch", "DataLoader")
 _SLOW_SEEDS = 2
 
 
-def train(provider: str, goal: float, seed: int, data_dir: Path, began: float) -> dict[str, float]:
+def train(
+    provider: str, goal: float, seed: int, device: torch.device, data_dir: Path, began: float
+) -> dict[str, float]:
     """Train once; return accuracy (%), seconds of training, and seconds from ``began`` to the first batch."""
     torch.manual_seed(seed)
-    config = Config(seed=seed, data_dir=data_dir, dataset="mnist", **GOALS[goal])
-    data = load("mnist", data_dir, CPU, config.held_out)
-    model = build.build_model(config, data, CPU)
+    config = Config(seed=seed, data_dir=data_dir, dataset="mnist", cuda_graph=device.type == "cuda", **GOALS[goal])
+    data = load("mnist", data_dir, device, config.held_out)
+    model = build.build_model(config, data, device)
     if provider in ("manual_mlp", "logged"):
         trainer, logged = Trainer(model, data, config), provider == "logged"
         with tempfile.TemporaryDirectory() as folder, Log(Path(folder)) if logged else NoLog() as log:
@@ -95,25 +97,27 @@ def plain_loop(model: MLP, config: Config, epoch: Callable[[], Batches]) -> floa
     # Of torch's own class, with the same settings.
     optimizer = torch.optim.AdamW(build.make_optimizer(config, network).param_groups)
     step, steps = 0, config.epochs * -(-60_000 // config.batch_size)
-    start = time.perf_counter()
+    device = next(network.parameters()).device
+    start = now()
     for _ in range(config.epochs):
-        for images, labels in epoch():
+        for batch in epoch():
+            images, labels = (t.to(device) for t in batch)
             for group in optimizer.param_groups:
                 group["lr"] = build.learning_rate(config, step, steps)
             optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, config.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
                 loss = F.cross_entropy(network(images), labels, label_smoothing=config.label_smoothing)
             loss.backward()
             optimizer.step()
             step += 1
-    return time.perf_counter() - start
+    return now() - start
 
 
 def in_memory(data: Data, config: Config) -> Callable[[], Batches]:
     """Return what yields the batches of an epoch from tensors in memory."""
 
     def epoch() -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in torch.split(torch.randperm(len(data.train)), config.batch_size):
+        for rows in torch.split(torch.randperm(len(data.train), device=data.train.labels.device), config.batch_size):
             yield data.train.images[rows], data.train.labels[rows]
 
     return epoch
@@ -168,7 +172,7 @@ def _spread(values: list[float]) -> list[float]:
 def in_a_process(provider: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """Train in a new process, whose start counts too."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "GOMP_SPINCOUNT": "3000"}
-    arguments = (provider, options.time_to, seed, options.data_dir, repr(time.time()))
+    arguments = (provider, options.time_to, seed, options.device, options.data_dir, repr(time.time()))
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.time_to", *map(str, arguments)],
         env=environment,
@@ -210,11 +214,12 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     flags.add_argument("--seeds", type=command.positive_int, default=10, help="runs of each provider (10)")
     flags.add_argument("--threads", type=command.positive_int, default=min(2, machine.cores()), help="of each run (2)")
     flags.add_argument("--providers", nargs="+", choices=PROVIDERS, default=list(PROVIDERS))
+    command.add_device(flags)
     flags.add_argument("--data-dir", type=Path, default=Path(os.environ.get("MANUAL_MLP_DATA") or "data"))
     flags.add_argument("--json", action="store_true", help="also write <results>/<machine>-<date>.json")
     flags.add_argument("--results", type=Path, default=command.RESULTS, metavar="DIR", help="where --json writes")
     options = flags.parse_args(arguments)
-    options.device = CPU
+    command.pick_device(flags, options)
     return options
 
 
@@ -226,7 +231,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         run = {
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-            "machine": machine.describe(CPU),
+            "machine": machine.describe(options.device),
             "settings": {"seeds": options.seeds, "threads": options.threads, "quick": False},
             "load": machine.load(),
             "rows": rows,
@@ -236,5 +241,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    provider, goal, seed, data_dir, began = sys.argv[1:]
-    print(json.dumps(train(provider, float(goal), int(seed), Path(data_dir), float(began))))
+    provider, goal, seed, device, data_dir, began = sys.argv[1:]
+    print(json.dumps(train(provider, float(goal), int(seed), torch.device(device), Path(data_dir), float(began))))

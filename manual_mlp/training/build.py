@@ -78,7 +78,10 @@ class Objective:
         """Turn labels `(N,)` into what the loss compares with: itself, or rows `(N, C)`."""
         if self.loss == "cross_entropy":
             return labels
-        return F.one_hot(labels, self.classes).float() * (1 - self.smoothing) + self.smoothing / self.classes
+        # Not F.one_hot, which looks at the labels.
+        rest = self.smoothing / self.classes
+        targets = torch.full((len(labels), self.classes), rest, device=labels.device)
+        return targets.scatter_(1, labels[:, None], 1 - self.smoothing + rest)
 
     def step(self, network: nn.Module, images: Tensor, labels: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
         """Add the gradients of `scale` times the summed loss to `.grad`; return that sum and the outputs `(N, C)`."""

@@ -18,7 +18,7 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from manual_mlp.modules import MLP
-from manual_mlp.training import build, checkpoint, state
+from manual_mlp.training import build, checkpoint, graph, state
 from manual_mlp.training.augment import Deformation
 from manual_mlp.training.check import GradientCheck
 from manual_mlp.training.config import Config
@@ -94,6 +94,10 @@ class Trainer:
         # What autocast would do at each step is done once, if the images are trained on as they are, or moved.
         once = config.precision == "bf16" and self.deform.is_identity
         self.images = data.train.images.bfloat16() if once else data.train.images
+        self.update: graph.Step = self._update
+        if config.cuda_graph:
+            graph.require(config, self.device, processes)
+            self.update = graph.StepGraph(self._update, self.optimizer, config.batch_size)
         self.traced = config.profile and processes.first  # whether a trace is still to be written
         self.epoch, self.step, self.best = 0, 0, -1.0
 
@@ -266,6 +270,17 @@ class Trainer:
         if self.config.dropout:
             torch.manual_seed(self._seed(self.step, self.processes.rank))
         lr = build.learning_rate(self.config, self.step, self.epochs * self.steps_per_epoch)
+        loss, outputs = self.update(images, labels, count, lr)
+        self.step += 1
+        meter.add(loss, outputs, labels)
+        return lr
+
+    def _update(self, images: Tensor, labels: Tensor, count: int, lr: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Update the parameters with this process's part of a batch; return its loss, summed, and its outputs.
+
+        Args:
+            count: images of the batch, over all processes.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
@@ -276,9 +291,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.step += 1
-        meter.add(loss, outputs, labels)
-        return lr
+        return loss, outputs
 
     def _read(self, meter: Meter) -> Metrics:
         """Return the means over the images of all processes since the last reading."""
