@@ -21,6 +21,9 @@ from manual_mlp.__main__ import main
 from manual_mlp.training import checkpoint, load_run
 from manual_mlp.training.sources import open_source
 
+# torch.export.load of torch 2.11, once in a process.
+pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
+
 ROOT = Path(__file__).parent.parent
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "sequential": ".pt"}
 MEAN, STD = 0.3, 0.4

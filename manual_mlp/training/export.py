@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,15 +132,18 @@ def export(folder: Path, to: str, output: Path | None = None, best: bool = False
 
 
 def _onnx(network: nn.Sequential, inputs: int, dataset: str) -> bytes:
-    program = torch.onnx.export(
-        network,
-        (torch.zeros(2, inputs),),
-        dynamo=True,
-        verbose=False,
-        input_names=["pixels"],
-        output_names=["scores"],
-        dynamic_shapes=({0: torch.export.Dim("N")},),
-    )
+    with warnings.catch_warnings():
+        # torch 2.11 warns of its own code.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+        program = torch.onnx.export(
+            network,
+            (torch.zeros(2, inputs),),
+            dynamo=True,
+            verbose=False,
+            input_names=["pixels"],
+            output_names=["scores"],
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+        )
     assert program is not None
     program.model.metadata_props.update(dataset=dataset, pixels="in [0, 1], row by row", scores="one for each class")
     return bytes(program.model_proto.SerializeToString())

@@ -21,4 +21,5 @@ def profiler(path: Path, steps: int, device: torch.device) -> profile:
         activities=activities,
         schedule=None if few else schedule(wait=0, warmup=_WARMUP, active=_TRACED, repeat=1),
         on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(path)),
+        acc_events=True,  # of the one cycle that there is; without it torch 2.11 warns that a second would lose them
     )
