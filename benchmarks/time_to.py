@@ -151,7 +151,10 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append(
             {
                 "goal": options.time_to,
-                "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in GOALS[options.time_to].items()},
+                "settings": {
+                    **{k: list(v) if isinstance(v, tuple) else v for k, v in GOALS[options.time_to].items()},
+                    "cuda_graph": options.device.type == "cuda" and name in ("manual_mlp", "logged"),
+                },
                 "provider": name,
                 "threads": options.threads,
                 "seeds": len(found),

@@ -16,7 +16,7 @@ from manual_mlp.modules import MLP
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data
 from manual_mlp.training.distributed import ALONE, Processes
-from manual_mlp.training.errors import InputError
+from manual_mlp.training.errors import InputError, first_line
 
 
 def pick_device(name: str, processes: Processes = ALONE) -> torch.device:
@@ -47,7 +47,7 @@ def build_model(config: Config, data: Data, device: torch.device) -> MLP:
     try:
         model = MLP(sizes, config.activation, config.output_activation, dropout=config.dropout).to(device)
     except (RuntimeError, OverflowError) as error:  # torch's error when memory is short
-        raise InputError(f"expected --hidden that fits into memory, got {sizes}: {_first_line(error)}") from None
+        raise InputError(f"expected --hidden that fits into memory, got {sizes}: {first_line(error)}") from None
     if config.initial != "torch":
         for parameter in model.parameters():
             scaled = config.initial == "scaled-normal" and parameter.dim() == 2
@@ -157,11 +157,7 @@ def compile_model(model: nn.Module, images: Tensor) -> nn.Module:
         compiled = torch.compile(model)
         compiled(images).sum().backward()
     except Exception as error:
-        raise InputError(f"expected --compile to work on this machine, got: {_first_line(error)}") from error
+        raise InputError(f"expected --compile to work on this machine, got: {first_line(error)}") from error
     model.zero_grad()
     assert isinstance(compiled, nn.Module)
     return compiled
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -25,7 +25,8 @@ from manual_mlp.training.errors import InputError
 _CONFIG = "config.json"
 # What a resumed run may do in another way than the one it goes on with.
 _MAY_CHANGE = ("data_dir", "device", "logdir", "name", "profile", "check_every", "log_every")
-_OF_A_CALL = ("resume", "dry_run")
+# What a resumed run does only where it is asked again.
+_OF_A_CALL = ("resume", "dry_run", "cuda_graph")
 _DATA = ("dataset", "sizes", "mean", "std", "image_shape")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from manual_mlp.training.config import Config
 from manual_mlp.training.distributed import Processes
-from manual_mlp.training.errors import InputError
+from manual_mlp.training.errors import InputError, first_line
 
 _EAGER_STEPS = 3  # in which libraries set themselves up, and the optimizer its state
 
@@ -19,13 +19,13 @@ Step = Callable[[Tensor, Tensor, int, float | Tensor], tuple[Tensor, Tensor]]
 class StepGraph:
     """Take a few training steps as they are, then capture one, and from there on replay it on the batch at hand.
 
-    Small networks keep a GPU waiting for Python; a replay is one call. Weights come out the same, bit for bit, as by
-    steps that are not captured. A batch of another size, such as the last one of an epoch, is not captured.
+    A small network keeps a GPU waiting for Python; a replay is one call. A batch of another size, such as the last one
+    of an epoch, is not captured.
 
     Args:
         step: changes the parameters, by images, labels, the size of the whole batch, and a learning rate; returns the
             loss and the outputs.
-        optimizer: that of the step. All of its state is on the GPU.
+        optimizer: that of the step. All of its state is on the GPU, and stays in the same tensors.
         rows: of the batches to be captured.
 
     Shape:
@@ -34,16 +34,19 @@ class StepGraph:
 
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer, rows: int) -> None:
         self.step, self.optimizer, self.rows = step, optimizer, rows
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.eager_steps = 0
         self.replay: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]] | None = None
 
-    def __call__(self, images: Tensor, labels: Tensor, count: int, lr: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Take a step; return the loss and the outputs."""
-        lr = torch.tensor(lr, dtype=torch.float32).item()  # as the graph has it
-        is_odd = len(labels) != self.rows
-        if is_odd or self.eager_steps < _EAGER_STEPS:
-            self.eager_steps += not is_odd
+    def __call__(self, images: Tensor, labels: Tensor, count: int, lr: float) -> tuple[Tensor, Tensor]:
+        """Take a step; return the loss and the outputs.
+
+        Raises:
+            InputError: the step cannot be captured.
+        """
+        if len(labels) != self.rows:
+            return self.step(images, labels, count, lr)
+        if self.eager_steps < _EAGER_STEPS:
+            self.eager_steps += 1
             return self.step(images, labels, count, lr)
         if self.replay is None:
             self.replay = self._captured(images, labels)
@@ -51,25 +54,34 @@ class StepGraph:
 
     def _captured(self, images: Tensor, labels: Tensor) -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
         """Capture a step, which does not take it; return what takes it, always in the same memory."""
-        images, labels, rate = images.clone(), labels.clone(), torch.empty((), device=images.device)
+        images, labels = images.clone(), labels.clone()
+        rate = torch.zeros((), dtype=torch.float32, device=images.device)
         graph, groups = torch.cuda.CUDAGraph(), self.optimizer.param_groups
         usual = [dict(group) for group in groups]
         for group in groups:
             group["capturable"] = True  # Adam asks for it
-        with torch.cuda.graph(graph):
-            loss, outputs = self.step(images, labels, self.rows, rate)
-        for group, before in zip(groups, usual, strict=True):
-            group.clear()
-            group.update(before)
-        grads = [p.grad for p in self.parameters]
+        try:
+            with torch.cuda.device_of(images), torch.cuda.graph(graph):  # type: ignore[no-untyped-call]
+                loss, outputs = self.step(images, labels, self.rows, rate)
+        except RuntimeError as error:
+            raise InputError(f"expected a step that --cuda-graph can capture, got: {first_line(error)}") from error
+        finally:
+            for group, before in zip(groups, usual, strict=True):
+                group.clear()
+                group.update(before)
+        parameters = [p for group in groups for p in group["params"]]
+        grads = [p.grad for p in parameters]
 
         def replay(new_images: Tensor, new_labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:
             images.copy_(new_images)
             labels.copy_(new_labels)
             rate.fill_(lr)
             graph.replay()
-            for p, grad in zip(self.parameters, grads, strict=True):
+            # What a step leaves behind in Python.
+            for p, grad in zip(parameters, grads, strict=True):
                 p.grad = grad
+            for group in groups:
+                group["lr"] = lr
             return loss.clone(), outputs
 
         return replay
@@ -82,6 +94,10 @@ def require(config: Config, device: torch.device, processes: Processes) -> None:
         InputError: it cannot.
     """
     if device.type != "cuda":
-        raise InputError(f"expected a GPU for --cuda-graph, got --device {device}")
-    if processes.count > 1 or config.compile or config.optimizer == "rmsprop":
-        raise InputError("expected --cuda-graph in one process, without --compile, with adamw, adam or sgd")
+        raise InputError(f"expected a GPU for --cuda-graph, got {device}")
+    if processes.count > 1:
+        raise InputError(f"expected one process for --cuda-graph, got {processes.count}")
+    if config.compile:
+        raise InputError("expected --cuda-graph or --compile, got both")
+    if config.optimizer == "rmsprop":  # a part of its state is on the CPU
+        raise InputError("expected --optimizer adamw, adam or sgd for --cuda-graph, got rmsprop")

@@ -18,13 +18,14 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from manual_mlp.modules import MLP
-from manual_mlp.training import build, checkpoint, graph, state
+from manual_mlp.training import build, checkpoint, state
 from manual_mlp.training.augment import Deformation
 from manual_mlp.training.check import GradientCheck
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data, Split, shift
 from manual_mlp.training.distributed import ALONE, Processes
 from manual_mlp.training.errors import DivergedError, InputError
+from manual_mlp.training.graph import StepGraph, require
 from manual_mlp.training.interrupt import Interrupt
 from manual_mlp.training.log import Log
 from manual_mlp.training.metrics import Meter, Metrics, mean
@@ -62,12 +63,14 @@ class Trainer:
         processes: those that share the work; each takes its share of every batch.
 
     Raises:
-        InputError: the model cannot be compiled here, or a flag does not fit the images.
+        InputError: the model cannot be compiled here, its step cannot be captured, or a flag does not fit the images.
     """
 
     def __init__(self, model: MLP, data: Data, config: Config, processes: Processes = ALONE) -> None:
         self.model, self.data, self.config, self.processes = model, data, config, processes
         self.device = next(model.parameters()).device
+        if config.cuda_graph:
+            require(config, self.device, processes)
         self.epochs = 1 if config.dry_run else config.epochs
         steps = math.ceil(len(data.train) / config.batch_size)
         self.steps_per_epoch = min(steps, _DRY_RUN_STEPS) if config.dry_run else steps
@@ -94,10 +97,7 @@ class Trainer:
         # What autocast would do at each step is done once, if the images are trained on as they are, or moved.
         once = config.precision == "bf16" and self.deform.is_identity
         self.images = data.train.images.bfloat16() if once else data.train.images
-        self.update: graph.Step = self._update
-        if config.cuda_graph:
-            graph.require(config, self.device, processes)
-            self.update = graph.StepGraph(self._update, self.optimizer, config.batch_size)
+        self.graph: StepGraph | None = None  # of a step, while fitting
         self.traced = config.profile and processes.first  # whether a trace is still to be written
         self.epoch, self.step, self.best = 0, 0, -1.0
 
@@ -111,6 +111,8 @@ class Trainer:
             DivergedError: the loss is not finite.
         """
         start = time.perf_counter()
+        if self.config.cuda_graph:
+            self.graph = StepGraph(self._update, self.optimizer, self.config.batch_size)
         per_epoch = min(len(self.data.train), self.steps_per_epoch * self.config.batch_size)
         # Into a file, a bar is a new line at every refresh: keep those rare.
         pause = 0.1 if sys.stderr.isatty() else 10.0
@@ -144,6 +146,7 @@ class Trainer:
                     self.epoch += 1
                 if folder is not None and self.processes.first:
                     state.save(folder, self.step, self.model.state_dict(), self.state_dict(), better)
+        self.graph = None  # and its memory is free
         seconds = time.perf_counter() - start
         return Result(self.step, self.epoch, seconds, float(self.check.worst), self.check.count)
 
@@ -270,7 +273,9 @@ class Trainer:
         if self.config.dropout:
             torch.manual_seed(self._seed(self.step, self.processes.rank))
         lr = build.learning_rate(self.config, self.step, self.epochs * self.steps_per_epoch)
-        loss, outputs = self.update(images, labels, count, lr)
+        if self.device.type == "cuda":
+            lr = torch.tensor(lr, dtype=torch.float32).item()  # as a graph has it: with one or without, it is the same
+        loss, outputs = (self.graph or self._update)(images, labels, count, lr)
         self.step += 1
         meter.add(loss, outputs, labels)
         return lr
