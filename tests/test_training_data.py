@@ -21,6 +21,7 @@ pytest.importorskip("torchvision")
 from manual_mlp.training import sources
 from manual_mlp.training.data import Split, load, shift
 from manual_mlp.training.errors import InputError
+from runs import SCRIPT
 
 CPU = torch.device("cpu")
 FILES = {"train-images": 3, "train-labels": 1, "t10k-images": 3, "t10k-labels": 1}
@@ -139,6 +140,26 @@ print(*{{"torch._dynamo", "torchvision", "tensorboard", "sklearn"}} & sys.module
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == ""
+
+
+def test_nor_does_the_command_line_before_its_first_batch(mnist):
+    script = f"""
+import runpy, sys
+from manual_mlp.training import loop
+
+step = loop.Trainer._step
+
+def first(*args):
+    print("imported:", *{{"torch._dynamo", "torchvision", "sklearn"}} & sys.modules.keys())
+    loop.Trainer._step = step
+    return step(*args)
+
+loop.Trainer._step = first
+sys.argv = ["train.py", "--dataset", "mnist", "--data-dir", {str(mnist)!r}, "--dry-run"]
+runpy.run_path({str(SCRIPT)!r})["main"]()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "imported:" in done.stdout.splitlines()
 
 
 def test_test_images_stay_unread_until_they_are_asked_for(mnist, monkeypatch):
