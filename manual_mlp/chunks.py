@@ -50,7 +50,7 @@ def rows_at_once(n: int, d: int, v: int, dtype: torch.dtype, device: str) -> int
 
 def few_logits(n: int, v: int, cuda: bool) -> bool:
     """Tell whether torch's own operations, which keep all logits, are quicker than any chunks."""
-    return n * v < _FEW[cuda]
+    return n * v < _FEW[int(cuda)]  # torch 2.11 does not compile an index that is a bool
 
 
 @lru_cache(maxsize=256)

@@ -19,7 +19,7 @@ import torch
 pytest.importorskip("torchvision")
 
 from manual_mlp.training import sources
-from manual_mlp.training.data import Split, load, shift
+from manual_mlp.training.data import Split, drop, load, shift
 from manual_mlp.training.errors import InputError
 from runs import SCRIPT
 
@@ -205,6 +205,22 @@ def test_shift_moves_each_image_by_an_offset_of_its_own_and_fills_with_backgroun
         moved = shift(images, (4, 3), 1, -1.0, generator)
         seen.add(tuple(possible[k][tuple(moved[k].tolist())] for k in range(2)))
     assert seen == {(first, second) for first in places for second in places}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_drop_makes_pixels_background_and_keeps_the_mean(dtype):
+    images, background = torch.rand(2000, 12, dtype=dtype) + 0.5, -0.5
+    before, generator = images.clone(), torch.Generator().manual_seed(1)
+    first, second = (drop(images, 0.25, background, generator) for _ in range(2))
+    assert torch.equal(images, before)
+    assert first.dtype is dtype
+    dropped = first == background
+    assert dropped.double().mean(0).tolist() == pytest.approx([0.25] * 12, abs=0.04)
+    assert dropped.any(1).sum() > 1900
+    torch.testing.assert_close(first[~dropped], (images[~dropped] + 0.5) / 0.75 - 0.5)
+    assert first.mean().item() == pytest.approx(images.mean().item(), abs=0.03)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, drop(images, 0.25, background, torch.Generator().manual_seed(1)))
 
 
 def test_fashion_mnist_is_read_from_its_own_folder(tmp_path):

@@ -247,7 +247,9 @@ def test_batches_have_every_image_once_in_an_order_of_seed_and_epoch(digits, bat
     assert torch.equal(labels(0, 1), orders[0, 1])
 
 
-@pytest.mark.parametrize("flags", [{"shift": 0.2, "rotation": 10.0, "elastic_alpha": 8.0}, {"shift": 0.0}])
+@pytest.mark.parametrize(
+    "flags", [{"shift": 0.2, "rotation": 10.0, "elastic_alpha": 8.0}, {"shift": 0.0}, {"input_dropout": 0.2}]
+)
 @pytest.mark.parametrize("first", [0, 1, 6, 7, 13, 20, 21])
 def test_batches_from_the_middle_are_those_that_would_have_come(digits, monkeypatch, first, flags):
     # Blocks of 7 batches.
@@ -272,6 +274,24 @@ def test_each_image_is_shifted_in_its_own_way(digits):
     assert len(places) == 200
     # Two pixels each way: 25 places.
     assert set(map(tuple, places[:, 1:].tolist())) == {(y, x) for y in range(2, 7) for x in range(1, 6)}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_pixels_of_training_images_are_dropped_to_black(digits, precision):
+    config = replace(BASE, shift=0.0, input_dropout=0.25, precision=precision)
+    trainer = Trainer(build.build_model(config, digits, CPU), digits, config)
+    black = -digits.mean / digits.std
+    for images, labels in trainer.batches():
+        source = digits.train.images
+        assert images.dtype == torch.float32
+        inked = source[digits.train.labels == labels[0]]
+        shown = images[0] != black
+        # One of the images, with what is left of it lifted.
+        lifted = black + (images[0] - black) * 0.75
+        assert ((inked - lifted)[:, shown].abs().max(1).values < 1e-5).any()
+    share = torch.cat([(images == black).float() for images, _ in trainer.batches()]).mean()
+    blank = (digits.train.images - black).abs().lt(1e-6).float().mean()
+    assert share.item() == pytest.approx((blank + 0.25 * (1 - blank)).item(), abs=0.01)
 
 
 def test_what_others_draw_does_not_change_what_is_learnt(fit):

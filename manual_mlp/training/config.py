@@ -85,6 +85,9 @@ class Config:
     dropout: float = 0.0
     """Probability that a hidden unit is dropped in training."""
 
+    input_dropout: float = 0.0
+    """Probability that a pixel of a training image is dropped: it is black."""
+
     label_smoothing: float = 0.1
     """Share of each training target that is spread over all classes."""
 
@@ -129,8 +132,8 @@ class Config:
     """Run the model through torch.compile."""
 
     cuda_graph: bool = False
-    """On a GPU, capture a step after the first three and replay it on every full batch: one call a step.
-    In one process, without --compile, with adamw, adam or sgd."""
+    """On a GPU, capture a step after the first three, and replay it on every full batch: one call a step.
+    In one process, not compiled, with adamw, adam or sgd."""
 
     check_every: int = 100
     """Steps between two checks of the manual gradient against autograd's. 0: never."""
@@ -164,7 +167,7 @@ class Config:
         self._require("batch_size", self.batch_size >= 1, "at least 1")
         self._require("lr", 0 < self.lr < math.inf, "a positive finite number")
         self._require("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number from 0 up")
-        for share in ("warmup", "momentum", "scaling"):
+        for share in ("warmup", "momentum", "scaling", "dropout", "input_dropout"):
             self._require(share, 0 <= getattr(self, share) < 1, "a number in [0, 1)")
         self._require("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
         self._require("rotation", 0 <= self.rotation <= 180, "degrees in [0, 180]")
@@ -173,7 +176,6 @@ class Config:
             self._require(pixels, 0 <= getattr(self, pixels) < math.inf, "a finite number from 0 up")
         self._require("elastic_sigma", 0.5 <= self.elastic_sigma <= 100, "pixels in [0.5, 100]")
         self._require("log_every", self.log_every >= 1, "at least 1")
-        self._require("dropout", 0 <= self.dropout < 1, "a number in [0, 1)")
         self._require("label_smoothing", 0 <= self.label_smoothing < 1, "a number in [0, 1)")
         self._require("shift", 0 <= self.shift < 1, "a number in [0, 1)")
         self._require("seed", 0 <= self.seed < 2**63, "a number in [0, 2**63)")

@@ -126,3 +126,13 @@ def shift(
     windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # (N, side, side, height, width)
     moved = windows[torch.arange(n, device=images.device), offsets // side, offsets % side]
     return moved.flatten(1)
+
+
+def drop(images: Tensor, share: float, background: float, generator: torch.Generator) -> Tensor:
+    """Let a share of the pixels be background, drawn for each, and lift the others so that the mean stays.
+
+    Shape:
+        images: `(N, height * width)`. Output: the same.
+    """
+    kept = torch.empty(images.shape, dtype=images.dtype).bernoulli_(1 - share, generator=generator)
+    return (images - background).mul_(kept.to(images.device)).div_(1 - share).add_(background)

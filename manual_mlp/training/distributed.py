@@ -15,6 +15,9 @@ from torch import nn
 
 _TIMEOUT = timedelta(minutes=5)
 _GRACE = 10.0  # seconds
+# Who lets go of a process group last waits for gloo's threads. A DDP network does so with Python's lock held, which
+# those threads may want in turn: so it must never be the last.
+_GROUPS: list[dist.ProcessGroup | None] = []
 
 
 class LostError(RuntimeError):
@@ -82,6 +85,7 @@ def processes() -> Iterator[Processes]:
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
+    _GROUPS.append(dist.group.WORLD)
     group = Processes(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
     try:
         yield group

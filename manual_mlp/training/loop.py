@@ -22,7 +22,7 @@ from manual_mlp.training import build, checkpoint, state
 from manual_mlp.training.augment import Deformation
 from manual_mlp.training.check import GradientCheck
 from manual_mlp.training.config import Config
-from manual_mlp.training.data import Data, Split, shift
+from manual_mlp.training.data import Data, Split, drop, shift
 from manual_mlp.training.distributed import ALONE, Processes
 from manual_mlp.training.errors import DivergedError, InputError
 from manual_mlp.training.graph import StepGraph, require
@@ -95,7 +95,7 @@ class Trainer:
         )
         self.shift = round(config.shift * data.image_shape[1])  # pixels
         # What autocast would do at each step is done once, if the images are trained on as they are, or moved.
-        once = config.precision == "bf16" and self.deform.is_identity
+        once = config.precision == "bf16" and self.deform.is_identity and not config.input_dropout
         self.images = data.train.images.bfloat16() if once else data.train.images
         self.graph: StepGraph | None = None  # of a step, while fitting
         self.traced = config.profile and processes.first  # whether a trace is still to be written
@@ -199,7 +199,7 @@ class Trainer:
         return meter.read()[0]
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of the epoch at hand: every image once, deformed, in an order that its number decides.
+        """Yield the batches of the epoch at hand: every image once, changed, in an order that its number decides.
 
         Args:
             first: which batch to begin with; the others come as if those before it had been asked for.
@@ -220,6 +220,8 @@ class Trainer:
                 images = shift(images, self.data.image_shape, self.shift, blank, generator)
             if not self.deform.is_identity:
                 images = self.deform(images, self.data.image_shape, blank, generator)
+            if config.input_dropout:
+                images = drop(images, config.input_dropout, blank, generator)
             pairs = zip(*(torch.split(t, config.batch_size) for t in (images, labels)), strict=True)
             yield from islice(pairs, skipped, None)
 
