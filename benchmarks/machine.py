@@ -98,8 +98,12 @@ def describe(device: torch.device) -> dict[str, object]:
 def slug(device: torch.device) -> str:
     """Name the machine for a file: the GPU, or CPU model and cores."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()} {cores()} cores"
-    name = re.sub(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@ [\d.]+GHz", " ", name, flags=re.IGNORECASE)
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", brief(name).lower()).strip("-")
+
+
+def brief(name: str) -> str:
+    """Shorten a model's name to what tells it from others."""
+    return " ".join(re.sub(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@ [\d.]+GHz", " ", name, flags=re.IGNORECASE).split())
 
 
 def load() -> float:

@@ -150,3 +150,24 @@ def test_a_marker_that_cannot_be_served_is_said_in_one_line(folder, capsys, text
     assert (out, err.count("\n")) == ("", 1)
     assert message in err
     assert (folder / "README.md").read_text() == text
+
+
+def recipe(name: str, error: float) -> dict:
+    given = {"recipe": name, "error": [error, error - 0.1, error + 0.1], "seeds": 3, "seconds": [90.4, 80.0, 99.0]}
+    return given | {"epochs": 10, "of_epochs": 10, "threads": 1}
+
+
+def test_the_literature_has_the_newest_row_of_each_recipe_and_its_machine(tmp_path):
+    def write(file: str, date: str, machine: dict, *rows: dict) -> None:
+        found = {"literature": run(list(rows), date, machine=machine)}
+        (tmp_path / file).write_text(json.dumps(found))
+
+    gpu = {"device": "NVIDIA H100", "cpu": "AMD EPYC Processor"}
+    write("a.json", "2026-11-26 13:10 UTC", gpu | {"device": "cpu"}, recipe("simard", 1.2), recipe("dropout", 1.6))
+    write("b.json", "2026-11-26 14:10 UTC", gpu, recipe("dropout", 1.3))
+    write("c.json", "2026-11-25 14:10 UTC", gpu, recipe("dropout", 1.9))
+    found = report.newest(tmp_path.glob("*.json"))["literature"]
+    assert tables.literature(found).splitlines()[2:] == [
+        "| `simard` | Simard 2003 | 800 | 1.60 | 1.20 [1.10, 1.30] | 3 | 10 | 90 | AMD EPYC |",
+        "| `dropout` | Srivastava 2014 | 1024-1024-1024 | 1.25 | 1.30 [1.20, 1.40] | 3 | 10 | 90 | NVIDIA H100 |",
+    ]

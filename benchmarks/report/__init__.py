@@ -1,7 +1,8 @@
 """Write the README's tables, and a picture, from the results: no figure is copied by hand.
 
 A table stands between ``<!-- report: NAME -->`` and ``<!-- end -->``, each a line of its own, NAME a command's. It is
-made from the newest run of that command, whichever file it is in; runs with ``--quick`` are for ``--from`` alone.
+made from the newest run of that command, whichever file it is in; the literature's, of which a run has some rows, from
+the newest row of each recipe. Runs with ``--quick`` are for ``--from`` alone.
 """
 
 import argparse
@@ -27,15 +28,23 @@ class Problem(Exception):
 def newest(files: Iterable[Path], quick: bool = False) -> dict[str, dict[str, Any]]:
     """Read the newest run of each command; of those with ``--quick`` only if they are asked for."""
     found: dict[str, dict[str, Any]] = {}
+    recipes: dict[str, dict[str, Any]] = {}
     for file in sorted(files):
         try:
             runs = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise Problem(f"expected results as JSON, got {file}: {error}") from None
         for name, run in runs.items():
-            wanted = quick or not run["settings"]["quick"]
-            if wanted and (name not in found or run["date"] >= found[name]["date"]):
+            if run["settings"]["quick"] and not quick:
+                continue
+            if name not in found or run["date"] >= found[name]["date"]:
                 found[name] = run
+            for row in run["rows"] if name == "literature" else ():
+                row.update(date=run["date"], machine=run["machine"])
+                if row["date"] >= recipes.get(row["recipe"], row)["date"]:
+                    recipes[row["recipe"]] = row
+    if recipes:
+        found["literature"] = {**found["literature"], "rows": list(recipes.values())}
     return found
 
 

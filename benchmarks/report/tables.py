@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.layers import BASELINE, OURS
+from benchmarks.machine import brief
 from benchmarks.network.providers import AUTOGRAD
 from manual_mlp.training.recipes import RECIPES
 
@@ -211,7 +212,7 @@ def literature(run: Run) -> str:
     order = list(RECIPES)
     lines = []
     for row in sorted(run["rows"], key=lambda row: order.index(row["recipe"])):
-        recipe, epochs = RECIPES[row["recipe"]], row["epochs"]
+        recipe, epochs, machine = RECIPES[row["recipe"]], row["epochs"], row["machine"]
         source, year = re.match(r"([^ ,]+).*?(\d{4})", recipe.source).groups()
         widths = "-".join(map(str, recipe.flags["hidden"]))
         lines.append(
@@ -224,10 +225,11 @@ def literature(run: Run) -> str:
                 str(row["seeds"]),
                 f"{epochs}" if epochs == row["of_epochs"] else f"{epochs} of {row['of_epochs']}",
                 f"{row['seconds'][0]:.0f}",
+                brief(machine["cpu"] if machine["device"] == "cpu" else machine["device"]),
             )
         )
     titles = ("recipe", "source", "hidden", "its error, %", "ours: mean [min, max]", "seeds", "epochs", "seconds")
-    return markdown(titles, lines)
+    return markdown((*titles, "machine"), lines)
 
 
 # By the name in the marker: the command whose run it shows, and how.

@@ -83,7 +83,6 @@ _CIRESAN_2010 = (
     "Cireşan, Meier, Gambardella and Schmidhuber 2010, Deep, big, simple neural nets excel on handwritten digit "
     "recognition, table 1"
 )
-# It drops inputs too, with probability 0.2; an MLP drops hidden units alone.
 _SRIVASTAVA_2014 = (
     "Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov 2014, Dropout: a simple way to prevent neural "
     "networks from overfitting, table 2"
@@ -134,7 +133,17 @@ RECIPES = {
         0.35, "test error", _CIRESAN_2010, {**_ELASTIC, "hidden": (2500, 2000, 1500, 1000, 500), "epochs": 400}
     ),
     "dropout": Recipe(
-        1.25, "test error", _SRIVASTAVA_2014, {**_PLAIN, "hidden": (1024, 1024, 1024), "dropout": 0.5, "epochs": 40}
+        1.25,
+        "test error",
+        _SRIVASTAVA_2014,
+        {
+            **_PLAIN,
+            "hidden": (1024, 1024, 1024),
+            "dropout": 0.5,
+            "input_dropout": 0.2,
+            "epochs": 100,
+            "precision": "bf16",
+        },
     ),
 }
 
