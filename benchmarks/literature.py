@@ -68,6 +68,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "epochs": options.epochs or recipe.flags["epochs"],
                 "of_epochs": recipe.flags["epochs"],
                 "threads": torch.get_num_threads(),
+                "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+                "machine": machine.describe(options.device),
             }
         )
         print(table(rows[-1:]), flush=True)
@@ -103,11 +105,12 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     flags.add_argument(
         "--epochs", type=command.positive_int, help="instead of the recipe's; its schedule then ends there"
     )
+    command.add_device(flags)
     flags.add_argument("--data-dir", type=Path, default=Path(os.environ.get("MANUAL_MLP_DATA") or "data"))
     flags.add_argument("--json", action="store_true", help="also write <results>/<machine>-<date>.json")
     flags.add_argument("--results", type=Path, default=command.RESULTS, metavar="DIR", help="where --json writes")
     options = flags.parse_args(arguments)
-    options.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    command.pick_device(flags, options)
     return options
 
 

@@ -4,7 +4,7 @@ Each seed trains in a process of its own, with the settings of :data:`GOALS` and
 are read once, after the last step. Providers:
     manual_mlp: ``manual_mlp.training.Trainer``, which train.py runs, without TensorBoard; on a GPU with --cuda-graph;
     logged: the same with TensorBoard, as train.py runs it;
-    torch: the same network in nn.Linear, the same optimiser, schedule and batches, all images in memory;
+    torch: the same network in nn.Linear, the same optimiser, schedule and batches, all images in memory; no graph;
     DataLoader: the same by torchvision's MNIST with ToTensor and Normalize, and a DataLoader that shuffles.
 
 Each row of the JSON holds: goal, settings, provider, threads, seeds; accuracy ([mean, min, max], %); reached (whether
@@ -72,7 +72,8 @@ def train(
 ) -> dict[str, float]:
     """Train once; return accuracy (%), seconds of training, and seconds from ``began`` to the first batch."""
     torch.manual_seed(seed)
-    config = Config(seed=seed, data_dir=data_dir, dataset="mnist", cuda_graph=device.type == "cuda", **GOALS[goal])
+    graph = _has_graph(provider, device)
+    config = Config(seed=seed, data_dir=data_dir, dataset="mnist", cuda_graph=graph, **GOALS[goal])
     data = load("mnist", data_dir, device, config.held_out)
     model = build.build_model(config, data, device)
     if provider in ("manual_mlp", "logged"):
@@ -153,7 +154,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "goal": options.time_to,
                 "settings": {
                     **{k: list(v) if isinstance(v, tuple) else v for k, v in GOALS[options.time_to].items()},
-                    "cuda_graph": options.device.type == "cuda" and name in ("manual_mlp", "logged"),
+                    "cuda_graph": _has_graph(name, options.device),
                 },
                 "provider": name,
                 "threads": options.threads,
@@ -166,6 +167,10 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         )
     base = next((row["seconds"][0] for row in rows if row["provider"] == "torch"), None)
     return [{**row, "ratio": base and base / row["seconds"][0]} for row in rows]
+
+
+def _has_graph(provider: str, device: torch.device) -> bool:
+    return device.type == "cuda" and provider in ("manual_mlp", "logged")
 
 
 def _spread(values: list[float]) -> list[float]:

@@ -152,22 +152,28 @@ def test_a_marker_that_cannot_be_served_is_said_in_one_line(folder, capsys, text
     assert (folder / "README.md").read_text() == text
 
 
-def recipe(name: str, error: float) -> dict:
+def recipe(name: str, error: float, **more: object) -> dict:
     given = {"recipe": name, "error": [error, error - 0.1, error + 0.1], "seeds": 3, "seconds": [90.4, 80.0, 99.0]}
-    return given | {"epochs": 10, "of_epochs": 10, "threads": 1}
+    return given | {"epochs": 10, "of_epochs": 10, "threads": 1} | more
 
 
-def test_the_literature_has_the_newest_row_of_each_recipe_and_its_machine(tmp_path):
-    def write(file: str, date: str, machine: dict, *rows: dict) -> None:
-        found = {"literature": run(list(rows), date, machine=machine)}
-        (tmp_path / file).write_text(json.dumps(found))
-
-    gpu = {"device": "NVIDIA H100", "cpu": "AMD EPYC Processor"}
-    write("a.json", "2026-11-26 13:10 UTC", gpu | {"device": "cpu"}, recipe("simard", 1.2), recipe("dropout", 1.6))
-    write("b.json", "2026-11-26 14:10 UTC", gpu, recipe("dropout", 1.3))
-    write("c.json", "2026-11-25 14:10 UTC", gpu, recipe("dropout", 1.9))
-    found = report.newest(tmp_path.glob("*.json"))["literature"]
-    assert tables.literature(found).splitlines()[2:] == [
-        "| `simard` | Simard 2003 | 800 | 1.60 | 1.20 [1.10, 1.30] | 3 | 10 | 90 | AMD EPYC |",
+def test_the_literature_has_the_newest_whole_row_of_each_recipe_and_its_machine(tmp_path):
+    cpu = {"device": "cpu", "cpu": "AMD EPYC Processor"}
+    gpu = cpu | {"device": "NVIDIA H100"}
+    on_gpu = recipe("dropout", 1.3, date="2026-11-26 13:40 UTC", machine=gpu)
+    # A run keeps the rows that an earlier one of its day left in the file.
+    earlier = recipe("dropout", 1.6, date="2026-11-26 13:10 UTC", machine=cpu)
+    later = recipe("dropout", 0.1, epochs=1, date="2026-11-26 15:10 UTC", machine=cpu)
+    of_another_time = recipe("no-longer-a-recipe", 1.0)
+    runs = [
+        run([earlier, recipe("simard", 1.2)], "2026-11-26 14:10 UTC", machine=cpu),
+        run([on_gpu], "2026-11-26 13:40 UTC", machine=gpu),
+        run([recipe("dropout", 1.9), of_another_time], "2026-11-25 14:10 UTC", machine=gpu),
+        run([later], "2026-11-26 15:10 UTC", machine=cpu),
+    ]
+    for number, found in enumerate(runs):
+        (tmp_path / f"{number}.json").write_text(json.dumps({"literature": found}))
+    assert tables.literature(report.newest(tmp_path.glob("*.json"))["literature"]).splitlines()[2:] == [
+        "| `simard` | Simard 2003 | 800 | 1.60 | 1.20 [1.10, 1.30] | 3 | 10 | 90 | AMD EPYC, 1 |",
         "| `dropout` | Srivastava 2014 | 1024-1024-1024 | 1.25 | 1.30 [1.20, 1.40] | 3 | 10 | 90 | NVIDIA H100 |",
     ]

@@ -209,6 +209,7 @@ def test_a_config_made_in_python_is_checked_too(wrong):
         (["--hidden", "-3"], "expected --hidden to be widths of at least 1, got -3"),
         (["--hidden", "1000000000000000"], "expected --hidden that fits into memory, got [64, 1000000000000000, 10]"),
         (["--dropout", "1.5"], "expected --dropout to be a number in [0, 1), got 1.5"),
+        (["--input-dropout", "1"], "expected --input-dropout to be a number in [0, 1), got 1.0"),
         (["--weight-decay", "inf"], "expected --weight-decay"),
         (["--label-smoothing", "1"], "expected --label-smoothing"),
         (["--shift", "-1"], "expected --shift"),

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,6 @@ from manual_mlp import MLP, activations
 from manual_mlp.__main__ import main
 from manual_mlp.training import checkpoint, load_run
 from manual_mlp.training.sources import open_source
-
-# torch.export.load of torch 2.11, once in a process.
-pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
 
 ROOT = Path(__file__).parent.parent
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "sequential": ".pt"}
@@ -87,7 +85,10 @@ def reader(path):
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         return lambda pixels: torch.from_numpy(session.run(["scores"], {"pixels": pixels.numpy()})[0])
     if path.suffix == ".pt2":
-        return torch.export.load(path).module()
+        with warnings.catch_warnings():
+            # torch 2.11 reads the file into a buffer that is not writable, and warns of that.
+            warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+            return torch.export.load(path).module()
     saved, names = torch.load(path, weights_only=True), {}
     exec(saved["code"], names)
     names["model"].load_state_dict(saved["state_dict"])

@@ -276,22 +276,33 @@ def test_each_image_is_shifted_in_its_own_way(digits):
     assert set(map(tuple, places[:, 1:].tolist())) == {(y, x) for y in range(2, 7) for x in range(1, 6)}
 
 
+@pytest.mark.parametrize(
+    ("name", "flags", "pixels"),
+    [("mnist", {}, 1), ("fashion-mnist", {}, 0), ("fashion-mnist", {"shift": 0.1}, 3), ("mnist", {"shift": 0.0}, 0)],
+)
+def test_images_are_shifted_by_a_pixel_but_not_those_of_clothes(digits, name, flags, pixels):
+    large = Split(torch.zeros(3, 28 * 28), torch.zeros(3).long())
+    data = replace(digits, name=name, train=large, image_shape=(28, 28))
+    assert Trainer(build.build_model(BASE, data, CPU), data, replace(BASE, **flags)).shift == pixels
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_pixels_of_training_images_are_dropped_to_black(digits, precision):
     config = replace(BASE, shift=0.0, input_dropout=0.25, precision=precision)
     trainer = Trainer(build.build_model(config, digits, CPU), digits, config)
-    black = -digits.mean / digits.std
+    source, black = digits.train, -digits.mean / digits.std
     for images, labels in trainer.batches():
-        source = digits.train.images
         assert images.dtype == torch.float32
-        inked = source[digits.train.labels == labels[0]]
-        shown = images[0] != black
+        shown = (images[0] - black).abs() > 1e-5
         # One of the images, with what is left of it lifted.
         lifted = black + (images[0] - black) * 0.75
-        assert ((inked - lifted)[:, shown].abs().max(1).values < 1e-5).any()
-    share = torch.cat([(images == black).float() for images, _ in trainer.batches()]).mean()
-    blank = (digits.train.images - black).abs().lt(1e-6).float().mean()
-    assert share.item() == pytest.approx((blank + 0.25 * (1 - blank)).item(), abs=0.01)
+        of_its_class = source.images[source.labels == labels[0]]
+        assert ((of_its_class - lifted)[:, shown].abs().max(1).values < 1e-5).any()
+    blank, share = (
+        ((images - black).abs() < 1e-5).float().mean().item()
+        for images in (source.images, torch.cat([images for images, _ in trainer.batches()]))
+    )
+    assert share == pytest.approx(blank + 0.25 * (1 - blank), abs=0.01)
 
 
 def test_what_others_draw_does_not_change_what_is_learnt(fit):

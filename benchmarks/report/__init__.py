@@ -2,7 +2,7 @@
 
 A table stands between ``<!-- report: NAME -->`` and ``<!-- end -->``, each a line of its own, NAME a command's. It is
 made from the newest run of that command, whichever file it is in; the literature's, of which a run has some rows, from
-the newest row of each recipe. Runs with ``--quick`` are for ``--from`` alone.
+the newest row of each recipe, of all its epochs where there is one. Runs with ``--quick`` are for ``--from`` alone.
 """
 
 import argparse
@@ -40,12 +40,16 @@ def newest(files: Iterable[Path], quick: bool = False) -> dict[str, dict[str, An
             if name not in found or run["date"] >= found[name]["date"]:
                 found[name] = run
             for row in run["rows"] if name == "literature" else ():
-                row.update(date=run["date"], machine=run["machine"])
-                if row["date"] >= recipes.get(row["recipe"], row)["date"]:
+                row = {"date": run["date"], "machine": run["machine"], **row}
+                if _worth(row) >= _worth(recipes.get(row["recipe"], row)):
                     recipes[row["recipe"]] = row
     if recipes:
         found["literature"] = {**found["literature"], "rows": list(recipes.values())}
     return found
+
+
+def _worth(row: Mapping[str, Any]) -> tuple[bool, str]:
+    return row["epochs"] == row["of_epochs"], row["date"]
 
 
 def rewritten(text: str, tables: Mapping[str, str]) -> str:

@@ -209,15 +209,17 @@ def train(run: Run) -> str:
 
 def literature(run: Run) -> str:
     """Lay out the literature's MLPs: a line a recipe, all figures as errors."""
-    order = list(RECIPES)
-    lines = []
-    for row in sorted(run["rows"], key=lambda row: order.index(row["recipe"])):
-        recipe, epochs, machine = RECIPES[row["recipe"]], row["epochs"], row["machine"]
+    rows, lines = {row["recipe"]: row for row in run["rows"]}, []
+    for name, recipe in RECIPES.items():
+        if name not in rows:
+            continue
+        row = rows[name]
+        epochs, machine = row["epochs"], row["machine"]
         source, year = re.match(r"([^ ,]+).*?(\d{4})", recipe.source).groups()
         widths = "-".join(map(str, recipe.flags["hidden"]))
         lines.append(
             (
-                f"`{row['recipe']}`",
+                f"`{name}`",
                 f"{source} {year}",
                 widths,
                 f"{recipe.reported_error:.2f}",
@@ -225,11 +227,11 @@ def literature(run: Run) -> str:
                 str(row["seeds"]),
                 f"{epochs}" if epochs == row["of_epochs"] else f"{epochs} of {row['of_epochs']}",
                 f"{row['seconds'][0]:.0f}",
-                brief(machine["cpu"] if machine["device"] == "cpu" else machine["device"]),
+                f"{brief(machine['cpu'])}, {row['threads']}" if machine["device"] == "cpu" else machine["device"],
             )
         )
     titles = ("recipe", "source", "hidden", "its error, %", "ours: mean [min, max]", "seeds", "epochs", "seconds")
-    return markdown((*titles, "machine"), lines)
+    return markdown((*titles, "machine, threads"), lines)
 
 
 # By the name in the marker: the command whose run it shows, and how.

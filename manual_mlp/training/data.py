@@ -129,10 +129,10 @@ def shift(
 
 
 def drop(images: Tensor, share: float, background: float, generator: torch.Generator) -> Tensor:
-    """Let a share of the pixels be background, drawn for each, and lift the others so that the mean stays.
+    """Make each pixel background with a probability, and lift the others so that the expected image stays.
 
     Shape:
         images: `(N, height * width)`. Output: the same.
     """
-    kept = torch.empty(images.shape, dtype=images.dtype).bernoulli_(1 - share, generator=generator)
+    kept = torch.rand(images.shape, generator=generator, device=generator.device) >= share
     return (images - background).mul_(kept.to(images.device)).div_(1 - share).add_(background)

@@ -15,8 +15,8 @@ from torch import nn
 
 _TIMEOUT = timedelta(minutes=5)
 _GRACE = 10.0  # seconds
-# Who lets go of a process group last waits for gloo's threads. A DDP network does so with Python's lock held, which
-# those threads may want in turn: so it must never be the last.
+# Kept for good. Who lets go of a process group last joins gloo's threads. A DDP network would do so with the GIL held,
+# for which such a thread may be waiting: torch 2.11 then hangs. This reference lets go of it first.
 _GROUPS: list[dist.ProcessGroup | None] = []
 
 

@@ -133,7 +133,7 @@ def export(folder: Path, to: str, output: Path | None = None, best: bool = False
 
 def _onnx(network: nn.Sequential, inputs: int, dataset: str) -> bytes:
     with warnings.catch_warnings():
-        # torch 2.11 warns of its own code.
+        # torch 2.11 calls what it has itself deprecated.
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
         program = torch.onnx.export(
             network,

@@ -132,6 +132,7 @@ RECIPES = {
     "ciresan-5": Recipe(
         0.35, "test error", _CIRESAN_2010, {**_ELASTIC, "hidden": (2500, 2000, 1500, 1000, 500), "epochs": 400}
     ),
+    # In bfloat16, because it is long: a CPU without instructions for that takes longer still.
     "dropout": Recipe(
         1.25,
         "test error",
