@@ -15,6 +15,7 @@ pytest.importorskip("torchvision")
 from runs import finish, read_until, run, same, start, weights
 from runs import main_here as main_here
 from runs import train_in_forks as train_in_forks
+from test_training_data import write_mnist
 
 DIGITS = ("--dataset", "digits", "--batch-size", "64", "--check-every", "50", "--log-every", "7")
 DEFORMED = ("--dropout", "0.2", "--rotation", "10", "--elastic-alpha", "8", "--shift", "0.1")
@@ -152,6 +153,14 @@ def test_a_finished_run_says_so_and_prints_its_test_accuracy(main, finished, tmp
     assert "resumed after epoch 2 of 2: the run was finished" in out
     assert out.splitlines()[-1].startswith("test accuracy")
     assert same(weights(folder), weights(finished))
+
+
+def test_a_run_that_took_what_images_there_were_resumes(main, tmp_path):
+    flags = ("--batch-size", "8", "--hidden", "5", "--epochs", "1", "--data-dir", write_mnist(tmp_path))
+    assert main(*flags, "--logdir", tmp_path, "--name", "run")[0] == 0
+    status, out, err = main("--resume", tmp_path / "run")
+    assert status == 0, err
+    assert "mnist: 22 training" in out
 
 
 def test_a_resumed_run_keeps_the_settings_that_may_change(main, finished, tmp_path, monkeypatch):

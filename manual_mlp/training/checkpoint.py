@@ -73,8 +73,12 @@ def as_json(config: Config) -> dict[str, Any]:
 
 
 def fixed(config: Config) -> dict[str, Any]:
-    """Return the flags that decide what is learnt, ready for JSON: a resumed run has the same."""
-    return {k: v for k, v in as_json(config).items() if k not in _MAY_CHANGE and k not in _OF_A_CALL}
+    """Return the flags that decide what is learnt, ready for JSON: a resumed run has the same.
+
+    Not the data set: `auto` has become what was found, which :func:`require_same` compares.
+    """
+    others = (*_MAY_CHANGE, *_OF_A_CALL, "dataset")
+    return {k: v for k, v in as_json(config).items() if k not in others}
 
 
 def save_settings(folder: Path, values: dict[str, Any]) -> None:
