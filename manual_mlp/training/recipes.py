@@ -127,7 +127,7 @@ RECIPES = {
     "nielsen-100": _nielsen(96.59, "test accuracy", {**_QUADRATIC, "hidden": (100,)}),
     "nielsen-100-cross-entropy": _nielsen(97.92, "validation accuracy", {**_NETWORK2, "lr": 0.5}),
     "nielsen-100-cross-entropy-slow": _nielsen(98.04, "validation accuracy", {**_NETWORK2, "lr": 0.1, "epochs": 60}),
-    # These three have settings of the recipes above; that of five layers has not been run to its end.
+    # These two have settings of the recipes above; that of five layers has not been run to its end.
     "ciresan-2": Recipe(0.49, "test error", _CIRESAN_2010, {**_ELASTIC, "hidden": (1000, 500), "epochs": 200}),
     "ciresan-5": Recipe(
         0.35, "test error", _CIRESAN_2010, {**_ELASTIC, "hidden": (2500, 2000, 1500, 1000, 500), "epochs": 400}
