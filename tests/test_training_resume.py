@@ -155,8 +155,9 @@ def test_a_finished_run_says_so_and_prints_its_test_accuracy(main, finished, tmp
     assert same(weights(folder), weights(finished))
 
 
-def test_a_run_that_took_what_images_there_were_resumes(main, tmp_path):
-    flags = ("--batch-size", "8", "--hidden", "5", "--epochs", "1", "--data-dir", write_mnist(tmp_path))
+def test_a_run_that_took_what_images_there_were_resumes(main, tmp_path, monkeypatch):
+    monkeypatch.setenv("MANUAL_MLP_DATA", str(write_mnist(tmp_path)))
+    flags = ("--batch-size", "8", "--hidden", "5", "--epochs", "1")
     assert main(*flags, "--logdir", tmp_path, "--name", "run")[0] == 0
     status, out, err = main("--resume", tmp_path / "run")
     assert status == 0, err
