@@ -12,6 +12,7 @@ from benchmarks import time_to
 from manual_mlp import MLP
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data, Split
+from test_training_data import write_mnist
 
 
 @pytest.fixture
@@ -74,6 +75,14 @@ def test_the_plain_loop_trains_the_same_network_with_the_same_schedule():
     before = F.cross_entropy(model(images), labels).item()
     assert time_to.plain_loop(model, config, time_to.in_memory(data, config)) > 0
     assert F.cross_entropy(model(images), labels).item() < 0.7 * before
+
+
+def test_a_process_trains_what_it_is_told(tmp_path):
+    flags = ["--time-to", "98", "--threads", "1", "--device", "cpu", "--data-dir", str(write_mnist(tmp_path))]
+    found = time_to.in_a_process("manual_mlp", 3, time_to.read_options(flags))
+    assert 0 <= found["accuracy"] <= 100
+    assert 0 < found["seconds"] < 60
+    assert 0 < found["ready"] < 60
 
 
 def test_in_memory_every_image_comes_once():

@@ -43,10 +43,9 @@ class StepGraph:
         Raises:
             InputError: the step cannot be captured.
         """
-        if len(labels) != self.rows:
-            return self.step(images, labels, count, lr)
-        if self.eager_steps < _EAGER_STEPS:
-            self.eager_steps += 1
+        full = len(labels) == self.rows
+        if not full or self.eager_steps < _EAGER_STEPS:
+            self.eager_steps += full
             return self.step(images, labels, count, lr)
         if self.replay is None:
             self.replay = self._captured(images, labels)
