@@ -46,7 +46,7 @@ def dense(
     """
     if not isinstance(activation, Activation):
         activation = get(activation)
-    who = caller()
+    who = caller(input, weight, bias)
     if who == "eager" and _fits(input, weight, bias):
         try:
             y = _EagerDenseFunction.apply(input, weight, bias, activation)
@@ -54,8 +54,9 @@ def dense(
             check_layer(input, weight, bias)
             raise
         return y if activation.df_y is not None else y[0]  # type: ignore[no-any-return]
-    check_layer(input, weight, bias)
-    if who in ("composite", "no grad"):
+    if who != "torch":
+        check_layer(input, weight, bias)
+    if who in ("torch", "composite", "no grad"):
         return activation.f(F.linear(input, weight, bias))
     function = _CompiledDenseFunction if who == "compiler" else DenseFunction
     y, _ = function.apply(input, weight, bias, activation)
@@ -104,7 +105,8 @@ _CompiledDenseFunction = without_jvp(DenseFunction)
 
 class _EagerDenseFunction(Function):
     # The layer outside of any transform, where a call must be quick and keep little: no setup_context (25 µs a
-    # call), and y kept instead of z, which then is no output, where f′ comes from y.
+    # call), nothing kept that only the gradient of a frozen input would need, and y kept instead of z, which then is no
+    # output, where f′ comes from y.
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, w: Tensor, b: Tensor | None, activation: Activation) -> Any:
@@ -112,10 +114,12 @@ class _EagerDenseFunction(Function):
         y = activation.f(z)  # (F2)
         ctx.activation = activation
         ctx.set_materialize_grads(False)
+        need_dh, need_dw, *_ = ctx.needs_input_grad
+        factors = h if need_dw else None, w if need_dh else None
         if activation.df_y is None:
-            ctx.save_for_backward(h, w, z)
+            ctx.save_for_backward(*factors, z)
             return y.clone() if y is z else y, z
-        ctx.save_for_backward(h, w, None if activation is IDENTITY else y)
+        ctx.save_for_backward(*factors, None if activation is IDENTITY else y)
         return y
 
     @staticmethod
@@ -132,8 +136,8 @@ class _GradientsFunction(Function):
     @staticmethod
     def forward(
         ctx: Any,
-        h: Tensor,
-        w: Tensor,
+        h: Tensor | None,
+        w: Tensor | None,
         kept: Tensor,
         dy: Tensor | None,
         dz: Tensor | None,
@@ -146,10 +150,10 @@ class _GradientsFunction(Function):
         return gradients(delta_of(dy, dz, kept, activation, plain=True), h, w, needed)
 
     @staticmethod
-    def backward(ctx: Any, h_tilde: Tensor | None, w_tilde: Tensor | None, b_tilde: Tensor | None) -> Any:
+    def backward(ctx: Any, *tilde: Tensor | None) -> Any:
         h, w, kept, dy, dz = ctx.saved_tensors
-        opaque = not torch.is_grad_enabled() and plain(h_tilde, w_tilde, b_tilde)
-        q = delta_cotangent(h_tilde, w_tilde, b_tilde, h, w, opaque)
+        opaque = not torch.is_grad_enabled() and plain(*tilde)
+        q = delta_cotangent(tilde, h, w, kept.shape, opaque)
         if q is None:
             return (None,) * 7
         delta, dy_cotangent, r = dz, None, None
@@ -157,13 +161,14 @@ class _GradientsFunction(Function):
             # With dz, q is that one's cotangent too, and must last.
             terms = times_slope_and_curvature(dy, q, kept, ctx.activation, plain=opaque and dz is None)
             delta, dy_cotangent, r = plus(cast(terms[0], kept.dtype), dz), *terms[1:]
-        h_cotangent, w_cotangent = second_gradients(delta, h_tilde, w_tilde, needed_now(ctx, 2))
+        absent = [k for k, t in enumerate((h, w)) if t is None]
+        h_cotangent, w_cotangent = second_gradients(delta, *tilde[:2], needed_now(ctx, 2, absent))
         return h_cotangent, w_cotangent, r, dy_cotangent, None if dz is None else q, None, None
 
 
 def layer_gradients(
-    h: Tensor,
-    w: Tensor,
+    h: Tensor | None,
+    w: Tensor | None,
     kept: Tensor | None,
     dy: Tensor | None,
     dz: Tensor | None,
@@ -196,7 +201,8 @@ def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
             and input.is_floating_point()
             and input.layout is weight.layout is torch.strided
             and not input.is_nested
-            and (bias is None or (bias.dim() == 1 and bias.size(0) == weight.size(0)))
+            and weight.is_meta is input.is_meta
+            and (bias is None or (bias.dim() == 1 and bias.size(0) == weight.size(0) and bias.is_meta is input.is_meta))
         )
     except AttributeError:
         return False

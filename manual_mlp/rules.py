@@ -27,21 +27,24 @@ def delta_of(
 
 
 def gradients(
-    delta: Tensor | None, h: Tensor, w: Tensor, needed: Sequence[bool]
+    delta: Tensor | None, h: Tensor | None, w: Tensor | None, needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Compute dh, dw and db from δ, each if it is needed.
+    """Compute dh, dw and db from δ, each if it is needed: dh takes w, and dw takes h.
 
     At second order r comes in as a part of δ, and these are the terms of S4, S5 and S6 with r.
     The products run in δ's dtype: under autocast h and w may be wider.
     """
     if delta is None:
         return None, None, None
-    if not h.dtype == w.dtype == delta.dtype:
-        h, w = h.to(delta.dtype), w.to(delta.dtype)
-    dh = delta @ w if needed[0] else None  # (B2, S4)
+    dh = dw = None
+    if needed[0]:
+        assert w is not None
+        dh = delta @ cast(w, delta.dtype)  # (B2, S4)
     if delta.dim() != 2:
-        delta, h = rows(delta), rows(h)
-    dw = delta.mT @ h if needed[1] else None  # (B3, S5)
+        delta = rows(delta)
+    if needed[1]:
+        assert h is not None
+        dw = delta.mT @ cast(rows(h), delta.dtype)  # (B3, S5)
     db = delta.sum(0) if needed[2] else None  # (B4, S6)
     return dh, dw, db
 
@@ -78,21 +81,23 @@ def tangent(
 
 
 def delta_cotangent(
-    h_tilde: Tensor | None,
-    w_tilde: Tensor | None,
-    b_tilde: Tensor | None,
-    h: Tensor,
-    w: Tensor,
-    in_place: bool,
+    tilde: Sequence[Tensor | None], h: Tensor | None, w: Tensor | None, shape: Sequence[int], in_place: bool
 ) -> Tensor | None:
-    """Compute q, the cotangent of δ, from those of dh, dw and db; no other tensor shares its memory."""
+    """Compute q, the cotangent of δ, which has this shape, from those of dh, dw and db; it shares no memory.
+
+    That of dh takes w, and that of dw takes h.
+    """
+    h_tilde, w_tilde, b_tilde = tilde
     if h_tilde is None:
         if w_tilde is None:
-            return None if b_tilde is None else b_tilde.expand(*h.shape[:-1], -1).clone()  # (S1)
+            return None if b_tilde is None else b_tilde.expand(shape).clone()  # (S1)
+        assert h is not None
         return F.linear(cast(h, w_tilde.dtype), w_tilde, b_tilde)  # (S1)
+    assert w is not None
     q = F.linear(h_tilde, cast(w, h_tilde.dtype), b_tilde)  # (S1)
     if w_tilde is None:
         return q
+    assert h is not None
     h = cast(h, h_tilde.dtype)
     if not in_place:
         return q + F.linear(h, w_tilde)  # (S1)

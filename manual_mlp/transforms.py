@@ -4,21 +4,24 @@ Each private name is asked for in one small function below. In a torch release t
 that is always right: the composite, and no shortcut.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
+from torch.utils import _device
 
 _core = torch._C
 _functorch: Any = getattr(_core, "_functorch", None)
 _autograd: Any = getattr(_core, "_autograd", None)
 _module: Any = nn.modules.module
 _call = nn.Module.__call__
+_PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
+_DEVICE = getattr(_device, "DeviceContext", None)
 
 
-Caller = Literal["eager", "no grad", "compiler", "transform", "composite"]
+Caller = Literal["eager", "no grad", "compiler", "transform", "composite", "torch"]
 """Which form of a Function serves the caller.
 
 - eager: nothing but eager autograd, so a Function without ``jvp``, quick to call, is enough;
@@ -26,23 +29,46 @@ Caller = Literal["eager", "no grad", "compiler", "transform", "composite"]
 - compiler: ``torch.compile`` traces the call, and refuses a Function that defines ``jvp``;
 - transform: a ``torch.func`` transform or forward mode needs a Function with ``setup_context`` and ``jvp``;
 - composite: torch's own operations serve best, as it mishandles every Function here, or the operations themselves are
-  asked for (``torch.export``).
+  asked for (``torch.export``);
+- torch: an operand's class, a mode or ``torch.jit.trace`` takes torch's functions by their names, so each is called as
+  it would be without this package, and judges its arguments itself.
 """
 
 
-def caller() -> Caller:
-    """Find out who calls."""
+def caller(*operands: Tensor | None) -> Caller:
+    """Find out who calls, with these operands."""
     if torch.compiler.is_dynamo_compiling():
+        if any(has_class(t) for t in operands) or _functions_are_overridden():
+            return "torch"
         # torch 2.15 is wrong for compile(grad(grad)) and crashes for compile(vmap(grad)).
         return "composite" if _transforming_while_compiling() else "compiler"
     if torch.compiler.is_exporting():
         return "composite"
+    for t in operands:
+        if type(t) not in _PLAIN and has_class(t):
+            return "torch"
     try:
-        if not transforming():
+        if _core._is_tracing() or (_core._len_torch_function_stack() and _functions_are_overridden()):
+            return "torch"
+        if _functorch.maybe_current_level() is None and forward_ad._current_level < 0:  # transforming(), but quicker
             return "eager" if torch.is_grad_enabled() else "no grad"
+        if any(has_class(_unwrapped(t)) for t in operands):
+            return "torch"
         return "composite" if _no_function_is_right() else "transform"
     except AttributeError:
         return "composite"
+
+
+def has_class(t: Any) -> bool:
+    """Tell whether it is a tensor whose class computes some operations in its own way."""
+    kind = type(t)
+    if kind in _PLAIN or not isinstance(t, Tensor):
+        return False
+    # A parameter's class leaves all to torch, and so may a class that is derived from it.
+    return (
+        kind.__torch_function__ is not nn.Parameter.__torch_function__
+        or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+    )
 
 
 def plain(*cotangents: Tensor | None) -> bool:
@@ -61,16 +87,17 @@ def transforming() -> bool:
     return _functorch_level() is not None or _dual_level() >= 0
 
 
-def needed_now(ctx: Any, count: int) -> list[bool]:
+def needed_now(ctx: Any, count: int, absent: Sequence[int] = ()) -> list[bool]:
     """Tell which of the first inputs of a Function's node the running backward pass asks for.
 
     ``ctx.needs_input_grad`` tells only which require grad, and ``torch.autograd.grad(y, h)`` asks for less.
-    The node lists tensors alone: of these inputs, only the last may be None.
+    The node lists tensors alone: of these inputs, those that were None are named, except the last.
     """
-    nodes = [node for node, _ in ctx.next_functions]
-    will_run = [node is not None and _will_run(node) for node in nodes]
+    will_run = [node is not None and _will_run(node) for node, _ in ctx.next_functions]
     if not any(will_run):  # The node was called by hand, and not by the engine.
         return list(ctx.needs_input_grad[:count])
+    for k in absent:
+        will_run.insert(k, False)
     return [ctx.needs_input_grad[k] and will_run[k] for k in range(count)]
 
 
@@ -147,6 +174,19 @@ def without_jvp(function: type[Function], compute: Callable[..., Any] | None = N
 
     Twin.__name__ = Twin.__qualname__ = function.__name__
     return Twin
+
+
+def _functions_are_overridden() -> bool:
+    """Tell whether a mode other than that of a default device takes torch's functions by their names."""
+    depth = _core._len_torch_function_stack()
+    return depth > 0 and any(type(_core._get_function_stack_at(k)) is not _DEVICE for k in range(depth))
+
+
+def _unwrapped(t: Tensor | None) -> Tensor | None:
+    """Find the tensor inside those that transforms wrap around it."""
+    while t is not None and _functorch.is_functorch_wrapped_tensor(t):
+        t = _functorch.get_unwrapped(t)
+    return t
 
 
 def _transforming_while_compiling() -> bool:

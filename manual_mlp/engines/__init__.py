@@ -1,0 +1,1 @@
+"""Who computes what torch's own operations take several passes for."""

@@ -1,0 +1,1 @@
+"""Kernels for CUDA tensors. To import them is to import Triton, so that is left until they are called."""

@@ -1,0 +1,60 @@
+"""Dropout in one pass over memory: the hash of :mod:`manual_mlp.dropout`, computed where the entries are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from manual_mlp.dropout import Mask
+
+_ENTRIES = 2048  # of a program: at most so many columns, and rows to go with them
+
+
+def drop(t: Tensor, mask: Mask, out: Tensor | None = None) -> Tensor:
+    """Multiply ``(*, D)`` by a mask, into ``out``, which may be t, where there is one."""
+    t = t.contiguous()
+    y = torch.empty_like(t) if out is None else out
+    if not t.numel():
+        return y
+    d = t.shape[-1]
+    n = t.numel() // d
+    columns = min(triton.next_power_of_2(d), _ENTRIES)
+    grid = triton.cdiv(n, _ENTRIES // columns), triton.cdiv(d, columns)
+    strides = y.stride(-2) if y.dim() > 1 else d, y.stride(-1)
+    least, scale = mask.rule()
+    with torch.cuda.device_of(t):
+        _drop[grid](t, y, mask.seed, mask.layer, mask.row, least, n, d, *strides, scale, _ENTRIES // columns, columns)
+    return y
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _mix(u):  # type: ignore[no-untyped-def]
+    u ^= u >> 16
+    u *= 0x7FEB352D
+    u ^= u >> 15
+    u *= 0x846CA68B
+    return u ^ (u >> 16)
+
+
+@triton.jit(do_not_specialize=["layer", "first", "least"])  # type: ignore[untyped-decorator]
+def _drop(  # type: ignore[no-untyped-def]
+    t, y, seed, layer, first, least, n, d, down, right, SCALE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (row < n)[:, None] & (column < d)[None, :]
+    bits = tl.load(seed)
+    of_layer = layer.to(tl.uint32) * 0x9E3779B9
+    of_row = _mix(_mix(bits.to(tl.uint32) + of_layer) + (first + row).to(tl.uint32))
+    of_column = _mix(_mix((bits >> 32).to(tl.uint32) + of_layer) + column.to(tl.uint32))
+    u = _mix(of_row[:, None] + of_column[None, :]).to(tl.int32, bitcast=True)
+    at = row.to(tl.int64)[:, None]
+    value = tl.load(t + at * d + column[None, :], inside)
+    wide = value if value.dtype == tl.float64 else value.to(tl.float32)
+    dropped = wide * tl.where(u >= least, tl.full((), SCALE, wide.dtype), 0.0)
+    tl.store(y + at * down + column[None, :] * right, dropped.to(value.dtype), inside)
