@@ -11,16 +11,38 @@ from torch import Tensor, nn
 
 from manual_mlp.activations.record import cast, widen
 from manual_mlp.chunks import has_fast_products
-from manual_mlp.dense import autocasting
+from manual_mlp.dense import autocasting, check_tensor
+from manual_mlp.dropout import draw_seed
 from manual_mlp.fused import uncast
-from manual_mlp.losses import Pair, RowLoss
+from manual_mlp.losses import Loss, Pair, RowLoss
 from manual_mlp.modules import MLP
-from manual_mlp.network import fits, seed_of
-from manual_mlp.output import binary_cross_entropy, check_reduction, check_rows, cross_entropy, shaped, squared_error
+from manual_mlp.network import fits
+from manual_mlp.output import (
+    binary_cross_entropy,
+    check_reduction,
+    check_rows,
+    cross_entropy,
+    of_output,
+    shaped,
+    squared_error,
+)
 from manual_mlp.rules import rows
-from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Total, Trace, backward, forward, grad_dtype, share_memory
+from manual_mlp.sweep import (
+    Layer,
+    Sum,
+    Sums,
+    Sweep,
+    Total,
+    Trace,
+    backward,
+    forward,
+    grad_dtype,
+    laid_out,
+    masks_of,
+    share_memory,
+)
 from manual_mlp.tiles import tiling_of
-from manual_mlp.transforms import called_as_it_is, caller, has_gradient_hooks
+from manual_mlp.transforms import called_as_it_is, caller, has_class, has_gradient_hooks, traced
 
 OfRows = Callable[[Tensor, Tensor], Tensor]  # of some rows of output and target
 NOTHING = "expected a parameter, or the input, that requires grad; there is none"
@@ -59,8 +81,7 @@ def backprop(
     Of hooks on a parameter's node in the graph (``torch.autograd.graph.get_gradient_edge``) torch does not tell, and
     they are not called.
 
-    Dropout draws for each tile: its numbers depend on ``tile_rows``. Where all rows are one tile, on a CPU, they are
-    those of :func:`torch.nn.functional.dropout`.
+    Dropout zeroes what the network's own forward pass would zero, from the same random state, whatever the tiles.
 
     Args:
         mlp: the network.
@@ -100,15 +121,19 @@ def backprop(
         given = {"gradient": gradient, "return_output": return_output}
         by_itself: Any = torch.compiler.disable(backprop)  # type: ignore[no-untyped-call]
         return by_itself(mlp, input, target, loss, reduction, tile_rows, **given, **options)  # type: ignore[no-any-return]
-    if caller() not in ("eager", "no grad"):
-        raise RuntimeError("expected backprop outside of torch.func, forward mode and what torch.compile traces")
+    check_tensor("input", input)
+    who = caller(input)
+    if who not in ("eager", "no grad", "torch") or traced():
+        raise RuntimeError(
+            "expected backprop outside of torch.func, forward mode and what a compiler or tracer follows"
+        )
     if torch.is_inference_mode_enabled():
         raise RuntimeError("expected backprop outside of torch.inference_mode, where gradients cannot be kept")
     check_reduction(reduction)
     check_rows("tile_rows", tile_rows)
     make = _maker(loss, options)
     region = torch.get_autocast_dtype(input.device.type) if autocasting(input) else None
-    layers = _layers_of(mlp, input, region is not None)
+    layers = None if who == "torch" else _layers_of(mlp, input, region is not None)
     if layers is None:
         with torch.enable_grad():
             like = mlp(input)
@@ -119,13 +144,19 @@ def backprop(
         assert isinstance(mlp, MLP)
         like, d_out, tile_rows = input, layers[-1].w.size(0), tile_rows or mlp.tile_rows
     output: Tensor | None
-    objective = _Objective(make(like, d_out, target, **options), reduction, gradient, like, d_out)
+    row_loss = make(like, d_out, target, **options)
+    objective = _Objective(row_loss, reduction, gradient, like, d_out)
+    if layers is None and isinstance(row_loss, Loss) and caller(like, *row_loss.tensors()) == "torch":
+        return _by_torch(like, row_loss, reduction, gradient, return_output)
     with torch.no_grad(), nullcontext() if region is None else uncast(input):
         if layers is None:
             output = _by_autograd(like, objective)
         else:
             output = _by_tiles(layers, input, objective, tile_rows, return_output, region)
-        result = objective.result(like.dtype if region is None else torch.float32)
+        dtype = like.dtype if region is None else widen(like[:0]).dtype
+        if target.is_floating_point():
+            dtype = torch.promote_types(dtype, target.dtype)
+        result = objective.result(dtype)
     return result if output is None or not return_output else (result, output)
 
 
@@ -158,9 +189,10 @@ def _by_tiles(
     leaves = layers
     if region is not None or products is not dtype:
         layers = [layer.to(products) for layer in layers]
+    seed = draw_seed(input.device) if any(layer.dropout for layer in layers) else None
     output: Tensor | None = None
     if one:
-        trace = forward(layers, cast(h, products), None)
+        trace = forward(layers, cast(h, products), None, masks_of(layers, seed))
         if return_output:
             output = trace.y.clone()
         dh: Tensor | None = backward(layers, trace, objective.of_all(trace.y, _is_free(trace)), sums, lowest, None)
@@ -175,9 +207,23 @@ def _by_tiles(
 
         objective.cut(tiling.rows)
         of_others = [_sums(leaves, one)[0] for _ in range(1, tiling.workers)]
-        dh = Sweep(layers, h, tiling, seed_of(layers)).backward(dy_of, [sums, *of_others], lowest)
+        dh = Sweep(layers, h, tiling, seed).backward(dy_of, [sums, *of_others], lowest)
     _accumulate(totals, {} if lowest >= 0 or dh is None else {input: cast(dh, input.dtype).view(input.shape)})
     return None if output is None else cast(output, dtype).view(*input.shape[:-1], -1)
+
+
+def _by_torch(
+    y: Tensor, loss: Loss, reduction: str, gradient: Tensor | float | None, return_output: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Leave the loss and its gradient to what takes torch's functions by their names."""
+    if not y.requires_grad:
+        raise RuntimeError(NOTHING)
+    with torch.enable_grad():
+        value = of_output(loss, y, reduction)
+    if isinstance(gradient, (int, float)):
+        gradient = torch.full_like(value, gradient)
+    torch.autograd.backward(value, gradient)
+    return (value.detach(), y.detach()) if return_output else value.detach()
 
 
 def _by_autograd(y: Tensor, objective: _Objective) -> Tensor:
@@ -225,6 +271,7 @@ class _Objective:
     ) -> None:
         if loss.target.requires_grad:
             raise ValueError("expected a target that requires no grad: loss.backward() would give it one")
+        _check_gradient(gradient, like)
         self.loss, self.like, self.mean = loss, like, reduction == "mean"
         # In float64, so that its product with a scale is rounded once.
         self.gradient = gradient.detach().double() if isinstance(gradient, Tensor) else gradient
@@ -279,6 +326,17 @@ class _Objective:
         return cast(self.values.sum() if self.values.dim() else self.values, dtype)
 
 
+def _check_gradient(gradient: Any, like: Tensor) -> None:
+    """Raise an error unless it is None, a number, or a real tensor on the device of the output."""
+    if isinstance(gradient, Tensor):
+        if gradient.is_complex() or gradient.dtype is torch.bool:
+            raise TypeError(f"expected gradient of a real dtype, got {gradient.dtype}")
+        if gradient.device != like.device:
+            raise ValueError(f"expected gradient on {like.device}, got {gradient.device}")
+    elif not (gradient is None or isinstance(gradient, (int, float))):
+        raise TypeError(f"expected gradient to be a tensor, a number or None, got {gradient!r}")
+
+
 def _is_free(trace: Trace) -> bool:
     """Tell whether the output may be overwritten, as backward does without it."""
     kept = trace.kept[-1]
@@ -300,6 +358,7 @@ def _sums(layers: Sequence[Layer], one: bool) -> tuple[Sums, dict[Tensor, Total]
     def of(p: Tensor | None) -> Sum | None:
         if p is None or not p.requires_grad:
             return None
+        _make_addable(p)
         if one and not has_gradient_hooks(p):
             return Sum(p)
         if p not in totals:
@@ -307,6 +366,18 @@ def _sums(layers: Sequence[Layer], one: bool) -> tuple[Sums, dict[Tensor, Total]
         return Sum(totals[p])
 
     return [(of(w), of(b)) for w, b, *_ in layers], totals
+
+
+def _make_addable(p: Tensor) -> None:
+    """Turn a gradient that cannot be added to in place, such as a sparse one, into an equal one that can."""
+    grad = p.grad
+    if grad is not None and (
+        grad.layout is not torch.strided
+        or has_class(grad)
+        or grad.is_inference()
+        or any(stride == 0 and size > 1 for size, stride in zip(grad.shape, grad.stride(), strict=True))
+    ):
+        p.grad = laid_out(grad.to_dense().clone(memory_format=torch.contiguous_format), p)
 
 
 def _accumulate(totals: dict[Tensor, Total], watched: dict[Tensor, Tensor]) -> None:
@@ -318,7 +389,7 @@ def _accumulate(totals: dict[Tensor, Total], watched: dict[Tensor, Tensor]) -> N
             grad = cast(total.grad, grad_dtype(p))
             watched[p] = watched[p] + grad if p in watched else grad
         elif p.grad is None:
-            p.grad = cast(total.grad, grad_dtype(p))
+            p.grad = laid_out(cast(total.grad, grad_dtype(p)), p)
         else:
             p.grad += total.grad
     if watched:

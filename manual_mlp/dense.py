@@ -63,6 +63,14 @@ def dense(
     return y  # type: ignore[no-any-return]
 
 
+class MisfitError(ValueError, RuntimeError):
+    """Shapes or devices do not fit together: what ``F.linear`` would raise, and said as an error of a value."""
+
+
+class DtypeError(TypeError, RuntimeError):
+    """Dtypes do not fit together: what ``F.linear`` would raise, and said as an error of a type."""
+
+
 class DenseFunction(Function):
     """The layer under any transform. Inputs: h (*, D_in), w (D_out, D_in), b (D_out,) or None."""
 
@@ -162,7 +170,7 @@ class _GradientsFunction(Function):
             terms = times_slope_and_curvature(dy, q, kept, ctx.activation, plain=opaque and dz is None)
             delta, dy_cotangent, r = plus(cast(terms[0], kept.dtype), dz), *terms[1:]
         absent = [k for k, t in enumerate((h, w)) if t is None]
-        h_cotangent, w_cotangent = second_gradients(delta, *tilde[:2], needed_now(ctx, 2, absent))
+        h_cotangent, w_cotangent = second_gradients(delta, tilde[0], tilde[1], needed_now(ctx, 2, absent))
         return h_cotangent, w_cotangent, r, dy_cotangent, None if dz is None else q, None, None
 
 
@@ -208,28 +216,33 @@ def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         return False
 
 
+def check_tensor(name: str, t: Tensor) -> None:
+    """Raise an error unless it is a tensor."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"expected {name} to be a tensor, got {type(t).__name__}")
+
+
 def check_layer(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Raise an error that says what was expected and what came, unless the three fit together."""
     given = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
     for name, t in given.items():
-        if not isinstance(t, Tensor):
-            raise TypeError(f"expected {name} to be a tensor, got {type(t).__name__}")
+        check_tensor(name, t)
         if not t.is_floating_point():
             raise TypeError(f"expected {name} of a floating-point dtype, got {t.dtype}")
         if t.layout is not torch.strided or t.is_nested:
             got = "a nested tensor" if t.is_nested else t.layout
             raise TypeError(f"expected {name} of layout torch.strided, got {got}")
     if weight.dim() != 2:
-        raise ValueError(f"expected weight (D_out, D_in), got {tuple(weight.shape)}")
+        raise MisfitError(f"expected weight (D_out, D_in), got {tuple(weight.shape)}")
     d_out, d_in = weight.shape
     if input.dim() == 0 or input.shape[-1] != d_in:
-        raise ValueError(f"expected input (*, {d_in}) for weight ({d_out}, {d_in}), got {tuple(input.shape)}")
+        raise MisfitError(f"expected input (*, {d_in}) for weight ({d_out}, {d_in}), got {tuple(input.shape)}")
     if bias is not None and tuple(bias.shape) != (d_out,):
-        raise ValueError(f"expected bias ({d_out},) for weight ({d_out}, {d_in}), got {tuple(bias.shape)}")
+        raise MisfitError(f"expected bias ({d_out},) for weight ({d_out}, {d_in}), got {tuple(bias.shape)}")
     if len({t.device for t in given.values()}) > 1:
-        raise ValueError(f"expected one device, got {_list(given, 'device')}")
+        raise MisfitError(f"expected one device, got {_list(given, 'device')}")
     if len({t.dtype for t in given.values()}) > 1 and not autocasting(input):
-        raise TypeError(f"expected one dtype, got {_list(given, 'dtype')}")
+        raise DtypeError(f"expected one dtype, got {_list(given, 'dtype')}")
 
 
 def _list(given: dict[str, Tensor], attribute: str) -> str:

@@ -8,8 +8,8 @@ arithmetic without a sign::
     kᵢ = mix(sᵢ + 0x9e3779b9 layer)
     u  = mix(mix(k₀ + row) + mix(k₁ + column))
 
-An entry is zeroed where u, as a signed number, lies below p 2³² − 2³¹, and the others are multiplied by 1/(1 − p). Rows are those of the input once it is
-flattened to ``(N, D)``. mix is a bijection, so no two rows of a layer share their mask.
+An entry is zeroed where u, as a signed number, lies below p 2³² − 2³¹; the others are multiplied by 1/(1 − p). Rows are
+those of the input once it is flattened to ``(N, D)``. mix is a bijection, so no two rows of a layer share their mask.
 
 Source of mix: lowbias32, C. Wellons, Prospecting for Hash Functions (2018).
 """
@@ -60,6 +60,8 @@ def draw_seed(device: torch.device) -> Tensor:
 
 def drop(t: Tensor, mask: Mask, out: Tensor | None = None) -> Tensor:
     """Multiply ``(*, D)`` by a mask; into ``out``, which may be t, where there is one and nothing is recorded."""
+    if not plain(t):
+        return t * drop(torch.ones(t.shape, dtype=t.dtype, device=t.device), mask)
     if torch.is_grad_enabled() and t.requires_grad:
         return _DropFunction.apply(t, mask)  # type: ignore[no-any-return]
     kernels = _kernels() if t.is_cuda else None
@@ -71,14 +73,12 @@ class _DropFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, t: Tensor, mask: Mask) -> Tensor:
-        ctx.mask, ctx.shape = mask, t.shape
+        ctx.mask = mask
         return drop(t, mask)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        if plain(dy):
-            return drop(dy, ctx.mask), None
-        return dy * drop(torch.ones(ctx.shape, dtype=dy.dtype, device=dy.device), ctx.mask), None
+        return drop(dy, ctx.mask), None
 
 
 def _by_blocks(t: Tensor, mask: Mask, out: Tensor | None) -> Tensor:
@@ -107,9 +107,12 @@ def _keys(mask: Mask, n: int, d: int, device: torch.device) -> tuple[Tensor, Ten
     seeds = mask.seed.to(device).reshape(1).view(torch.int32).clone()  # the low half first
     seeds += _signed(LAYER * mask.layer)
     mix_(seeds, torch.empty_like(seeds))
-    numbers = (torch.arange(first, first + count, dtype=torch.int32, device=device) for first, count in ((mask.row, n), (0, d)))
-    of_row, of_column = (mix_(t.add_(seed), torch.empty_like(t)) for t, seed in zip(numbers, seeds, strict=True))
-    return of_row, of_column
+
+    def hashes(first: int, count: int, seed: Tensor) -> Tensor:
+        numbers = torch.arange(first, first + count, dtype=torch.int32, device=device).add_(seed)
+        return mix_(numbers, torch.empty_like(numbers))
+
+    return hashes(mask.row, n, seeds[0]), hashes(0, d, seeds[1])
 
 
 def mix_(u: Tensor, scratch: Tensor) -> Tensor:

@@ -5,19 +5,20 @@ A tag names the formula that its line computes; ``docs/derivation.md`` proves ea
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from math import prod
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from manual_mlp.activations import IDENTITY
 from manual_mlp.activations.record import cast, widen
 from manual_mlp.chunks import few_logits, has_fast_products, rows_at_once
-from manual_mlp.dense import autocasting
+from manual_mlp.dense import autocasting, dense
 from manual_mlp.losses import Loss
 from manual_mlp.rules import add_outer, delta_cotangent, gradients
-from manual_mlp.transforms import caller, last_pass, needed_now, plain
+from manual_mlp.transforms import Caller, last_pass, needed_now, plain, version
 
 Each = tuple[Tensor | None, ...]
 
@@ -28,13 +29,16 @@ class Plan(NamedTuple):
     rows: int
     dtype: torch.dtype
     region: torch.dtype | None
+    again: bool = False  # whether backward makes the logits once more
 
     def operands(self, h: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Turn the operands of the products into their dtype."""
         return cast(h, self.dtype), cast(w, self.dtype), None if b is None else cast(b, self.dtype)
 
 
-def fused(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, reduction: str, chunk_rows: int | None) -> Tensor:
+def fused(
+    loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, reduction: str, chunk_rows: int | None, who: Caller
+) -> Tensor:
     """Compute the loss of a layer: in chunks where that is possible and pays, else by its composite.
 
     Shape:
@@ -43,33 +47,19 @@ def fused(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, reduction: str, ch
         - b: :math:`(D_{out})`
         - Output: scalar; if ``reduction`` is ``"none"``, :math:`(N)`, or :math:`(N, D_{out})` for a loss by entry.
     """
-    who = caller()
     if who in ("transform", "composite"):
-        return loss.composite(h, w, b, reduction)
-    plan = None if who == "compiler" else _plan(loss, h, w, b, chunk_rows)
+        return loss.composite(_output(loss, h, w, b), reduction)
+    plan = None if who == "compiler" else _plan(loss, h, w, b, reduction, chunk_rows)
     if plan is None:
-        return loss.quick_composite(h, w, b, reduction)
+        return loss.quick_composite(_output(loss, h, w, b), reduction)
     if who == "eager":
-        # A clone, because torch lets the bias of a layer change before backward.
+        # Copies of what torch does not keep, and so lets change before backward.
+        if plan.again:
+            h, w = h if w.requires_grad else h.clone(), w if h.requires_grad else w.clone()
         return _LossFunction.apply(h, w, None if b is None else b.clone(), loss, reduction, plan)  # type: ignore[no-any-return]
     values, _ = _sweep(loss, h, w, b, plan, by_entry=reduction == "none")
     count = loss.mean()[0] if reduction == "mean" else 1.0
     return _reduced(values, count, reduction, h, plan)
-
-
-def is_small(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Tell, with few questions, whether torch's own operations are the quickest here, and refuse what does not fit."""
-    try:
-        *batch, _ = input.shape
-        v, _ = weight.shape
-        return (
-            few_logits(prod(batch), v, input.is_cuda)
-            and (bias is None or bias.shape == (v,))
-            and input.layout is weight.layout is torch.strided
-            and caller() in ("eager", "no grad", "compiler")
-        )
-    except (AttributeError, RuntimeError, ValueError):  # no tensors, nested ones, or of other dimensions
-        return False
 
 
 class _LossFunction(Function):
@@ -80,18 +70,22 @@ class _LossFunction(Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, w: Tensor, b: Tensor | None, loss: Loss, reduction: str, plan: Plan) -> Tensor:
         ctx.loss, ctx.plan, ctx.once = loss.emptied(), plan, plan.rows >= len(h)
-        again = (reduction == "none" or plan.dtype == torch.float16) and not ctx.once
-        needed = (False,) * 3 if again else ctx.needs_input_grad[:3]
+        needed = (False,) * 3 if plan.again else ctx.needs_input_grad[:3]
         values, made = _sweep(loss, h, w, b, plan, needed, by_entry=reduction == "none", keep=ctx.once)
-        ctx.made = None if again else made
+        ctx.made = None if plan.again else made
         count, ctx.scale = loss.mean() if reduction == "mean" else (1.0, 1.0)
-        ctx.save_for_backward(h, w, b, *loss.tensors())
+        operands, (need_dh, need_dw, _) = (h, w, b), ctx.needs_input_grad[:3]
+        # What torch keeps too. Of the rest, which create_graph alone asks for, a change is found out there.
+        keep = (True,) * 3 if plan.again else (need_dw, need_dh, False)
+        ctx.save_for_backward(*(t if k else None for t, k in zip(operands, keep, strict=True)), *loss.tensors())
+        ctx.rest = [None if k or t is None else (t, version(t)) for t, k in zip(operands, keep, strict=True)]
+        ctx.dtypes = [None if t is None else t.dtype for t in operands]
         return _reduced(values, count, reduction, h, plan)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        h, w, b, *held = ctx.saved_tensors
-        loss = ctx.loss.holding(held)
+        operands, held = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        loss, rest = ctx.loss.holding(held), ctx.rest
         needed, opaque = needed_now(ctx, 3), plain(upstream)
         g = widen(upstream)
         if isinstance(ctx.scale, Tensor):
@@ -101,17 +95,18 @@ class _LossFunction(Function):
             g = g * ctx.scale
         if g.dim() == 1:
             g = loss.counted(g)
+        g_rows = g if g.dim() == 2 else g.expand(len(loss.target))[:, None]
         made: Each = ()
         if opaque:
             with torch.no_grad():
-                made = _first_order(ctx, loss, g, h, w, b, needed)
+                made = _first_order(ctx, loss, g, g_rows, operands, needed)
             if not torch.is_grad_enabled():
                 return *made, None, None, None
-        g = _of_rows(g, h)
+        h, w, b = _whole(operands, rest)
         if opaque:
-            made = _GradientsFunction.apply(h, w, b, g, loss, ctx.plan, made)
+            made = _GradientsFunction.apply(h, w, b, g_rows, loss, ctx.plan, made)
         else:
-            made = _by_composite(loss, ctx.plan, h, w, b, g, needed)
+            made = _by_composite(loss, ctx.plan, h, w, b, g_rows, needed)
         return *made, None, None, None
 
 
@@ -179,20 +174,22 @@ def _sweep(
 
 
 def _first_order(
-    ctx: Any, loss: Loss, g: Tensor, h: Tensor, w: Tensor, b: Tensor | None, needed: Sequence[bool]
+    ctx: Any, loss: Loss, g: Tensor, g_rows: Tensor, operands: Sequence[Any], needed: Sequence[bool]
 ) -> Each:
-    """Finish dh, dw and db for an upstream gradient g, from what forward made."""
-    made, last = ctx.made, last_pass()
+    """Finish dh, dw and db for an upstream gradient g, of each row (N, 1) or entry too, from what forward made."""
+    h, w, b = operands
+    made, rest, last = ctx.made, ctx.rest, last_pass()
     if last:
-        ctx.made = None
+        ctx.made = ctx.rest = None
     if made is None:
-        _, made = _sweep(loss, h, w, b, ctx.plan, needed, _of_rows(g, h))
+        h, w, b = _whole(operands, rest)
+        _, made = _sweep(loss, h, w, b, ctx.plan, needed, g_rows)
     elif ctx.once:
-        with uncast(h):
-            made = gradients(_times(made, _of_rows(g, h), last), h, w, needed)
+        with uncast(g):
+            made = gradients(_times(made, g_rows, last), h, w, needed)
     else:
         made = [_times(t, g, last) if need else None for t, need in zip(made, needed, strict=True)]
-    return _in_dtypes(made, (h, w, b))
+    return _in_dtypes(made, ctx.dtypes)
 
 
 def _second_sweep(
@@ -217,10 +214,11 @@ def _second_sweep(
         h_sum, w_sum, b_sum, g_sum = sums
         for at in logits.chunks():
             h_tilde_at = None if h_tilde is None else h_tilde[at]
-            q = delta_cotangent(h_tilde_at, w_tilde, b_tilde, h[at], w, in_place=True)  # (S1)
+            z = logits(at)
+            q = delta_cotangent((h_tilde_at, w_tilde, b_tilde), h[at], w, z.shape, in_place=True)  # (S1)
             assert q is not None
             q = widen(q)
-            delta, r = loss.curvature(logits(at), q, at)
+            delta, r = loss.curvature(z, q, at)
             if g_sum is not None:
                 g_sum[at] = (q * delta).sum_to_size(g[at].shape)  # (S3)
             delta, r = cast(delta.mul_(g[at]), h.dtype), cast(r.mul_(g[at]), h.dtype)
@@ -232,7 +230,7 @@ def _second_sweep(
                     add_outer(w_sum, delta, h_tilde_at)  # (S5)
             if b_sum is not None:
                 b_sum += r.sum(0, dtype=b_sum.dtype)  # (S6)
-    return _in_dtypes(sums, given)
+    return _in_dtypes(sums, [None if t is None else t.dtype for t in given])
 
 
 def _by_composite(
@@ -243,7 +241,7 @@ def _by_composite(
     with torch.enable_grad():
         h, w, b = given = aliases(h, w, b)
         with torch.autocast(h.device.type, plan.region, enabled=plan.region is not None):
-            values = loss.composite(h, w, b, "none")
+            values = loss.composite(_output(loss, h, w, b), "none")
         cotangent = cast(g.expand_as(values) if values.dim() == g.dim() else g[..., 0], values.dtype)
         asked = [t for t, need in zip(given, needed, strict=True) if need]
         found = torch.autograd.grad(values, asked, cotangent, create_graph=create)
@@ -307,9 +305,14 @@ def _times(t: Tensor, g: Tensor, in_place: bool) -> Tensor:
     return t.mul_(g) if in_place else cast(t * g, t.dtype)
 
 
-def _of_rows(g: Tensor, h: Tensor) -> Tensor:
-    """Give each row (N, 1) its upstream gradient, unless each entry (N, D_out) has one."""
-    return g if g.dim() == 2 else g.expand(len(h))[:, None]
+def _whole(operands: Sequence[Any], rest: Sequence[tuple[Tensor, int] | None]) -> list[Any]:
+    """Return all operands, those too that first-order gradients do not ask for, if they are as they were."""
+    for of_rest in rest:
+        if of_rest and version(of_rest[0]) != of_rest[1]:
+            raise RuntimeError(
+                "expected that no operand of the loss was modified by an inplace operation: create_graph reads it again"
+            )
+    return [of_rest[0] if of_rest else t for t, of_rest in zip(operands, rest, strict=True)]
 
 
 def aliases(*tensors: Tensor | None) -> list[Any]:
@@ -322,9 +325,9 @@ def spread(found: Sequence[Tensor], needed: Sequence[bool]) -> Each:
     return tuple(next(rest) if need else None for need in needed)
 
 
-def _in_dtypes(found: Sequence[Tensor | None], like: Sequence[Tensor | None]) -> Each:
-    pairs = zip(found, like, strict=True)
-    return tuple(None if t is None or x is None else cast(t, x.dtype) for t, x in pairs)
+def _in_dtypes(found: Sequence[Tensor | None], dtypes: Sequence[torch.dtype | None]) -> Each:
+    pairs = zip(found, dtypes, strict=True)
+    return tuple(None if t is None or dtype is None else cast(t, dtype) for t, dtype in pairs)
 
 
 def _reduced(values: Tensor, count: Tensor | float, reduction: str, h: Tensor, plan: Plan) -> Tensor:
@@ -332,8 +335,15 @@ def _reduced(values: Tensor, count: Tensor | float, reduction: str, h: Tensor, p
     return cast(result, h.dtype if plan.region is None else values.dtype)
 
 
-def _plan(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, chunk_rows: int | None) -> Plan | None:
+def _output(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """Compute the output of the layer, so that every mode is right."""
+    return F.linear(h, w, b) if loss.activation is IDENTITY else dense(h, w, b, loss.activation)  # (F1)
+
+
+def _plan(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, reduction: str, chunk_rows: int | None) -> Plan | None:
     """Plan a step, or leave it to the composite."""
+    if chunk_rows is None and few_logits(len(h), len(w), h.is_cuda):
+        return None
     held = [t for t in loss.tensors() if t is not None]
     dtypes = {t.dtype for t in (h, w, b, *held) if t is not None and t.is_floating_point()}
     region = torch.get_autocast_dtype(h.device.type) if autocasting(h) else None
@@ -344,7 +354,14 @@ def _plan(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, chunk_rows: int | 
     if not has_fast_products(dtype, h.device.type):
         dtype = torch.float32
     chunk = chunk_rows or rows_at_once(len(h), h.shape[1], len(w), dtype, h.device.type)
-    return Plan(chunk, dtype, region) if chunk else None
+    # An upstream gradient of each row comes before the products; float16, whose range is small, asks for its scale too.
+    again = chunk < len(h) and (reduction == "none" or dtype is torch.float16)
+    if again and torch.is_grad_enabled() and not (h.requires_grad and w.requires_grad):
+        # What torch keeps may be less than h and w.
+        kept = h.numel() * w.requires_grad + w.numel() * h.requires_grad + len(h) * len(w)
+        if kept < h.numel() + w.numel() + (0 if b is None else len(b)):
+            return None
+    return Plan(chunk, dtype, region, again) if chunk else None
 
 
 def uncast(h: Tensor) -> AbstractContextManager[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.activations.record import cast, times_slope, widen
-from manual_mlp.dense import autocasting, dense
+from manual_mlp.dense import autocasting
 from manual_mlp.transforms import operations_are_watched
 
 aten = torch.ops.aten
@@ -64,9 +64,11 @@ class Loss(RowLoss):
     """A loss that every mode of differentiation may ask for.
 
     Attributes:
+        activation: f of the layer, whose y = f(z) the loss compares with the target.
         held: the names of what are tensors, or None.
     """
 
+    activation: Activation = IDENTITY
     held: ClassVar[tuple[str, ...]] = ("target",)
 
     @abstractmethod
@@ -74,12 +76,16 @@ class Loss(RowLoss):
         """Compute δ, and the gradient of Σ q ⊙ δ by z; z may be overwritten."""
 
     @abstractmethod
-    def composite(self, h: Tensor, w: Tensor, b: Tensor | None, reduction: str) -> Tensor:
-        """Compute the loss of a layer by torch's own operations, or by ``dense``: right in every mode."""
+    def composite(self, y: Tensor, reduction: str) -> Tensor:
+        """Compute the loss of an output by torch's own operations: right in every mode."""
 
-    def quick_composite(self, h: Tensor, w: Tensor, b: Tensor | None, reduction: str) -> Tensor:
+    def quick_composite(self, y: Tensor, reduction: str) -> Tensor:
         """Compute the same for eager autograd and the compiler alone, in fewer operations where torch has them."""
-        return self.composite(h, w, b, reduction)
+        return self.composite(y, reduction)
+
+    @abstractmethod
+    def of_torch(self, y: Tensor, reduction: str) -> Tensor:
+        """Compute what torch's own function of that name does, which the class of an output or a mode may override."""
 
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
         entries = self.target.numel()
@@ -127,11 +133,13 @@ class SquaredError(Loss):
         r = q * (slope.square() + error * self.activation.d2f(z))  # (S2)
         return error * slope, r  # (O1)
 
-    def composite(self, h: Tensor, w: Tensor, b: Tensor | None, reduction: str) -> Tensor:
-        y = dense(h, w, b, self.activation)
+    def composite(self, y: Tensor, reduction: str) -> Tensor:
         values = 0.5 * (widen(y) - self.target).square()
         result = values if reduction == "none" else values.mean() if reduction == "mean" else values.sum()
-        return result if autocasting(h) else cast(result, torch.promote_types(y.dtype, self.target.dtype))
+        return result if autocasting(y) else cast(result, torch.promote_types(y.dtype, self.target.dtype))
+
+    def of_torch(self, y: Tensor, reduction: str) -> Tensor:
+        return 0.5 * F.mse_loss(y, self.target, reduction=reduction)
 
 
 @dataclass(eq=False)
@@ -246,21 +254,26 @@ class CrossEntropy(Loss):
     def counted(self, g: Tensor) -> Tensor:
         return g if self.target.is_floating_point() else torch.where(self._classes()[0], g, 0.0)
 
-    def composite(self, h: Tensor, w: Tensor, b: Tensor | None, reduction: str) -> Tensor:
+    def composite(self, y: Tensor, reduction: str) -> Tensor:
         # torch raises for log_softmax where forward mode meets create_graph, and its ONNX export of cross_entropy is
         # wrong with class weights and smoothing.
-        z = widen(F.linear(h, w, b))
+        z = widen(y)
         z = z - z.detach().amax(-1, keepdim=True)
         values, *_ = self._compared(z - z.exp().sum(-1, keepdim=True).log(), slice(None))
         result = values if reduction == "none" else values.sum()
         if reduction == "mean":
             result = result / self.mean()[0]
-        return result if autocasting(h) else cast(result, h.dtype)
+        return result if autocasting(y) else cast(result, y.dtype)
 
-    def quick_composite(self, h: Tensor, w: Tensor, b: Tensor | None, reduction: str) -> Tensor:
-        z = F.linear(h, w, b)
+    def quick_composite(self, y: Tensor, reduction: str) -> Tensor:
+        if self.label_smoothing and y.dtype is torch.float16 and not autocasting(y):
+            # torch adds up the logarithms in float16, past its range.
+            return self.of_torch(y.float(), reduction).half()
+        return self.of_torch(y, reduction)
+
+    def of_torch(self, y: Tensor, reduction: str) -> Tensor:
         return F.cross_entropy(
-            z, self.target, self.weight, None, self.ignore_index, None, reduction, self.label_smoothing
+            y, self.target, self.weight, None, self.ignore_index, None, reduction, self.label_smoothing
         )
 
 
@@ -305,9 +318,11 @@ class BinaryCrossEntropy(Loss):
         positive = self.pos_weight[at] * t
         return t, positive, positive + (1 - t)
 
-    def composite(self, h: Tensor, w: Tensor, b: Tensor | None, reduction: str) -> Tensor:
-        z = F.linear(h, w, b)
-        return F.binary_cross_entropy_with_logits(z, self.target, self.weight, None, None, reduction, self.pos_weight)
+    def composite(self, y: Tensor, reduction: str) -> Tensor:
+        return self.of_torch(y, reduction)
+
+    def of_torch(self, y: Tensor, reduction: str) -> Tensor:
+        return F.binary_cross_entropy_with_logits(y, self.target, self.weight, None, None, reduction, self.pos_weight)
 
 
 @dataclass(eq=False)

@@ -11,18 +11,21 @@ from torch import Tensor, nn
 from torch.nn import init
 
 from manual_mlp.activations import IDENTITY, Activation, get, to_module
-from manual_mlp.dense import autocasting, dense
+from manual_mlp.dense import autocasting, check_tensor, dense
+from manual_mlp.dropout import Mask, draw_seed, drop
 from manual_mlp.network import fits, network
 from manual_mlp.output import (
     check_class_weight,
     check_options,
     check_rows,
     check_smoothing,
+    cross_entropy,
     dense_squared_error,
     linear_cross_entropy,
+    of_output,
 )
 from manual_mlp.sweep import Layer
-from manual_mlp.transforms import called_as_it_is, caller, has_hooks, modules_are_watched
+from manual_mlp.transforms import called_as_it_is, caller, has_class, has_hooks, modules_are_watched
 
 Known: TypeAlias = str | nn.Module | Activation | None
 
@@ -143,7 +146,8 @@ class LinearCrossEntropyLoss(nn.Module):
     """Hold the linear layer whose softmax is compared with classes: logits exist a few rows at a time.
 
     It takes torch's place: the same arguments (``chunk_rows`` for ``options``, no ``out_features``) and the same
-    state_dict, with ``linear.weight``, ``linear.bias`` and, if it was given, ``weight``.
+    state_dict, with ``linear.weight``, ``linear.bias`` and, if it was given, ``weight``. Where ``linear`` was replaced,
+    hooked or parametrised (an adapter, say), it is called as it is, and all logits exist at once.
 
     Args:
         in_features: D.
@@ -186,16 +190,20 @@ class LinearCrossEntropyLoss(nn.Module):
             _check_size("in_features", in_features), _check_size("num_classes", num_classes), bias, device, dtype
         )
         self.register_buffer("weight", weight)
-        self.ignore_index = -100 if ignore_index is None else ignore_index
+        self.ignore_index = ignore_index
         self.reduction, self.label_smoothing = reduction, label_smoothing
         self.chunk_rows = chunk_rows
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        linear, options = self.linear, (self.weight, self.ignore_index, self.label_smoothing)
+        if type(linear) not in (Linear, nn.Linear) or not called_as_it_is(linear) or modules_are_watched():
+            z = linear(input)
+            return of_output(cross_entropy(z, z.shape[-1], target, *options), z, self.reduction)
         return linear_cross_entropy(
             input,
-            self.linear.weight,
+            linear.weight,
             target,
-            linear_bias=self.linear.bias,
+            linear_bias=linear.bias,
             weight=self.weight,
             reduction=self.reduction,
             ignore_index=self.ignore_index,
@@ -266,17 +274,21 @@ class MLP(nn.Module):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        if caller() in ("eager", "no grad") and not autocasting(input):
-            layers = self.chain()
+        check_tensor("input", input)
+        seed = None
+        if caller(input) in ("eager", "no grad"):
+            if self.training and any(self.dropout):
+                seed = draw_seed(input.device)
+            layers = None if autocasting(input) else self.chain()
             if layers is not None and fits(layers, input):
-                whole = network(layers, input, self.tile_rows)
+                whole = network(layers, input, self.tile_rows, seed)
                 if whole is not None:
                     return whole
         y = input
-        for layer, p in zip(self.layers, (*self.dropout, 0.0), strict=True):
+        for k, (layer, p) in enumerate(zip(self.layers, (*self.dropout, 0.0), strict=True)):
             y = layer(y)
             if p and self.training:
-                y = F.dropout(y, p)
+                y = F.dropout(y, p) if seed is None or has_class(y) else drop(y, Mask(seed, k, p))
         return y
 
     def chain(self) -> list[Layer] | None:
@@ -305,9 +317,11 @@ class MLP(nn.Module):
             TypeError: a module is not one of these, stands where an MLP has none, has hooks, or is
                 not in the training mode of the others.
         """
-        if type(sequential) is not nn.Sequential:
-            raise TypeError(f"expected nn.Sequential itself, got {type(sequential).__name__}")
+        if not isinstance(sequential, nn.Sequential):
+            raise TypeError(f"expected nn.Sequential, got {type(sequential).__name__}")
         _refuse_hooks("the whole", sequential)
+        if type(sequential).forward is not nn.Sequential.forward or not called_as_it_is(sequential):
+            raise TypeError(f"expected the forward of nn.Sequential itself, got that of {type(sequential).__name__}")
         if len({module.training for module in sequential.modules()}) > 1:
             raise TypeError("expected all modules in training mode or all in evaluation mode, got both")
         blocks: list[list[nn.Module]] = []

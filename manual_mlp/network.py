@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from manual_mlp.activations import Activation
+from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.activations.record import cast, value
 from manual_mlp.dense import dense, layer_gradients
+from manual_mlp.dropout import drop
 from manual_mlp.fused import aliases, spread, uncast
 from manual_mlp.rules import plus, rows
-from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Total, forward, share_memory
+from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Total, forward, masks_of, share_memory
 from manual_mlp.tiles import tiling_of
 from manual_mlp.transforms import needed_now, plain
 
@@ -22,8 +23,8 @@ _PLAIN = Tensor, nn.Parameter
 Needed = tuple[bool, bool, bool]  # dh, dw, db
 
 
-def network(layers: Sequence[Layer], input: Tensor, tile_rows: int | None) -> Tensor | None:
-    """Run a network that fits its input, outside of any transform and of autocast.
+def network(layers: Sequence[Layer], input: Tensor, tile_rows: int | None, seed: Tensor | None) -> Tensor | None:
+    """Run a network that fits its input, outside of any transform and of autocast; the seed is that of dropout.
 
     None tells that its layers are to be run one by one: no gradient is asked for, and all rows are one tile.
 
@@ -38,13 +39,12 @@ def network(layers: Sequence[Layer], input: Tensor, tile_rows: int | None) -> Te
     if not recorded:
         if one:
             return None
-        y = Sweep(layers, h, tiling, seed_of(layers)).forward()
-    elif one:
-        y = _NetworkFunction.apply(*_operands(h, layers), layers)[0]
+        y = Sweep(layers, h, tiling, seed).forward()
+    elif one or _keep_more(layers, h):
+        y = _NetworkFunction.apply(*_operands(h, layers), layers, seed)[0]
     else:
-        # A clone, because torch lets the bias of a layer change before backward.
-        layers = [layer._replace(b=None if layer.b is None else layer.b.clone()) for layer in layers]
-        y = _TiledFunction.apply(*_operands(h, layers), layers, tiling, seed_of(layers))
+        h, layers = _unchanging(h, layers)
+        y = _TiledFunction.apply(*_operands(h, layers), layers, tiling, seed)
     return y if input.dim() == 2 else y.view(*input.shape[:-1], y.shape[-1])
 
 
@@ -57,7 +57,7 @@ def fits(layers: Sequence[Layer], input: Tensor, mixed: bool = False, leaves: bo
         return False
     if not input.numel() or not input.dim() or (mixed and input.dtype is torch.float64):
         return False
-    width, dtype, on_cpu = input.size(-1), input.dtype, input.is_cpu
+    width, dtype, on_cpu, on_meta = input.size(-1), input.dtype, input.is_cpu, input.is_meta
     for w, b, *_ in layers:
         if w.dim() != 2 or w.size(1) != width or not w.size(0):
             return False
@@ -65,19 +65,14 @@ def fits(layers: Sequence[Layer], input: Tensor, mixed: bool = False, leaves: bo
         if b is not None and (b.dim() != 1 or b.size(0) != width):
             return False
         for p in (w,) if b is None else (w, b):
-            if type(p) not in _PLAIN or p.layout is not torch.strided or p.is_cpu is not on_cpu:
+            if type(p) not in _PLAIN or p.layout is not torch.strided:
+                return False
+            if p.is_cpu is not on_cpu or p.is_meta is not on_meta:
                 return False
             # Autocast leaves float64 alone.
             if (p.dtype is torch.float64 if mixed else p.dtype is not dtype) or (leaves and not p.is_leaf):
                 return False
     return dtype.is_floating_point
-
-
-def seed_of(layers: Sequence[Layer]) -> int | None:
-    """Draw, from torch's generator, what the masks of all tiles come from; None where there is no dropout."""
-    if not any(layer.dropout for layer in layers):
-        return None
-    return int(torch.empty((), dtype=torch.int64, device="cpu").random_())
 
 
 def lowest_of(needed: Sequence[Needed]) -> int:
@@ -99,14 +94,20 @@ class _NetworkFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
-        h, *_, layers = args
-        trace = forward(layers, h, None)
+        h, *_, layers, seed = args
+        ctx.forms, ctx.masks = _forms(layers), masks_of(layers, seed)
+        trace = forward(layers, h, None, ctx.masks)
         y, last = trace.y, trace.kept[-1]
         if last is not None and layers[-1].activation.df_y is None and share_memory(y, last):
             y = y.clone()  # a user's f may return z
-        ctx.forms = _forms(layers)
+        needed = _by_layer(ctx.forms, ctx.needs_input_grad)
+        of_h, of_w, of_kept = _kept(needed)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(h, *(layer.w for layer in layers), *trace.kept, *trace.masks)
+        ctx.save_for_backward(
+            h if of_h else None,
+            *(layer.w if keep else None for layer, keep in zip(layers, of_w, strict=True)),
+            *(t if keep else None for t, keep in zip(trace.kept, of_kept, strict=True)),
+        )
         return y, *(t for t in trace.kept if t is not None and t is not y)
 
     @staticmethod
@@ -114,21 +115,27 @@ class _NetworkFunction(Function):
         forms: list[_Form] = ctx.forms
         count, opaque = len(forms), plain(dy, *hidden)
         h, *saved = ctx.saved_tensors
-        weights, kept, masks = (saved[k * count : (k + 1) * count] for k in range(3))
-        needed = _by_layer(forms, needed_now(ctx, len(ctx.needs_input_grad) - 1))
+        weights, kept = saved[:count], saved[count:]
+        needed = _by_layer(forms, needed_now(ctx, len(ctx.needs_input_grad) - 2))
         found: list[Tensor | None] = []
         for k in reversed(range(count)):
             dz = hidden[k] if k < len(hidden) else None
             if forms[k].activation.df_y is not None:
                 dy, dz = dz if dy is None else plus(dy, dz), None
+            mask = ctx.masks[k - 1] if k else None
             dw = db = None
-            if dy is not None or dz is not None:
-                h_k = h if k == 0 else _output(forms[k - 1].activation, kept[k - 1], masks[k - 1], opaque)
+            if any(needed[k]) and (dy is not None or dz is not None):
+                h_k = h
+                if k and needed[k][1]:
+                    h_k = _output(forms[k - 1].activation, kept[k - 1], opaque)
+                    h_k = h_k if mask is None else drop(h_k, mask)
                 dy, dw, db = layer_gradients(h_k, weights[k], kept[k], dy, dz, forms[k].activation, needed[k], opaque)
+            else:
+                dy = None
             found[:0] = (dw, db) if forms[k].biased else (dw,)
-            if k and dy is not None and masks[k - 1] is not None:
-                dy = dy * masks[k - 1]
-        return dy, *found, None
+            if dy is not None and mask is not None:
+                dy = drop(dy, mask)
+        return dy, *found, None, None
 
 
 class _TiledFunction(Function):
@@ -166,9 +173,10 @@ def _by_dense(
     create = torch.is_grad_enabled()
     with torch.enable_grad():
         h, *parameters = given = aliases(*operands)
-        for layer, mask in zip(_layers(forms, parameters), sweep.masks(), strict=True):
+        layers = _layers(forms, parameters)
+        for layer, mask in zip(layers, masks_of(layers, sweep.seed), strict=True):
             h = dense(h, layer.w, layer.b, layer.activation)
-            h = h if mask is None else h * mask
+            h = h if mask is None else drop(h, mask)
         asked = [t for t, need in zip(given, needed, strict=True) if need]
         found = torch.autograd.grad(h, asked, dy, create_graph=create)
     return spread(found, needed)
@@ -203,6 +211,36 @@ def _by_layer(forms: Sequence[_Form], needed: Sequence[bool]) -> list[Needed]:
     return found
 
 
+def _kept(needed: Sequence[Needed]) -> tuple[bool, list[bool], list[bool]]:
+    """Tell what all rows at once keep: h, the weight of each layer, and each layer's z or y."""
+    above = [need_dw for _, need_dw, _ in needed[1:]]
+    of_kept = [any(of_layer) or next_dw for of_layer, next_dw in zip(needed, [*above, False], strict=True)]
+    return needed[0][1], [need_dh for need_dh, _, _ in needed], of_kept
+
+
+def _keep_more(layers: Sequence[Layer], h: Tensor) -> bool:
+    """Tell whether tiles would keep more than all rows at once: so they may where layers are frozen."""
+    operands = list(_operands(h, layers))
+    of_h, of_w, of_kept = _kept(_by_layer(_forms(layers), [t.requires_grad for t in operands]))
+    if layers[-1].activation is IDENTITY:
+        of_kept[-1] = False
+    kept = h.numel() * of_h
+    for layer, weight, output in zip(layers, of_w, of_kept, strict=True):
+        kept += layer.w.numel() * weight + h.size(0) * layer.w.size(0) * output
+    return sum(t.numel() for t in operands) > kept
+
+
+def _unchanging(h: Tensor, layers: Sequence[Layer]) -> tuple[Tensor, list[Layer]]:
+    """Copy those operands which torch does not keep, and so lets change before backward, and tiles read again."""
+    grows = h.requires_grad  # whether the input of a layer requires grad, so that its weight is kept
+    first, copied = h if layers[0].w.requires_grad else h.clone(), []
+    for layer in layers:
+        w, b, *_ = layer
+        copied.append(layer._replace(w=w if grows else w.clone(), b=None if b is None else b.clone()))
+        grows = grows or w.requires_grad or (b is not None and b.requires_grad)
+    return first, copied
+
+
 def _zeros(layers: Sequence[Layer], needed: Sequence[Needed]) -> Sums:
     def of(p: Tensor | None, need: bool) -> Sum | None:
         return Sum(Total.of(p)) if need and p is not None else None
@@ -210,9 +248,8 @@ def _zeros(layers: Sequence[Layer], needed: Sequence[Needed]) -> Sums:
     return [(of(w, need_w), of(b, need_b)) for (w, b, *_), (_, need_w, need_b) in zip(layers, needed, strict=True)]
 
 
-def _output(activation: Activation, kept: Tensor, mask: Tensor | None, opaque: bool) -> Tensor:
+def _output(activation: Activation, kept: Tensor, opaque: bool) -> Tensor:
     """Compute a layer's output from what it kept."""
-    y = kept
-    if activation.df_y is None:
-        y = activation.f(kept) if opaque and not torch.is_grad_enabled() else value(kept, activation)
-    return y if mask is None else y * mask
+    if activation.df_y is not None:
+        return kept
+    return activation.f(kept) if opaque and not torch.is_grad_enabled() else value(kept, activation)

@@ -5,10 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manual_mlp.activations import IDENTITY, Activation, get
-from manual_mlp.dense import autocasting, check_layer
-from manual_mlp.fused import fused, is_small
-from manual_mlp.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
+from manual_mlp.dense import autocasting, check_layer, check_tensor, dense
+from manual_mlp.fused import fused
+from manual_mlp.losses import BinaryCrossEntropy, CrossEntropy, Loss, SquaredError
 from manual_mlp.rules import rows
+from manual_mlp.transforms import caller
 
 REDUCTIONS = "none", "mean", "sum"
 
@@ -21,7 +22,7 @@ def linear_cross_entropy(
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
     reduction: str = "mean",
-    ignore_index: int = -100,
+    ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     chunk_rows: int | None = None,
 ) -> Tensor:
@@ -33,12 +34,12 @@ def linear_cross_entropy(
     Args:
         input: floating-point tensor.
         linear_weight: of the input's dtype and device; under autocast dtypes may differ.
-        target: classes (int64), or probabilities of the classes, which may require grad.
+        target: classes (int64 or uint8), or probabilities of the classes, which may require grad.
         linear_bias: as ``linear_weight``, or None.
-        weight: of the classes.
+        weight: of the classes; of the input's dtype where the target is classes, unless autocast is on.
         reduction: ``"mean"`` (over the rows that count, by their class weights; over all rows for probabilities),
             ``"sum"`` or ``"none"``.
-        ignore_index: a class whose rows count for nothing.
+        ignore_index: a class whose rows count for nothing; None is -100.
         label_smoothing: ε of the target (1 − ε)t + ε/V, from 0 to 1.
         chunk_rows: the rows of logits to hold at once; None for what :mod:`manual_mlp.chunks` finds best.
 
@@ -54,27 +55,15 @@ def linear_cross_entropy(
         TypeError: dtypes differ or are not those named here.
         IndexError: a class is out of range (on a CPU; CUDA reports it as torch does, by an assertion).
     """
-
+    who = caller(input, linear_weight, linear_bias, target, weight)
+    check_options(reduction, chunk_rows)
     options = weight, ignore_index, label_smoothing
-
-    def check() -> None:
-        check_layer(input, linear_weight, linear_bias)
-        check_options(reduction, chunk_rows)
-        _check_cross_entropy(input, linear_weight.shape[0], target, *options)
-
-    if chunk_rows is None and is_small(input, linear_weight, linear_bias):
-        try:
-            z, t = F.linear(input, linear_weight, linear_bias), target
-            if input.dim() != 2:
-                z, t = rows(z), _flat(target)
-            loss = F.cross_entropy(z, t, weight, None, ignore_index, None, reduction, label_smoothing)
-            return shaped(loss, input)
-        except Exception:
-            check()
-            raise
-    check()
-    step = cross_entropy(input, linear_weight.shape[0], target, *options)
-    return shaped(fused(step, rows(input), linear_weight, linear_bias, reduction, chunk_rows), input)
+    if who == "torch":
+        z = F.linear(input, linear_weight, linear_bias)
+        return of_output(cross_entropy(z, z.shape[-1], target, *options), z, reduction)
+    check_layer(input, linear_weight, linear_bias)
+    loss = cross_entropy(input, linear_weight.shape[0], target, *options)
+    return shaped(fused(loss, rows(input), linear_weight, linear_bias, reduction, chunk_rows, who), input)
 
 
 def linear_binary_cross_entropy(
@@ -114,22 +103,14 @@ def linear_binary_cross_entropy(
         ValueError: shapes or devices do not fit together, or an option is out of range.
         TypeError: dtypes differ or are not floating point.
     """
-
-    def check() -> None:
-        check_layer(input, linear_weight, linear_bias)
-        check_options(reduction, chunk_rows)
-        _check_binary_cross_entropy(input, linear_weight.shape[0], target, weight, pos_weight)
-
-    if chunk_rows is None and is_small(input, linear_weight, linear_bias):
-        try:
-            z = F.linear(input, linear_weight, linear_bias)
-            return F.binary_cross_entropy_with_logits(z, target, weight, None, None, reduction, pos_weight)
-        except Exception:
-            check()
-            raise
-    check()
-    step = binary_cross_entropy(input, linear_weight.shape[0], target, weight, pos_weight)
-    return shaped(fused(step, rows(input), linear_weight, linear_bias, reduction, chunk_rows), input)
+    who = caller(input, linear_weight, linear_bias, target, weight, pos_weight)
+    check_options(reduction, chunk_rows)
+    if who == "torch":
+        z = F.linear(input, linear_weight, linear_bias)
+        return of_output(binary_cross_entropy(z, z.shape[-1], target, weight, pos_weight), z, reduction)
+    check_layer(input, linear_weight, linear_bias)
+    loss = binary_cross_entropy(input, linear_weight.shape[0], target, weight, pos_weight)
+    return shaped(fused(loss, rows(input), linear_weight, linear_bias, reduction, chunk_rows, who), input)
 
 
 def dense_squared_error(
@@ -168,10 +149,26 @@ def dense_squared_error(
     """
     if not isinstance(activation, Activation):
         activation = get(activation)
-    check_layer(input, weight, bias)
+    who = caller(input, weight, bias, target)
     check_options(reduction, chunk_rows)
+    if who == "torch":
+        y = dense(input, weight, bias, activation)
+        return of_output(squared_error(y, y.shape[-1], target), y, reduction)
+    check_layer(input, weight, bias)
     loss = squared_error(input, len(weight), target, activation)
-    return shaped(fused(loss, rows(input), weight, bias, reduction, chunk_rows), input)
+    return shaped(fused(loss, rows(input), weight, bias, reduction, chunk_rows, who), input)
+
+
+def of_output(loss: Loss, y: Tensor, reduction: str) -> Tensor:
+    """Compute the loss of an output (*, D_out), whoever asks for its derivatives."""
+    who, whole = caller(y, *loss.tensors()), rows(y)
+    if who == "torch":
+        value = loss.of_torch(whole, reduction)
+    elif who in ("transform", "composite"):
+        value = loss.composite(whole, reduction)
+    else:
+        value = loss.quick_composite(whole, reduction)
+    return shaped(value, y)
 
 
 def cross_entropy(
@@ -179,27 +176,38 @@ def cross_entropy(
     classes: int,
     target: Tensor,
     weight: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = None,
     label_smoothing: float = 0.0,
 ) -> CrossEntropy:
-    """Make the loss of a layer's rows, or raise an error that says what does not fit the layer's input."""
-    _check_cross_entropy(input, classes, target, weight, ignore_index, label_smoothing)
-    return CrossEntropy(_flat(target), weight, ignore_index, label_smoothing)
+    """Make the loss of a layer's rows, or raise an error that says what does not fit the layer's input or output."""
+    if ignore_index is None:
+        ignore_index = -100
+    check_smoothing(label_smoothing)
+    _check_classes(input, classes, target, ignore_index)
+    check_class_weight(weight, classes, None if target.is_floating_point() or autocasting(input) else input.dtype)
+    _check_devices(input, target=target, weight=weight)
+    if target.dtype is torch.uint8:
+        target = target.long()  # torch takes an ignore_index below 0 for a class of uint8
+    return CrossEntropy(_flat(target), weight, ignore_index, float(label_smoothing))
 
 
 def binary_cross_entropy(
     input: Tensor, d_out: int, target: Tensor, weight: Tensor | None = None, pos_weight: Tensor | None = None
 ) -> BinaryCrossEntropy:
-    """Make the loss of a layer's rows, or raise an error that says what does not fit the layer's input."""
-    _check_binary_cross_entropy(input, d_out, target, weight, pos_weight)
+    """Make the loss of a layer's rows, or raise an error that says what does not fit the layer's input or output."""
+    _check_float("target", target)
+    _check_shape(input, target, d_out)
+    _check_devices(input, target=target)
+    _check_broadcast("weight", weight, target)
+    _check_broadcast("pos_weight", pos_weight, target)
     return BinaryCrossEntropy(rows(target), _entries(weight, target), _entries(pos_weight, target))
 
 
 def squared_error(input: Tensor, d_out: int, target: Tensor, activation: Activation = IDENTITY) -> SquaredError:
-    """Make the loss of a layer's rows, or raise an error that says what does not fit the layer's input."""
-    _check_target(input, d_out, target)
-    if target.dtype is not input.dtype and not autocasting(input):
-        raise TypeError(f"expected target of dtype {input.dtype}, got {target.dtype}")
+    """Make the loss of a layer's rows, or raise an error that says what does not fit the layer's input or output."""
+    _check_real("target", target)
+    _check_shape(input, target, d_out)
+    _check_devices(input, target=target)
     return SquaredError(rows(target), activation)
 
 
@@ -215,7 +223,7 @@ def _flat(target: Tensor) -> Tensor:
 def _check_broadcast(name: str, t: Tensor | None, target: Tensor) -> None:
     if t is None:
         return
-    _check_float(name, t)
+    _check_real(name, t)
     _check_devices(target, **{name: t})
     pairs = zip(reversed(t.shape), reversed(target.shape), strict=False)
     if t.dim() > target.dim() or any(size not in (1, whole) for size, whole in pairs):
@@ -251,52 +259,33 @@ def check_rows(name: str, rows: int | None) -> None:
 
 def check_smoothing(label_smoothing: float) -> None:
     """Raise an error unless targets can be smoothed so."""
+    if not hasattr(label_smoothing, "__float__"):
+        raise TypeError(f"expected label_smoothing to be a number, got {label_smoothing!r}")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"expected label_smoothing from 0 to 1, got {label_smoothing}")
 
 
-def check_class_weight(weight: Tensor | None, classes: int) -> None:
-    """Raise an error unless there is a weight for each class."""
+def check_class_weight(weight: Tensor | None, classes: int, dtype: torch.dtype | None = None) -> None:
+    """Raise an error unless there is a weight for each class, of a dtype or of any."""
     if weight is None:
         return
-    _check_float("weight", weight)
+    _check_real("weight", weight)
     if tuple(weight.shape) != (classes,):
         raise ValueError(f"expected weight ({classes},), one for each class, got {tuple(weight.shape)}")
-
-
-# These use no operation of torch: a checkpoint counts them, and may be about to end where an error is looked into.
-def _check_cross_entropy(
-    input: Tensor,
-    classes: int,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-) -> None:
-    check_smoothing(label_smoothing)
-    check_class_weight(weight, classes)
-    _check_classes(input, classes, target, ignore_index)
-    _check_devices(input, target=target, weight=weight)
-
-
-def _check_binary_cross_entropy(
-    input: Tensor, d_out: int, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None
-) -> None:
-    _check_target(input, d_out, target)
-    _check_broadcast("weight", weight, target)
-    _check_broadcast("pos_weight", pos_weight, target)
+    if dtype is not None and weight.dtype is not dtype:
+        raise TypeError(f"expected weight of dtype {dtype}, as the layer's, got {weight.dtype}")
 
 
 def _check_classes(input: Tensor, classes: int, target: Tensor, ignore_index: int) -> None:
-    if not isinstance(target, Tensor) or not (target.is_floating_point() or target.dtype in (torch.int64, torch.uint8)):
-        got = target.dtype if isinstance(target, Tensor) else type(target).__name__
-        raise TypeError(f"expected target to be a tensor of int64 classes, or of probabilities, got {got}")
+    check_tensor("target", target)
     if type(ignore_index) is not int:
-        raise TypeError(f"expected ignore_index to be an int, got {ignore_index!r}")
+        raise TypeError(f"expected ignore_index to be an int or None, got {ignore_index!r}")
     if target.is_floating_point():
         _check_shape(input, target, classes)
         if ignore_index >= 0:
             raise ValueError(f"expected no ignore_index for a target of probabilities, got {ignore_index}")
+    elif target.dtype not in (torch.int64, torch.uint8):
+        raise TypeError(f"expected target of int64 or uint8 classes, or of probabilities, got {target.dtype}")
     elif target.shape != input.shape[:-1]:
         raise ValueError(f"expected target {tuple(input.shape[:-1])} of classes, got {tuple(target.shape)}")
 
@@ -307,16 +296,16 @@ def _check_shape(input: Tensor, target: Tensor, d_out: int) -> None:
         raise ValueError(f"expected target {shape}, got {tuple(target.shape)}")
 
 
-def _check_target(input: Tensor, d_out: int, target: Tensor) -> None:
-    _check_float("target", target)
-    _check_shape(input, target, d_out)
-    _check_devices(input, target=target)
+def _check_real(name: str, t: Tensor) -> None:
+    check_tensor(name, t)
+    if t.dtype is torch.bool or t.is_complex():
+        raise TypeError(f"expected {name} of a real dtype, got {t.dtype}")
 
 
 def _check_float(name: str, t: Tensor) -> None:
-    if not isinstance(t, Tensor) or not t.is_floating_point():
-        got = t.dtype if isinstance(t, Tensor) else type(t).__name__
-        raise TypeError(f"expected {name} to be a floating-point tensor, got {got}")
+    check_tensor(name, t)
+    if not t.is_floating_point():
+        raise TypeError(f"expected {name} of a floating-point dtype, got {t.dtype}")
 
 
 def _check_devices(input: Tensor, **others: Tensor | None) -> None:

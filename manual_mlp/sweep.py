@@ -19,6 +19,7 @@ from torch import Tensor
 
 from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.activations.record import cast, times_slope, times_slope_, widen
+from manual_mlp.dropout import Mask, drop
 from manual_mlp.rules import add_outer
 from manual_mlp.tiles import Tiling
 from manual_mlp.transforms import operations_are_watched
@@ -40,11 +41,11 @@ class Layer(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What forward leaves for backward, an entry a layer: h; y or z, None for a last identity; dropout's factors."""
+    """What forward leaves for backward, an entry a layer: h; y or z, None for a last identity; and dropout's masks."""
 
     h: list[Tensor]
     kept: list[Tensor | None]
-    masks: list[Tensor | None]
+    masks: Sequence[Mask | None]
     y: Tensor
 
 
@@ -102,7 +103,7 @@ class Sum:
         """Add δᵀh."""
         grad = self.of.grad
         if grad is None:
-            self.of.grad = cast(torch.mm(delta.t(), h), grad_dtype(self.of))  # (B3)
+            self.of.grad = laid_out(cast(torch.mm(delta.t(), h), grad_dtype(self.of)), self.of)  # (B3)
         elif grad.dtype is delta.dtype:
             grad.addmm_(delta.t(), h)  # (B3)
         else:
@@ -120,17 +121,30 @@ class Sum:
 Sums = Sequence[tuple[Sum | None, Sum | None]]
 
 
+def laid_out(grad: Tensor, of: Tensor | Total) -> Tensor:
+    """Give a gradient the strides of its parameter where these are dense, as autograd does: optimizers count on it."""
+    if isinstance(of, Total) or of.is_contiguous() or not torch.ops.aten.is_non_overlapping_and_dense(of):
+        return grad
+    return torch.empty_like(of, dtype=grad.dtype).copy_(grad)
+
+
 def grad_dtype(of: Tensor | Total) -> torch.dtype:
     """Return the dtype of a parameter's gradient, which torch lets a user choose."""
     return getattr(of, "grad_dtype", None) or of.dtype
 
 
-def forward(layers: Sequence[Layer], h: Tensor, space: Workspace | None, draw: torch.Generator | None = None) -> Trace:
-    """Run the network on rows h (n, D_in). Dropout draws from a generator, or as torch does."""
+def masks_of(layers: Sequence[Layer], seed: Tensor | None, row: int = 0) -> list[Mask | None]:
+    """List dropout's masks of rows from this one on, None where nothing is zeroed."""
+    if seed is None:
+        return [None] * len(layers)
+    return [Mask(seed, k, layer.dropout, row) if layer.dropout else None for k, layer in enumerate(layers)]
+
+
+def forward(layers: Sequence[Layer], h: Tensor, space: Workspace | None, masks: Sequence[Mask | None]) -> Trace:
+    """Run the network on rows h (n, D_in)."""
     inputs: list[Tensor] = []
     kept: list[Tensor | None] = []
-    masks: list[Tensor | None] = []
-    for k, (w, b, activation, dropout) in enumerate(layers):
+    for k, (w, b, activation, _) in enumerate(layers):
         inputs.append(h)
         if space is None:
             z = F.linear(h, w, b)  # (F1)
@@ -140,20 +154,19 @@ def forward(layers: Sequence[Layer], h: Tensor, space: Workspace | None, draw: t
             z = torch.mm(h, wt, out=z) if b is None else torch.addmm(b, h, wt, out=z)  # (F1)
             y = activation.f(z) if f_out is None else f_out(z, space.y[k])  # (F2)
         kept.append(z if activation.df_y is None else y)
-        mask = mask_of(y, dropout, draw) if dropout else None
-        masks.append(mask)
-        h = y if mask is None else y * mask
+        mask = masks[k]
+        h = y if mask is None else drop(y, mask)
     if activation is IDENTITY:
         kept[-1] = None
     return Trace(inputs, kept, masks, h)
 
 
-def forward_again(layers: Sequence[Layer], h: Tensor, space: Workspace, draw: torch.Generator | None) -> Trace:
+def forward_again(layers: Sequence[Layer], h: Tensor, space: Workspace, masks: Sequence[Mask | None]) -> Trace:
     """Run the network on rows as far as backward needs it: a last identity needs no z."""
     if layers[-1].activation is not IDENTITY:
-        return forward(layers, h, space, draw)
-    trace = Trace([], [], [], h) if len(layers) == 1 else forward(layers[:-1], h, space, draw)
-    return Trace([*trace.h, trace.y], [*trace.kept, None], [*trace.masks, None], trace.y)
+        return forward(layers, h, space, masks)
+    trace = Trace([], [], [], h) if len(layers) == 1 else forward(layers[:-1], h, space, masks)
+    return Trace([*trace.h, trace.y], [*trace.kept, None], masks, trace.y)
 
 
 def backward(
@@ -186,7 +199,7 @@ def backward(
             dy = torch.mm(delta, w) if out is None else torch.mm(delta, w, out=out)  # (B2)
             mask = trace.masks[k - 1] if k else None
             if mask is not None:
-                dy.mul_(mask)
+                drop(dy, mask, out=dy)
     return dy
 
 
@@ -195,21 +208,13 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
     return a is b or a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() != 0
 
 
-def mask_of(y: Tensor, dropout: float, draw: torch.Generator | None) -> Tensor:
-    """Draw what dropout multiplies y by, as torch does on a CPU."""
-    if dropout == 1:  # as torch, which then draws nothing
-        return torch.zeros_like(y)
-    mask = torch.empty_like(y).bernoulli_(1 - dropout, generator=draw)
-    return mask.div_(1 - dropout)
-
-
 class Tile(NamedTuple):
-    """Some of the rows: which, who computes them, in what memory, and what dropout draws from."""
+    """Some of the rows: which, who computes them, in what memory, and dropout's masks."""
 
     at: slice
     worker: int
     space: Workspace
-    draw: torch.Generator | None
+    masks: Sequence[Mask | None]
 
 
 class Sweep:
@@ -217,10 +222,10 @@ class Sweep:
 
     Args:
         layers: in the dtype of h.
-        seed: of what dropout draws; None where there is none.
+        seed: of dropout's masks; None where there are none.
     """
 
-    def __init__(self, layers: Sequence[Layer], h: Tensor, tiling: Tiling, seed: int | None = None) -> None:
+    def __init__(self, layers: Sequence[Layer], h: Tensor, tiling: Tiling, seed: Tensor | None = None) -> None:
         self.layers, self.h, self.seed = layers, h, seed
         self.dtype = layers[0].w.dtype
         self.rows, self.workers = tiling
@@ -230,7 +235,7 @@ class Sweep:
         y = self.h.new_empty(len(self.h), len(self.layers[-1].w))
 
         def work(tile: Tile) -> None:
-            y[tile.at] = forward(self.layers, self._rows(tile.at), tile.space, tile.draw).y
+            y[tile.at] = forward(self.layers, self._rows(tile.at), tile.space, tile.masks).y
 
         self._run(work, backward=False)
         return y
@@ -250,9 +255,9 @@ class Sweep:
         def work(tile: Tile) -> None:
             h = self._rows(tile.at)
             if isinstance(dy, Tensor):
-                trace, dy_here, own = forward_again(self.layers, h, tile.space, tile.draw), dy[tile.at], False
+                trace, dy_here, own = forward_again(self.layers, h, tile.space, tile.masks), dy[tile.at], False
             else:
-                trace = forward(self.layers, h, tile.space, tile.draw)
+                trace = forward(self.layers, h, tile.space, tile.masks)
                 dy_here, own = dy(trace, tile.at), True
             dh_out = None if dh is None else dh[tile.at]
             backward(self.layers, trace, dy_here, sums[tile.worker], lowest, tile.space, dh_out, own)
@@ -262,16 +267,6 @@ class Sweep:
             for other in others:
                 first += other  # (T1)
         return dh
-
-    def masks(self) -> list[Tensor | None]:
-        """Draw once more what dropout multiplied each layer's y by, for all rows."""
-        drawn: list[list[Tensor]] = [[] for _ in self.layers]
-        for number, at in enumerate(self._slices()):
-            draw = self._generator(number)
-            for layer, some in zip(self.layers, drawn, strict=True):
-                if layer.dropout:
-                    some.append(mask_of(self.h.new_empty(at.stop - at.start, len(layer.w)), layer.dropout, draw))
-        return [torch.cat(some) if some else None for some in drawn]
 
     def _run(self, work: Callable[[Tile], None], backward: bool) -> None:
         """Deal the tiles out to the workers, always in the same way, so that sums come out the same.
@@ -284,12 +279,12 @@ class Sweep:
 
         def part(k: int) -> None:
             with torch.inference_mode(inference), torch.no_grad():
-                for number, at in islice(enumerate(self._slices()), k, None, self.workers):
+                for at in islice(self._slices(), k, None, self.workers):
                     if stopped.is_set():
                         return
                     rows = at.stop - at.start
                     space = spaces[k] if rows == self.rows else spaces[k].first(rows)
-                    work(Tile(at, k, space, self._generator(number)))
+                    work(Tile(at, k, space, masks_of(self.layers, self.seed, at.start)))
 
         # A mode that watches operations sees its own thread alone, and a worker may not wait for the others.
         if self.workers == 1 or operations_are_watched() or current_thread().name.startswith(_NAME):
@@ -312,11 +307,6 @@ class Sweep:
     def _slices(self) -> Iterator[slice]:
         n = len(self.h)
         return (slice(start, min(start + self.rows, n)) for start in range(0, n, self.rows))
-
-    def _generator(self, number: int) -> torch.Generator | None:
-        if self.seed is None or self.h.is_meta:
-            return None
-        return torch.Generator(self.h.device).manual_seed(self.seed + number)
 
 
 def _grads(sums: Sums) -> list[Tensor]:

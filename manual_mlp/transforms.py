@@ -132,10 +132,15 @@ def modules_are_watched() -> bool:
         return True
 
 
+def traced() -> bool:
+    """Tell whether ``torch.jit.trace`` records each operation."""
+    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-any-return, no-untyped-call]
+
+
 def operations_are_watched() -> bool:
     """Tell whether a mode or a tracer sees each operation: it would miss those of other threads."""
     try:
-        return _core._len_torch_dispatch_stack() > 0 or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        return _core._len_torch_dispatch_stack() > 0 or traced()
     except AttributeError:
         return True
 
@@ -154,6 +159,11 @@ def has_gradient_hooks(parameter: Tensor) -> bool:
         return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
     except AttributeError:
         return True
+
+
+def version(t: Tensor) -> int:
+    """Tell how often a tensor was changed in place; of one that autograd does not follow, nothing is known."""
+    return 0 if t.is_inference() else t._version
 
 
 def without_jvp(function: type[Function], compute: Callable[..., Any] | None = None) -> type[Function]:

@@ -14,22 +14,26 @@ PACKAGE = ROOT / "manual_mlp"
 
 # Each room may import those listed, and itself.
 GROUND = {"activations", "transforms"}
-BELOW_BACKPROP = GROUND | {"rules", "dense", "losses", "chunks", "fused", "output", "tiles", "sweep", "network"}
+BELOW_BACKPROP = GROUND | {
+    *("rules", "dense", "dropout", "losses", "chunks", "fused", "output", "tiles", "sweep", "network")
+}
 ROOMS = {
     "activations": set(),
     "transforms": set(),
     "reference": set(),
     "rules": GROUND,
+    "engines": set(),
+    "dropout": GROUND | {"rules", "engines"},
     "dense": GROUND | {"rules"},
     "losses": GROUND | {"dense"},
     "chunks": set(),
     "fused": GROUND | {"rules", "dense", "losses", "chunks"},
-    "output": {"activations", "rules", "dense", "losses", "fused"},
+    "output": GROUND | {"rules", "dense", "losses", "fused"},
     "tiles": {"chunks"},
-    "sweep": GROUND | {"rules", "tiles"},
-    "network": GROUND | {"rules", "dense", "fused", "sweep", "tiles"},
+    "sweep": GROUND | {"rules", "dropout", "tiles"},
+    "network": GROUND | {"rules", "dense", "dropout", "fused", "sweep", "tiles"},
     "backprop": BELOW_BACKPROP | {"modules"},
-    "modules": GROUND | {"dense", "output", "network", "sweep"},
+    "modules": GROUND | {"dense", "dropout", "output", "network", "sweep"},
     "explain": GROUND | {"rules", "losses", "modules", "training"},
     "training": GROUND | {"backprop", "dense", "output", "modules"},
 }

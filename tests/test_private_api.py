@@ -194,7 +194,16 @@ PRIVATE = {
     "_has_any_global_hook": "_module",
     "_is_any_autocast_enabled": "_core",
     "_len_torch_dispatch_stack": "_core",
+    "_len_torch_function_stack": "_core",
+    "_get_function_stack_at": "_core",
+    "_is_tracing": "_core",
+    "is_functorch_wrapped_tensor": "_functorch",
+    "get_unwrapped": "_functorch",
 }
+
+
+# Without one of these, who calls cannot be told.
+UNKNOWN = "maybe_current_level", "_current_level", "_len_torch_function_stack", "_is_tracing"
 
 
 def test_every_private_name_is_tried_without() -> None:
@@ -235,7 +244,7 @@ def test_without_a_private_name_a_network_is_still_right_or_refused(
         torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
         for p in given:
             p.grad = None
-        if name in ("maybe_current_level", "_current_level"):  # whether a transform looks on cannot be told
+        if name in UNKNOWN:  # whether a transform, a mode or a tracer looks on cannot be told
             with pytest.raises(RuntimeError, match=r"expected backprop outside of torch.func"):
                 backprop(mlp, x, t, tile_rows=tile_rows)
             continue
@@ -269,7 +278,7 @@ def test_without_a_private_name_every_answer_is_still_right(
     ]
     for f in (mine, *losses):
         torch.testing.assert_close(answers(f), answers(theirs), rtol=1e-10, atol=1e-10)
-    if name in ("maybe_current_level", "_current_level"):
+    if name in UNKNOWN:
         assert transforms.caller() == "composite"
         torch.compiler.reset()
         compiled = torch.compile(mine, backend="aot_eager", fullgraph=True)

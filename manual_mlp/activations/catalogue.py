@@ -187,8 +187,8 @@ def softsign() -> Activation:
 @register
 def hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Activation:
     """f = min(max(z, a), b); f′ = 1 strictly between a and b, else 0."""
-    if not min_val < max_val:
-        raise ValueError(f"expected min_val < max_val, got min_val={min_val}, max_val={max_val}")
+    if not min_val <= max_val:
+        raise ValueError(f"expected min_val <= max_val, got min_val={min_val}, max_val={max_val}")
     # f′ is not taken from y: half precision rounds the bounds, and y with them.
     return Activation(
         f=lambda z: F.hardtanh(z, min_val, max_val),

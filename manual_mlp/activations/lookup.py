@@ -1,6 +1,7 @@
 """Find an activation by its name or nn module, and the nn module of an activation."""
 
 import inspect
+from contextlib import suppress
 
 from torch import Tensor, nn
 
@@ -94,5 +95,6 @@ def get(activation: str | nn.Module | Activation | None) -> Activation:
 def to_module(activation: Activation) -> nn.Module:
     """Make the ``nn`` module of an activation: torch's own where there is one."""
     if activation.made_here() and activation.name in _MODULES:
-        return _MODULES[activation.name](*activation.params)
+        with suppress(AssertionError):  # nn.Hardtanh refuses bounds that are equal, which F.hardtanh takes
+            return _MODULES[activation.name](*activation.params)
     return Entrywise(activation)

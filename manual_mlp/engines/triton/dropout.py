@@ -27,12 +27,12 @@ def drop(t: Tensor, mask: Mask, out: Tensor | None = None) -> Tensor:
     grid = triton.cdiv(n, _ENTRIES // columns), triton.cdiv(d, columns)
     strides = y.stride(-2) if y.dim() > 1 else d, y.stride(-1)
     least, scale = mask.rule()
-    with torch.cuda.device_of(t):
+    with torch.cuda.device_of(t):  # type: ignore[no-untyped-call]
         _drop[grid](t, y, mask.seed, mask.layer, mask.row, least, n, d, *strides, scale, _ENTRIES // columns, columns)
     return y
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _mix(u):  # type: ignore[no-untyped-def]
     u ^= u >> 16
     u *= 0x7FEB352D
