@@ -61,11 +61,10 @@ def draw_seed(device: torch.device) -> Tensor:
 def drop(t: Tensor, mask: Mask, out: Tensor | None = None) -> Tensor:
     """Multiply ``(*, D)`` by a mask; into ``out``, which may be t, where there is one and nothing is recorded."""
     if not plain(t):
-        return t * drop(torch.ones(t.shape, dtype=t.dtype, device=t.device), mask)
+        return t * _dropped(torch.ones(t.shape, dtype=t.dtype, device=t.device), mask, None)
     if torch.is_grad_enabled() and t.requires_grad:
         return _DropFunction.apply(t, mask)  # type: ignore[no-any-return]
-    kernels = _kernels() if t.is_cuda else None
-    return _by_blocks(t, mask, out) if kernels is None else kernels.drop(t, mask, out)
+    return _dropped(t, mask, out)
 
 
 class _DropFunction(Function):
@@ -74,11 +73,16 @@ class _DropFunction(Function):
     @staticmethod
     def forward(ctx: Any, t: Tensor, mask: Mask) -> Tensor:
         ctx.mask = mask
-        return drop(t, mask)
+        return _dropped(t, mask, None)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         return drop(dy, ctx.mask), None
+
+
+def _dropped(t: Tensor, mask: Mask, out: Tensor | None) -> Tensor:
+    kernels = _kernels() if t.is_cuda else None
+    return _by_blocks(t, mask, out) if kernels is None else kernels.drop(t, mask, out)
 
 
 def _by_blocks(t: Tensor, mask: Mask, out: Tensor | None) -> Tensor:

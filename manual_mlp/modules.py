@@ -190,7 +190,7 @@ class LinearCrossEntropyLoss(nn.Module):
             _check_size("in_features", in_features), _check_size("num_classes", num_classes), bias, device, dtype
         )
         self.register_buffer("weight", weight)
-        self.ignore_index = ignore_index
+        self.ignore_index = -100 if ignore_index is None else ignore_index
         self.reduction, self.label_smoothing = reduction, label_smoothing
         self.chunk_rows = chunk_rows
 

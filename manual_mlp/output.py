@@ -1,11 +1,13 @@
 """The last layer and its loss in one step: δ is known in closed form, and logits exist a few rows at a time."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manual_mlp.activations import IDENTITY, Activation, get
-from manual_mlp.dense import autocasting, check_layer, check_tensor, dense
+from manual_mlp.dense import autocasting, check_layer, dense
 from manual_mlp.fused import fused
 from manual_mlp.losses import BinaryCrossEntropy, CrossEntropy, Loss, SquaredError
 from manual_mlp.rules import rows
@@ -277,15 +279,15 @@ def check_class_weight(weight: Tensor | None, classes: int, dtype: torch.dtype |
 
 
 def _check_classes(input: Tensor, classes: int, target: Tensor, ignore_index: int) -> None:
-    check_tensor("target", target)
+    if not isinstance(target, Tensor) or not (target.is_floating_point() or target.dtype in (torch.int64, torch.uint8)):
+        expected = "a tensor of int64 or uint8 classes, or of probabilities"
+        raise TypeError(f"expected target to be {expected}, got {_kind(target)}")
     if type(ignore_index) is not int:
         raise TypeError(f"expected ignore_index to be an int or None, got {ignore_index!r}")
     if target.is_floating_point():
         _check_shape(input, target, classes)
         if ignore_index >= 0:
             raise ValueError(f"expected no ignore_index for a target of probabilities, got {ignore_index}")
-    elif target.dtype not in (torch.int64, torch.uint8):
-        raise TypeError(f"expected target of int64 or uint8 classes, or of probabilities, got {target.dtype}")
     elif target.shape != input.shape[:-1]:
         raise ValueError(f"expected target {tuple(input.shape[:-1])} of classes, got {tuple(target.shape)}")
 
@@ -297,15 +299,17 @@ def _check_shape(input: Tensor, target: Tensor, d_out: int) -> None:
 
 
 def _check_real(name: str, t: Tensor) -> None:
-    check_tensor(name, t)
-    if t.dtype is torch.bool or t.is_complex():
-        raise TypeError(f"expected {name} of a real dtype, got {t.dtype}")
+    if not isinstance(t, Tensor) or t.dtype is torch.bool or t.is_complex():
+        raise TypeError(f"expected {name} to be a tensor of real numbers, got {_kind(t)}")
 
 
 def _check_float(name: str, t: Tensor) -> None:
-    check_tensor(name, t)
-    if not t.is_floating_point():
-        raise TypeError(f"expected {name} of a floating-point dtype, got {t.dtype}")
+    if not isinstance(t, Tensor) or not t.is_floating_point():
+        raise TypeError(f"expected {name} to be a floating-point tensor, got {_kind(t)}")
+
+
+def _kind(t: Any) -> str:
+    return str(t.dtype) if isinstance(t, Tensor) else type(t).__name__
 
 
 def _check_devices(input: Tensor, **others: Tensor | None) -> None:

@@ -38,8 +38,11 @@ Caller = Literal["eager", "no grad", "compiler", "transform", "composite", "torc
 def caller(*operands: Tensor | None) -> Caller:
     """Find out who calls, with these operands."""
     if torch.compiler.is_dynamo_compiling():
-        if any(has_class(t) for t in operands) or _functions_are_overridden():
-            return "torch"
+        try:
+            if any(has_class(t) for t in operands) or _functions_are_overridden():
+                return "torch"
+        except AttributeError:
+            return "composite"
         # torch 2.15 is wrong for compile(grad(grad)) and crashes for compile(vmap(grad)).
         return "composite" if _transforming_while_compiling() else "compiler"
     if torch.compiler.is_exporting():

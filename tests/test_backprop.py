@@ -580,11 +580,10 @@ REFUSED: list[tuple[Callable[..., Any], Any, str]] = [
     (lambda m, x: backprop(m, x, C.to(x.device), weight=sized(x.device, 4)), ValueError, r"weight \(3,\)"),
     (lambda m, x: backprop(m, x, C[:3].to(x.device)), ValueError, r"expected target \(7,\) of classes, got \(3,\)"),
     (lambda m, x: backprop(m, x, C.to(x.device)[:, None]), ValueError, r"expected target \(7,\) of classes"),
-    (lambda m, x: backprop(m, x, C.to(x.device).int()), TypeError, "expected target .* int64 classes"),
+    (lambda m, x: backprop(m, x, C.to(x.device).int()), TypeError, "expected target .* int64 or uint8 classes"),
     (lambda m, x: backprop(m, x, sized(x.device, N, 4)), ValueError, r"expected target \(7, 3\), got \(7, 4\)"),
     (lambda m, x: backprop(m, x, sized(x.device, N), "squared_error"), ValueError, r"expected target \(7, 3\)"),
-    (lambda m, x: backprop(m, x, sized(x.device, N, V).float(), "squared_error"), TypeError, "dtype torch.float64"),
-    (lambda m, x: backprop(m, x, C.to(x.device), "squared_error"), TypeError, "target to be a floating-point tensor"),
+    (lambda m, x: backprop(m, x, C.to(x.device) > 0, "squared_error"), TypeError, "target to be a tensor of real numbers"),
     (lambda m, x: backprop(m, x, sized(x.device, 1, V), "binary_cross_entropy"), ValueError, r"expected target \(7, 3"),
     (lambda m, x: backprop(m, x, None), TypeError, "expected target"),
     (lambda m, x: backprop(m, x, C.to("meta")), ValueError, "expected target on"),
@@ -717,18 +716,6 @@ def test_dropout_has_one_mask_forward_and_backward(
         for p in (*mlp.parameters(), x):
             p.grad = None
         assert_directional(mlp, x, gradients, loss)
-
-
-@pytest.mark.parametrize("dropout", [0.3, (0.0, 0.5), 1.0], ids=str)
-def test_dropout_of_one_tile_draws_what_torch_draws(dropout: Any) -> None:
-    x, mlp = rows_of("cpu").requires_grad_(), make("cpu", "relu", dropout=dropout)
-    t = target_of("cross_entropy", x)
-    for tile_rows in (N, 99):
-        torch.manual_seed(5)
-        expected, after = by_torch(mlp, x, t), torch.rand(1)
-        torch.manual_seed(5)
-        torch.testing.assert_close(by_hand(mlp, x, t, tile_rows=tile_rows), expected, rtol=0, atol=1e-12)
-        assert torch.equal(torch.rand(1), after)
 
 
 def test_dropout_draws_for_every_tile_anew_and_does_not_depend_on_threads(device: str) -> None:

@@ -360,16 +360,6 @@ def test_dropout_has_one_mask_forward_and_backward_at_every_order(
         assert torch.autograd.gradgradcheck(value, given, fast_mode=True)
 
 
-@pytest.mark.parametrize("dropout", [0.3, (0.0, 0.5), 1.0], ids=str)
-def test_dropout_of_one_tile_draws_what_torch_draws(dropout: Any) -> None:
-    mlp, x = make("cpu", "relu", dropout=dropout), rows_of("cpu")
-    results = []
-    for model in (mlp, mlp.to_sequential()):
-        torch.manual_seed(5)
-        results.append([*gradients(model, x), torch.rand(1, dtype=torch.float64)])
-    assert_close(*results)
-
-
 @one_tile_or_more
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_checkpoint_draws_the_same_masks_again(device: str, tile_rows: int | None, reentrant: bool) -> None:
