@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import harness, left_out, machine, memory, network, shares
+from benchmarks import dense, harness, left_out, machine, memory, network, output, second_order, shares, transforms
 from benchmarks.__main__ import main
 from benchmarks.network import cases, goals, providers, studies
 from benchmarks.network.cases import Case, read_case
-from manual_mlp import backprop
+from manual_mlp import MLP, backprop
 from test_benchmarks import BRIEF, brief
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 ODD = Case((5, 7, 3, 6, 4), 9, "tanh", "squared_error", "float64")
 CHEAP = ["torch", "manual_mlp", providers.AUTOGRAD, "checkpoint", "checkpoint segments"]
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -44,20 +45,55 @@ def run(tmp_path):
 def test_every_provider_computes_the_loss_and_its_gradients(name, loss):
     if name == "cuda graph" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    problem = ODD._replace(loss=loss).problem(CPU)
+    problem = ODD._replace(loss=loss).problem(torch.device("cuda") if name == "cuda graph" else CPU)
+    expected = by_definition(problem)
+    found = providers.outcome(providers.step_of(name, problem), problem)
+    assert found.keys() == expected.keys()
+    for part, value in expected.items():
+        torch.testing.assert_close(found[part], value, rtol=1e-12, atol=1e-12)
+
+
+def by_definition(problem):
+    """Return the loss and its gradients, and nothing of their graph: a capture could not run its nodes."""
     output = problem.sequential()(problem.input)
     of = {
         "squared_error": lambda: 0.5 * (output - problem.target).square().mean(),
         "cross_entropy": lambda: -output.log_softmax(1).gather(1, problem.target[:, None]).mean(),
         "binary_cross_entropy": lambda: F.binary_cross_entropy(output.sigmoid(), problem.target),
     }
-    value = of[loss]()
-    expected = dict(zip(problem.parameters(), torch.autograd.grad(value, list(problem.mlp.parameters())), strict=True))
-    found = providers.outcome(providers.step_of(name, problem), problem)
-    torch.testing.assert_close(found.pop("loss"), value.detach(), rtol=1e-12, atol=1e-12)
-    assert found.keys() == {f"d{parameter}" for parameter in expected}
-    for parameter, gradient in expected.items():
-        torch.testing.assert_close(found[f"d{parameter}"], gradient, rtol=1e-12, atol=1e-12)
+    loss = of[problem.case.loss]()
+    gradients = torch.autograd.grad(loss, list(problem.mlp.parameters()))
+    names = [f"d{parameter}" for parameter in problem.parameters()]
+    return {"loss": loss.detach(), **dict(zip(names, gradients, strict=True))}
+
+
+@pytest.mark.parametrize("case", [*cases.CASES, ODD, *(ODD._replace(loss=loss) for loss in cases.LOSSES)])
+def test_a_problem_lies_on_the_device_that_is_asked_for(case):
+    problem = case.problem(META)
+    for part in (problem, problem.double()):
+        assert {t.device for t in (part.input, part.target, *part.mlp.parameters())} == {META}
+    step = providers.by_autograd(problem, providers.GRAPHS["torch"](problem))
+    assert {t.device for t in providers.outcome(step, problem).values()} == {META}
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        dense.Case(9, 5, 7).tensors(META, torch.float32),
+        output.Case(9, 5, 7, bias=True).tensors(META),
+        second_order.tensors(second_order.KINDS["sdf-sine"], 5, META, torch.float32),
+        transforms.Case("grad", (5, 7), "tanh").tensors(META, torch.float32),
+    ],
+    ids=["dense", "output", "second_order", "transforms"],
+)
+def test_tensors_of_the_other_commands_do_too(made):
+    tensors = [t for part in tree_leaves(made) for t in (part.parameters() if isinstance(part, MLP) else [part])]
+    assert {t.device for t in tensors} == {META}
+
+
+def test_a_step_on_a_cpu_is_not_captured():
+    with pytest.raises(RuntimeError, match=r"^it needs CUDA$"):
+        providers.step_of("cuda graph", ODD.problem(CPU))
 
 
 @pytest.mark.skipif(COMPILER is None, reason="inductor needs a C++ compiler")
@@ -78,14 +114,17 @@ def test_a_step_begins_without_the_gradients_of_the_one_before():
         assert all(torch.equal(once[key], twice[key]) for key in once), name
 
 
-def test_in_bfloat16_the_products_are_narrow_but_for_the_float32_peer():
+def test_in_bfloat16_the_products_are_narrow_but_for_the_float32_peer(device):
     case = Case((5, 7, 4), 9, "relu", "cross_entropy", "bfloat16")
-    problem = case.problem(CPU)
+    problem = case.problem(torch.device(device))
     exact = providers.outcome(providers.step_of("torch", problem.double()), problem.double())
-    names = ("torch", "manual_mlp", providers.FLOAT32)
+    names = ("torch", "manual_mlp", providers.FLOAT32, *(["cuda graph"] if device == "cuda" else []))
     found = {name: providers.outcome(providers.step_of(name, problem), problem)["loss"].double() for name in names}
     assert abs(found[providers.FLOAT32] - exact["loss"]) < 1e-6 < abs(found["torch"] - exact["loss"]) < 0.1
-    assert abs(found["manual_mlp"] - exact["loss"]) < 0.1
+    for name in found.keys() - {"torch", providers.FLOAT32}:
+        assert abs(found[name] - exact["loss"]) < 0.1
+    if device == "cuda":
+        assert abs(found["cuda graph"] - exact["loss"]) > 1e-6
 
 
 def test_flops_are_those_of_the_products():

@@ -13,8 +13,8 @@ from manual_mlp.training.errors import InputError
 SHAPES = [(28, 28), (8, 8), (7, 5), (4, 9)]
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+def seeded(seed=0, device="cpu"):
+    return torch.Generator(device).manual_seed(seed)
 
 
 def pictures(count, shape, dtype=torch.float64, device="cpu"):
@@ -32,7 +32,7 @@ def one(angle=0.0, scale=(1.0, 1.0), shear=0.0, offset=(0.0, 0.0), count=1):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_without_parameters_the_images_come_back(shape, dtype, device):
     images = pictures(6, shape, dtype, device)
-    moved = Deformation()(images, shape, -0.4, seeded())
+    moved = Deformation()(images, shape, -0.4, seeded(device=device))
     assert moved.dtype == dtype
     assert moved.data_ptr() != images.data_ptr()
     torch.testing.assert_close(moved, images, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
@@ -99,20 +99,20 @@ def test_motions_follow_one_another_in_the_order_named(order):
 
 
 @pytest.mark.parametrize("kind", [{"rotation": 20}, {"scaling": 0.3}, {"shear": 20}, {"translation": 2}, {"alpha": 34}])
-def test_every_image_is_deformed_in_its_own_way(kind):
-    images = pictures(1, (8, 8)).expand(600, -1)  # more than one block
-    moved = Deformation(**kind)(images, (8, 8), 0.0, seeded())
+def test_every_image_is_deformed_in_its_own_way(kind, device):
+    images = pictures(1, (8, 8), device=device).expand(600, -1)  # more than one block
+    moved = Deformation(**kind)(images, (8, 8), 0.0, seeded(device=device))
     assert len(moved.unique(dim=0)) == 600
     assert not torch.isclose(moved, images).all(1).any()
 
 
-def test_the_seed_decides_and_the_next_call_differs():
-    deformation, images = Deformation(15, 0.15, 10, 1, 34, 4), pictures(5, (28, 28))
-    generator = seeded(3)
+def test_the_seed_decides_and_the_next_call_differs(device):
+    deformation, images = Deformation(15, 0.15, 10, 1, 34, 4), pictures(5, (28, 28), device=device)
+    generator = seeded(3, device)
     first, second = (deformation(images, (28, 28), 0.0, generator) for _ in range(2))
-    assert torch.equal(first, deformation(images, (28, 28), 0.0, seeded(3)))
+    assert torch.equal(first, deformation(images, (28, 28), 0.0, seeded(3, device)))
     assert not torch.isclose(first, second).all(1).any()
-    assert not torch.isclose(first, deformation(images, (28, 28), 0.0, seeded(4))).all(1).any()
+    assert not torch.isclose(first, deformation(images, (28, 28), 0.0, seeded(4, device))).all(1).any()
 
 
 def test_the_global_generator_is_left_alone():

@@ -193,13 +193,13 @@ def test_each_epoch_has_its_own_order_and_a_seed_repeats_them():
     assert epochs(1)[0] != first
 
 
-def test_shift_moves_each_image_by_an_offset_of_its_own_and_fills_with_background():
-    images = torch.arange(1.0, 25.0).view(2, 12)
-    frame = torch.full((2, 6, 5), -1.0)
+def test_shift_moves_each_image_by_an_offset_of_its_own_and_fills_with_background(device):
+    images = torch.arange(1.0, 25.0, device=device).view(2, 12)
+    frame = torch.full((2, 6, 5), -1.0, device=device)
     frame[:, 1:5, 1:4] = images.view(2, 4, 3)
     places = [(i, j) for i in range(3) for j in range(3)]
     possible = [{tuple(image[i : i + 4, j : j + 3].flatten().tolist()): (i, j) for i, j in places} for image in frame]
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     seen = set()
     for _ in range(1000):
         moved = shift(images, (4, 3), 1, -1.0, generator)
@@ -208,9 +208,9 @@ def test_shift_moves_each_image_by_an_offset_of_its_own_and_fills_with_backgroun
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_drop_makes_pixels_background_and_keeps_the_mean(dtype):
-    images, background = torch.rand(2000, 12, dtype=dtype) + 0.5, -0.5
-    before, generator = images.clone(), torch.Generator().manual_seed(1)
+def test_drop_makes_pixels_background_and_keeps_the_mean(dtype, device):
+    images, background = torch.rand(2000, 12, dtype=dtype, device=device) + 0.5, -0.5
+    before, generator = images.clone(), torch.Generator(device).manual_seed(1)
     first, second = (drop(images, 0.25, background, generator) for _ in range(2))
     assert torch.equal(images, before)
     assert first.dtype is dtype
@@ -220,7 +220,7 @@ def test_drop_makes_pixels_background_and_keeps_the_mean(dtype):
     torch.testing.assert_close(first[~dropped], (images[~dropped] + 0.5) / 0.75 - 0.5)
     assert first.mean().item() == pytest.approx(images.mean().item(), abs=0.03)
     assert not torch.equal(first, second)
-    assert torch.equal(first, drop(images, 0.25, background, torch.Generator().manual_seed(1)))
+    assert torch.equal(first, drop(images, 0.25, background, torch.Generator(device).manual_seed(1)))
 
 
 def test_fashion_mnist_is_read_from_its_own_folder(tmp_path):

@@ -21,6 +21,7 @@ from manual_mlp.training.graph import StepGraph, require
 from manual_mlp.training.interrupt import Interrupt
 from manual_mlp.training.log import NoLog
 from manual_mlp.training.loop import Trainer
+from test_training_waits import require_no_wait
 
 CPU = torch.device("cpu")
 # 1374 images: 10 batches, and one of 94.
@@ -38,8 +39,6 @@ CASES = {
     "dropout": {"dropout": 0.2},
     "equal batches": {"batch_size": 229, "lr": 0.02},
 }
-# A GPU waits for these, and a capture fails at them.
-WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "unique_dim", "unique_consecutive")
 
 
 class Watched(TorchDispatchMode):
@@ -57,8 +56,8 @@ class Tape(TorchDispatchMode):
         self.calls, self.written = [], {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket.__name__ not in WAITS, f"{func} waits for the device"
         kwargs = kwargs or {}
+        require_no_wait(func, args, kwargs)
         for i, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 for t in tree_leaves(args[i] if i < len(args) else kwargs.get(argument.name)):
@@ -152,6 +151,38 @@ def test_a_captured_step_learns_the_same_bits_as_one_that_is_not(digits, tapes, 
     assert captured.evaluate(digits.validation).accuracy > 0.6
 
 
+class Noted(TorchDispatchMode):
+    """Note the operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_capture_runs_no_operation_that_the_step_before_it_did_not(digits, tapes, case):
+    config = replace(BASE, **CASES[case])
+    trainer, taken = make(config, digits), []
+
+    def update(*args):
+        with Noted() as noted:
+            made = trainer._update(*args)
+        taken.append(noted.operations)
+        return made
+
+    step = StepGraph(update, trainer.optimizer, config.batch_size)
+    for images, labels in itertools.islice(digits.train.batches(config.batch_size), 4):
+        step(images, labels, config.batch_size, 0.01)
+    # A tensor that a tape holds is detached; that runs nothing.
+    *_, last, captured = ([func for func in funcs if func is not torch.ops.aten.detach.default] for funcs in taken)
+    assert captured == last
+    assert len(taken) == 4
+
+
 def test_a_step_in_several_tiles_is_captured_too(digits, tapes):
     captured, plain = make(replace(BASE, cuda_graph=True), digits), make(BASE, digits)
     captured.model.tile_rows = plain.model.tile_rows = 50
@@ -225,16 +256,19 @@ def by_a_stub(rates, fails=False):
     return StepGraph(step, optimizer, 2), optimizer.param_groups[0]
 
 
-def test_the_optimizer_is_capturable_during_the_capture_alone(tapes):
+def test_the_optimizer_is_capturable_and_its_rate_a_tensor_in_the_capture_and_the_step_before_it_alone(tapes):
     rates = []
     step, group = by_a_stub(rates)
     for lr in (0.5, 0.25, 0.125, 0.0625, 0.03125):
         step(torch.ones(2, 3), torch.zeros(2), 2, lr)
         assert (group["lr"], group["capturable"]) == (lr, False)
-    assert rates[:3] == [(0.5, False), (0.25, False), (0.125, False)]
-    ((rate, capturable),) = rates[3:]
-    assert capturable
-    assert rate.dtype == torch.float32
+        assert isinstance(group["lr"], float)
+    assert rates[:2] == [(0.5, False), (0.25, False)]
+    (last, before), (captured, during) = rates[2:]
+    assert before
+    assert during
+    assert last.item() == 0.125
+    assert last.dtype == captured.dtype == torch.float32
 
 
 def test_a_step_that_cannot_be_captured_is_an_error_in_one_line_and_leaves_the_optimizer_alone(tapes):

@@ -251,12 +251,12 @@ def test_batches_have_every_image_once_in_an_order_of_seed_and_epoch(digits, bat
     "flags", [{"shift": 0.2, "rotation": 10.0, "elastic_alpha": 8.0}, {"shift": 0.0}, {"input_dropout": 0.2}]
 )
 @pytest.mark.parametrize("first", [0, 1, 6, 7, 13, 20, 21])
-def test_batches_from_the_middle_are_those_that_would_have_come(digits, monkeypatch, first, flags):
+def test_batches_from_the_middle_are_those_that_would_have_come(monkeypatch, device, first, flags):
     # Blocks of 7 batches.
     monkeypatch.setattr(loop, "_GATHERED", 460)
     monkeypatch.setattr(loop, "_DEFORMED", 460)
-    config = replace(BASE, **flags)
-    trainer = Trainer(build.build_model(config, digits, CPU), digits, config)
+    config, data = replace(BASE, **flags), load("digits", Path("unused"), torch.device(device))
+    trainer = Trainer(build.build_model(config, data, data.train.labels.device), data, config)
     expected = list(trainer.batches())[first:]
     found = list(trainer.batches(first))
     assert len(expected) == 22 - first

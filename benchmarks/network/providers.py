@@ -94,7 +94,7 @@ def captured(problem: Problem) -> Whole:
     """Make the step of torch's layers as one CUDA graph: its gradients always lie in the same memory."""
     if problem.input.device.type != "cuda":
         raise RuntimeError("it needs CUDA")
-    step = by_autograd(problem, _torch(problem))
+    step = by_autograd(problem, forward_of(BASELINE, problem))
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -103,7 +103,8 @@ def captured(problem: Problem) -> Whole:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        loss = step()
+        # Without the nodes behind it: as long as they live, the other providers' backward uses them, on this stream.
+        loss = step().detach()
     held = [(parameter, parameter.grad) for parameter in problem.mlp.parameters()]
 
     def replay() -> Tensor:

@@ -76,15 +76,16 @@ class Deformation:
     def __call__(
         self, images: Tensor, image_shape: tuple[int, int], background: float, generator: torch.Generator
     ) -> Tensor:
-        """Return deformed copies; the generator may live on another device."""
+        """Return deformed copies, drawn by a generator of the images' device."""
         height, width = image_shape
         if images.dim() != 2 or images.size(1) != height * width:
             raise InputError(f"expected images (N, {height * width}), got {tuple(images.shape)}")
         n = images.size(0)
-        factors = torch.rand(n, 6, generator=generator, device=generator.device).mul_(2).sub_(1)
+        factors = torch.rand(n, 6, generator=generator, device=images.device).mul_(2).sub_(1)
         limits = (math.radians(self.rotation), self.scaling, self.scaling, self.shear, *[self.translation] * 2)
+        # Times Python's numbers: a tensor of them would be a copy to the GPU, which waits for it.
         angle, wider, taller, slant, right, down = (
-            (factors * factors.new_tensor(limits)).to(images.device, images.dtype).unbind(1)
+            (factor * limit).to(images.dtype) for factor, limit in zip(factors.unbind(1), limits, strict=True)
         )
         coefficients = affine(
             angle,
@@ -94,12 +95,11 @@ class Deformation:
         )
         if not self.alpha:
             return resample(images, image_shape, coefficients, background)
-        fields = tuple(elastic_basis(size, self.sigma) for size in image_shape)
-        shape = (n, fields[0].size(1), fields[1].size(1), 2)
-        noise = torch.randn(shape, generator=generator, device=generator.device).mul_(self.alpha / math.sqrt(3))
+        shape = (n, *(elastic_basis(size, self.sigma).size(1) for size in image_shape), 2)
+        noise = torch.randn(shape, generator=generator, device=images.device).mul_(self.alpha / math.sqrt(3))
         coefficients = F.pad(coefficients, (0, 0, 0, shape[2], 0, shape[1]))
-        coefficients[:, 2:, 2:] = noise.to(images.device)
-        return resample(images, image_shape, coefficients, background, fields)
+        coefficients[:, 2:, 2:] = noise
+        return resample(images, image_shape, coefficients, background, self.sigma)
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
@@ -161,22 +161,19 @@ def resample(
     image_shape: tuple[int, int],
     coefficients: Tensor,
     background: float,
-    fields: tuple[Tensor, ...] | None = None,
+    sigma: float | None = None,
 ) -> Tensor:
     """Read each image at the places of its C, in pixels from the centre; outside of it is background.
 
+    Args:
+        sigma: of the elastic field, where C has one: its functions are those of :func:`elastic_basis`.
+
     Shape:
         images: `(N, height * width)`. coefficients: `(N, 2 + k, 2 + l, 2)`, the last axis right and down.
-        fields: further functions of y and of x, `(height, k)` and `(width, l)`. Output: as images.
+        Output: as images.
     """
     height, width = image_shape
-    rows, columns = (
-        _basis(size, None if fields is None else fields[axis]).to(images.device, images.dtype)
-        for axis, size in enumerate(image_shape)
-    )
-    # From pixels to grid_sample's units: the edges of the image lie at ±1.
-    unit = torch.tensor((2 / width, 2 / height), dtype=images.dtype, device=images.device)
-    columns = torch.kron(columns.mT.contiguous(), unit.diag())  # (2(2 + l), 2 width)
+    rows, columns = _functions(image_shape, sigma, images.dtype, images.device)
     moved = torch.empty_like(images)
     for start in range(0, images.size(0), _BLOCK):
         at = slice(start, start + _BLOCK)
@@ -188,7 +185,25 @@ def resample(
     return moved.add_(background)
 
 
-def _basis(size: int, fields: Tensor | None) -> Tensor:
-    """Return the functions 1, distance from the centre, and fields, at each pixel of an axis."""
+# Kept on the device: each copy to a GPU would wait for it.
+@lru_cache(maxsize=16)
+def _functions(
+    image_shape: tuple[int, int], sigma: float | None, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the functions of y at each pixel, and those of x: to the right and down, in grid_sample's units.
+
+    Shape:
+        Output: `(height, 2 + k)` and `(2(2 + l), 2 width)`.
+    """
+    height, width = image_shape
+    rows, columns = (_basis(size, sigma).to(dtype) for size in image_shape)
+    # From pixels to grid_sample's units: the edges of the image lie at ±1.
+    unit = torch.tensor((2 / width, 2 / height), dtype=dtype)
+    return rows.to(device), torch.kron(columns.mT.contiguous(), unit.diag()).to(device)
+
+
+def _basis(size: int, sigma: float | None) -> Tensor:
+    """Return the functions 1, distance from the centre, and those of an elastic field, at each pixel of an axis."""
     centred = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-    return torch.stack((torch.ones_like(centred), centred, *(() if fields is None else fields.unbind(1))), 1)
+    fields = () if sigma is None else elastic_basis(size, sigma).unbind(1)
+    return torch.stack((torch.ones_like(centred), centred, *fields), 1)

@@ -115,12 +115,15 @@ def shift(
 ) -> Tensor:
     """Move each image by a random offset of up to `pixels` each way; what enters is background.
 
+    Args:
+        generator: of the images' device.
+
     Shape:
         images: `(N, height * width)`. Output: the same.
     """
     height, width = image_shape
     n, side = len(images), 2 * pixels + 1
-    offsets = torch.randint(side * side, (n,), generator=generator, device=generator.device).to(images.device)
+    offsets = torch.randint(side * side, (n,), generator=generator, device=images.device)
     padded = F.pad(images.view(n, height, width), (pixels,) * 4, value=background)
     # All places of the window over an image, as a view.
     windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # (N, side, side, height, width)
@@ -131,8 +134,11 @@ def shift(
 def drop(images: Tensor, share: float, background: float, generator: torch.Generator) -> Tensor:
     """Make each pixel background with a probability, and lift the others so that the expected image stays.
 
+    Args:
+        generator: of the images' device.
+
     Shape:
         images: `(N, height * width)`. Output: the same.
     """
-    kept = torch.rand(images.shape, generator=generator, device=generator.device) >= share
-    return (images - background).mul_(kept.to(images.device)).div_(1 - share).add_(background)
+    kept = torch.rand(images.shape, generator=generator, device=images.device) >= share
+    return (images - background).mul_(kept).div_(1 - share).add_(background)

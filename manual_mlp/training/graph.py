@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from manual_mlp.training.config import Config
 from manual_mlp.training.distributed import Processes
 from manual_mlp.training.errors import InputError, first_line
 
-_EAGER_STEPS = 3  # in which libraries set themselves up, and the optimizer its state
+# In which libraries set themselves up, and the optimizer its state. The last one is as the capture will be: it runs
+# what nothing has run before, and a capture is no place to load a kernel.
+_EAGER_STEPS = 3
 
 Step = Callable[[Tensor, Tensor, int, float | Tensor], tuple[Tensor, Tensor]]
 
@@ -34,7 +37,7 @@ class StepGraph:
 
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer, rows: int) -> None:
         self.step, self.optimizer, self.rows = step, optimizer, rows
-        self.eager_steps = 0
+        self.full_batches = 0
         self.replay: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]] | None = None
 
     def __call__(self, images: Tensor, labels: Tensor, count: int, lr: float) -> tuple[Tensor, Tensor]:
@@ -44,31 +47,47 @@ class StepGraph:
             InputError: the step cannot be captured.
         """
         full = len(labels) == self.rows
-        if not full or self.eager_steps < _EAGER_STEPS:
-            self.eager_steps += full
+        self.full_batches += full
+        if not full or self.full_batches < _EAGER_STEPS:
             return self.step(images, labels, count, lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr  # what a step leaves behind in Python; this one takes it from a tensor
+        if self.full_batches == _EAGER_STEPS:
+            with self._capturable():
+                return self.step(images, labels, count, torch.full((), lr, dtype=torch.float32, device=images.device))
         if self.replay is None:
             self.replay = self._captured(images, labels)
         return self.replay(images, labels, lr)
+
+    @contextmanager
+    def _capturable(self) -> Iterator[None]:
+        """Let the optimizer take a step that can be captured; afterwards it is as it was."""
+        groups = self.optimizer.param_groups
+        usual = [dict(group) for group in groups]
+        for group in groups:
+            group["capturable"] = True  # Adam asks for it
+        try:
+            yield
+        finally:
+            for group, before in zip(groups, usual, strict=True):
+                group.clear()
+                group.update(before)
 
     def _captured(self, images: Tensor, labels: Tensor) -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
         """Capture a step, which does not take it; return what takes it, always in the same memory."""
         images, labels = images.clone(), labels.clone()
         rate = torch.zeros((), dtype=torch.float32, device=images.device)
-        graph, groups = torch.cuda.CUDAGraph(), self.optimizer.param_groups
-        usual = [dict(group) for group in groups]
-        for group in groups:
-            group["capturable"] = True  # Adam asks for it
+        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.device_of(images), torch.cuda.graph(graph):  # type: ignore[no-untyped-call]
+            with (
+                self._capturable(),
+                torch.cuda.device_of(images),  # type: ignore[no-untyped-call]
+                torch.cuda.graph(graph),
+            ):
                 loss, outputs = self.step(images, labels, self.rows, rate)
         except RuntimeError as error:
             raise InputError(f"expected a step that --cuda-graph can capture, got: {first_line(error)}") from error
-        finally:
-            for group, before in zip(groups, usual, strict=True):
-                group.clear()
-                group.update(before)
-        parameters = [p for group in groups for p in group["params"]]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         grads = [p.grad for p in parameters]
 
         def replay(new_images: Tensor, new_labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:
@@ -76,11 +95,8 @@ class StepGraph:
             labels.copy_(new_labels)
             rate.fill_(lr)
             graph.replay()
-            # What a step leaves behind in Python.
             for p, grad in zip(parameters, grads, strict=True):
-                p.grad = grad
-            for group in groups:
-                group["lr"] = lr
+                p.grad = grad  # where a step leaves them
             return loss.clone(), outputs
 
         return replay

@@ -207,6 +207,8 @@ class Trainer:
             first: which batch to begin with; the others come as if those before it had been asked for.
         """
         config, train = self.config, self.data.train
+        # Drawn on the CPU, so that it is the same on every device. Its copy waits for a GPU, but once an epoch, when
+        # all that came before has just been read.
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self._seed(self.epoch, 0)))
         blank = -self.data.mean / self.data.std  # a black pixel, once normalised
         changed = self.shift or config.input_dropout or not self.deform.is_identity
@@ -218,7 +220,7 @@ class Trainer:
                 continue
             # Several times as quick as indexing.
             images, labels = (torch.index_select(t, 0, rows) for t in (self.images, train.labels))
-            generator = torch.Generator().manual_seed(self._seed(self.epoch, 1 + block))
+            generator = torch.Generator(images.device).manual_seed(self._seed(self.epoch, 1 + block))
             if self.shift:
                 images = shift(images, self.data.image_shape, self.shift, blank, generator)
             if not self.deform.is_identity:
