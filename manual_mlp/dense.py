@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from manual_mlp.activations import IDENTITY, Activation, get
-from manual_mlp.activations.record import cast, slope, times_slope_and_curvature
+from manual_mlp.activations.record import cast, slope, times_slope_and_curvature, value
 from manual_mlp.rules import delta_cotangent, delta_of, gradients, plus, second_gradients, tangent
-from manual_mlp.transforms import caller, may_autocast, needed_now, plain, without_jvp
+from manual_mlp.transforms import caller, is_dispatched, may_autocast, needed_now, plain, without_jvp
 
 
 def dense(
@@ -57,7 +57,9 @@ def dense(
     if who != "torch":
         check_layer(input, weight, bias)
     if who in ("torch", "composite", "no grad"):
-        return activation.f(F.linear(input, weight, bias))
+        z = F.linear(input, weight, bias)
+        # Of some activations' own backward such a class knows nothing, but the record's f′ is made of what it knows.
+        return value(z, activation) if who == "torch" and is_dispatched(z) else activation.f(z)
     function = _CompiledDenseFunction if who == "compiler" else DenseFunction
     y, _ = function.apply(input, weight, bias, activation)
     return y  # type: ignore[no-any-return]

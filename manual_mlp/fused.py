@@ -84,8 +84,7 @@ class _LossFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        operands, held = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        loss, rest = ctx.loss.holding(held), ctx.rest
+        *operands, loss, rest = *(saved := ctx.saved_tensors)[:3], ctx.loss.holding(saved[3:]), ctx.rest
         needed, opaque = needed_now(ctx, 3), plain(upstream)
         g = widen(upstream)
         if isinstance(ctx.scale, Tensor):

@@ -13,7 +13,7 @@ from torch import Tensor
 from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.activations.record import cast, times_slope, widen
 from manual_mlp.dense import autocasting
-from manual_mlp.transforms import operations_are_watched
+from manual_mlp.transforms import is_dispatched, operations_are_watched
 
 aten = torch.ops.aten
 Self = TypeVar("Self", bound="Loss")
@@ -139,6 +139,10 @@ class SquaredError(Loss):
         return result if autocasting(y) else cast(result, torch.promote_types(y.dtype, self.target.dtype))
 
     def of_torch(self, y: Tensor, reduction: str) -> Tensor:
+        if is_dispatched(y):
+            return self.composite(
+                y, reduction
+            )  # torch 2.14 has wrong gradients for the mean over a DTensor that is cut
         return 0.5 * F.mse_loss(y, self.target, reduction=reduction)
 
 

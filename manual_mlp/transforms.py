@@ -74,6 +74,11 @@ def has_class(t: Any) -> bool:
     )
 
 
+def is_dispatched(t: Tensor) -> bool:
+    """Tell whether its class, such as DTensor, takes operations below autograd, and no function by its name."""
+    return has_class(t) and type(t).__torch_function__ is nn.Parameter.__torch_function__
+
+
 def plain(*cotangents: Tensor | None) -> bool:
     """Tell whether no transform looks into what is done to the cotangents while grad mode is off.
 

@@ -583,7 +583,11 @@ REFUSED: list[tuple[Callable[..., Any], Any, str]] = [
     (lambda m, x: backprop(m, x, C.to(x.device).int()), TypeError, "expected target .* int64 or uint8 classes"),
     (lambda m, x: backprop(m, x, sized(x.device, N, 4)), ValueError, r"expected target \(7, 3\), got \(7, 4\)"),
     (lambda m, x: backprop(m, x, sized(x.device, N), "squared_error"), ValueError, r"expected target \(7, 3\)"),
-    (lambda m, x: backprop(m, x, C.to(x.device) > 0, "squared_error"), TypeError, "target to be a tensor of real numbers"),
+    (
+        lambda m, x: backprop(m, x, C.to(x.device) > 0, "squared_error"),
+        TypeError,
+        "target to be a tensor of real numbers",
+    ),
     (lambda m, x: backprop(m, x, sized(x.device, 1, V), "binary_cross_entropy"), ValueError, r"expected target \(7, 3"),
     (lambda m, x: backprop(m, x, None), TypeError, "expected target"),
     (lambda m, x: backprop(m, x, C.to("meta")), ValueError, "expected target on"),

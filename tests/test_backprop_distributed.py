@@ -1,26 +1,23 @@
 """backprop() and MLP.forward in two processes: every rank gets the gradients of the whole batch."""
 
-import os
-import socket
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 
 from manual_mlp import MLP, backprop
+from ranks import RANKS, answers
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="no torch.distributed with gloo"
 )
 
-N, D, V, RANKS, SECONDS = 8, 4, 3, 2, 90
+N, D, V = 8, 4, 3
 Step = Callable[[nn.Module, Tensor, Tensor], Any]
 Gradients = list[Tensor]
 
@@ -142,11 +139,8 @@ for made, take in (("backprop", explicit), ("loss.backward()", by_autograd)):
             CASES[name] = by_first_fsdp(take, plan, own)
 
 
-def work(rank: int, port: int, folder: str) -> None:
-    """Run every case in one process of two, and leave the largest errors, or what was raised, in a file."""
-    torch.set_num_threads(2)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+def work(rank: int) -> dict[str, float | str]:
+    """Run every case in one process of two, and return the largest errors, or what was raised."""
     expected = {name: whole((0, 1) if "without sync" in name else (0,)) for name in CASES}
     found: dict[str, float | str] = {}
     for name, run in CASES.items():
@@ -157,26 +151,12 @@ def work(rank: int, port: int, folder: str) -> None:
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"
         dist.barrier()
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float | str]]:
-    """Run both processes, for a minute and a half at most, and list what each of them found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.spawn(work, (port, str(folder)), nprocs=RANKS, join=False)
-    deadline = time.monotonic() + SECONDS
-    try:
-        while not context.join(timeout=1):
-            assert time.monotonic() < deadline, "the processes hang"
-    finally:
-        for process in context.processes:
-            process.kill()
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    return answers(work, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,6 +1,7 @@
 """Every way PyTorch has of asking for a derivative, as data."""
 
 from manual_mlp import activations
+from modes.classes import CLASSES
 from modes.compiled import COMPILE
 from modes.functorch import FUNC
 from modes.mode import Mode
@@ -14,6 +15,7 @@ GROUPS: dict[str, list[Mode]] = {
     "Dual numbers (torch.autograd.forward_ad)": DUAL,
     "torch.func": FUNC,
     "torch.compile, torch.export, ONNX": COMPILE,
+    "Tensor subclasses, function modes, DTensor": CLASSES,
     "Around the layer": TOOLS,
     "Layouts, in-place changes, tensors without data": LAYOUT,
     "Autocast": AUTOCAST,

@@ -68,9 +68,19 @@ def at_once(rows: int | None) -> str:
     return f", {rows} rows at once" if rows else ""
 
 
+def beside(h: Tensor, t: Tensor) -> Tensor:
+    """Turn a constant into a DTensor if h is one."""
+    mesh = getattr(h, "device_mesh", None)
+    if mesh is None:
+        return t
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    return distribute_tensor(t, mesh, [Replicate()])
+
+
 def target_of(h: Tensor) -> Tensor:
     """Choose a target for the rows of h."""
-    t = torch.linspace(-1, 2, N * D_OUT, dtype=h.dtype, device=h.device).sin().view(N, D_OUT)
+    t = beside(h, torch.linspace(-1, 2, N * D_OUT, dtype=h.dtype, device=h.device).sin().view(N, D_OUT))
     return t[: len(h)] if h.dim() > 1 else t[0]
 
 
@@ -110,19 +120,19 @@ def _squared_error_by_target(name: str) -> Subject:
 
 def labels(h: Tensor) -> Tensor:
     """Choose a class for each row of h."""
-    classes = (3 * torch.arange(N, device=h.device) + 1) % CLASSES
+    classes = beside(h, (3 * torch.arange(N, device=h.device) + 1) % CLASSES)
     return classes[: len(h)] if h.dim() > 1 else classes[0]
 
 
 def probabilities(h: Tensor) -> Tensor:
     """Choose probabilities of the classes for each row of h; those of a row need not sum to one."""
-    p = torch.linspace(0, 1, N * CLASSES, dtype=h.dtype, device=h.device).sqrt().view(N, CLASSES)
+    p = beside(h, torch.linspace(0, 1, N * CLASSES, dtype=h.dtype, device=h.device).sqrt().view(N, CLASSES))
     return p[: len(h)] if h.dim() > 1 else p[0]
 
 
 def weights(h: Tensor) -> Tensor:
     """Choose a weight for each class."""
-    return torch.linspace(0.5, 2, CLASSES, dtype=h.dtype, device=h.device)
+    return beside(h, torch.linspace(0.5, 2, CLASSES, dtype=h.dtype, device=h.device))
 
 
 def log_softmax(z: Tensor) -> Tensor:
