@@ -84,7 +84,8 @@ class _LossFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        *operands, loss, rest = *(saved := ctx.saved_tensors)[:3], ctx.loss.holding(saved[3:]), ctx.rest
+        h, w, b, *held = ctx.saved_tensors
+        operands, loss, rest = (h, w, b), ctx.loss.holding(held), ctx.rest
         needed, opaque = needed_now(ctx, 3), plain(upstream)
         g = widen(upstream)
         if isinstance(ctx.scale, Tensor):

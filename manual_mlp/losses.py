@@ -140,9 +140,8 @@ class SquaredError(Loss):
 
     def of_torch(self, y: Tensor, reduction: str) -> Tensor:
         if is_dispatched(y):
-            return self.composite(
-                y, reduction
-            )  # torch 2.14 has wrong gradients for the mean over a DTensor that is cut
+            # torch 2.14 has wrong gradients for mse_loss's mean over a DTensor that is cut.
+            return self.composite(y, reduction)
         return 0.5 * F.mse_loss(y, self.target, reduction=reduction)
 
 
