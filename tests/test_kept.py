@@ -1,0 +1,236 @@
+"""What is kept for backward: what the gradients asked for need, and never more than torch keeps."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from manual_mlp import MLP, activations, dense, dense_squared_error, linear_binary_cross_entropy, linear_cross_entropy
+from manual_mlp.activations import get, to_module
+
+N, D, V = 13, 4, 7
+EACH = [some for some in itertools.product([True, False], repeat=3) if any(some)]
+
+
+@contextmanager
+def keeping() -> Iterator[dict[int, int]]:
+    """Count the bytes that are saved, each piece of memory once."""
+    kept: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.numel() * t.element_size()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        yield kept
+
+
+def kept_by(f: Callable[[], Tensor]) -> int:
+    with keeping() as kept:
+        y = f()
+    assert y.requires_grad
+    return sum(kept.values())
+
+
+def inputs(asked: Sequence[bool], *shapes: tuple[int, ...]) -> list[Tensor]:
+    return [
+        torch.randn(shape, dtype=torch.float64).requires_grad_(need) for shape, need in zip(shapes, asked, strict=True)
+    ]
+
+
+def gradients(y: Tensor, t: Sequence[Tensor], create_graph: bool = False) -> list[Tensor]:
+    asked = [x for x in t if x.requires_grad]
+    first = torch.autograd.grad(y.sin().sum(), asked, create_graph=create_graph)
+    if not create_graph:
+        return list(first)
+    second = sum(g.sin().sum() for g in first)
+    return [*first, *torch.autograd.grad(second, asked, materialize_grads=True)]
+
+
+def raises(run: Callable[[], Any]) -> bool:
+    try:
+        run()
+    except RuntimeError as error:
+        if "inplace" not in str(error):
+            raise
+        return True
+    return False
+
+
+def assert_no_stricter(
+    mine: Callable[..., Tensor], theirs: Callable[..., Tensor], make: Callable[[], list[Tensor]]
+) -> None:
+    """See that ours gives torch's gradients wherever torch lets an operand change between forward and backward."""
+    for k in range(len(make())):
+        results = []
+        for f in (theirs, mine):
+            torch.manual_seed(1)
+            t = make()
+            y = f(*t)
+            with torch.no_grad():
+                t[k].mul_(2)
+            if raises(lambda y=y, t=t, results=results: results.append(gradients(y, t))):
+                break
+        if results:
+            assert len(results) == 2, f"input {k} may be changed in torch"
+            # torch's hardsigmoid holds 1/6 in float32.
+            torch.testing.assert_close(results[1], results[0], rtol=1e-7, atol=1e-7)
+
+
+def as_torch(name: str) -> Callable[..., Tensor]:
+    module = to_module(get(name))
+    return lambda h, w, b: module(F.linear(h, w, b))
+
+
+@pytest.mark.parametrize("asked", EACH, ids=str)
+@pytest.mark.parametrize("name", activations.names())
+def test_a_layer_keeps_what_torch_keeps_or_less(name: str, asked: Sequence[bool]) -> None:
+    t = inputs(asked, (N, D), (V, D), (V,))
+    assert kept_by(lambda: dense(*t, name)) <= kept_by(lambda: as_torch(name)(*t))
+    assert_no_stricter(lambda *t: dense(*t, name), as_torch(name), lambda: inputs(asked, (N, D), (V, D), (V,)))
+
+
+@pytest.mark.parametrize("asked", EACH, ids=str)
+@pytest.mark.parametrize("name", ["identity", "tanh", "gelu"])
+def test_what_is_not_kept_is_not_needed_at_second_order(name: str, asked: Sequence[bool]) -> None:
+    t = inputs(asked, (N, D), (V, D), (V,))
+    mine, theirs = (gradients(f(*t), t, create_graph=True) for f in (lambda *t: dense(*t, name), as_torch(name)))
+    torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_frozen_layers_keep_nothing_but_what_their_activations_need() -> None:
+    def network(layer: Callable[..., Tensor]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            h = torch.randn(1000, 64, requires_grad=True)
+            for _ in range(4):
+                h = layer(h, torch.randn(64, 64), torch.randn(64))
+            return h
+
+        return run
+
+    assert kept_by(network(lambda h, w, b: dense(h, w, b, "gelu"))) == 4 * (1000 * 64 + 64 * 64) * 4
+    assert kept_by(network(dense)) == 4 * 64 * 64 * 4
+
+
+def network(frozen: Sequence[bool], tile_rows: int | None, activation: str, bias: bool = True) -> MLP:
+    torch.manual_seed(1)
+    mlp = MLP([D, 6, 5, 3], activation, tile_rows=tile_rows, bias=bias, dtype=torch.float64)
+    for p, freeze in zip(mlp.parameters(), frozen, strict=True):
+        p.requires_grad_(not freeze)
+    return mlp
+
+
+FROZEN = list(itertools.product([False, True], repeat=6))
+
+
+@pytest.mark.parametrize("tile_rows", [None, 3])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("by_input", [False, True], ids=["weights alone", "input too"])
+def test_a_network_keeps_what_torch_keeps_or_less_whatever_is_frozen(
+    tile_rows: int | None, activation: str, by_input: bool
+) -> None:
+    for frozen in FROZEN:
+        mlp = network(frozen, tile_rows, activation)
+        model, x = mlp.to_sequential(), torch.randn(N, D, dtype=torch.float64, requires_grad=by_input)
+        if not by_input and all(frozen):
+            continue
+        assert kept_by(lambda mlp=mlp, x=x: mlp(x)) <= kept_by(lambda model=model, x=x: model(x)), frozen
+        t = [x, *mlp.parameters()]
+        results = [gradients(m(x), t, create_graph=True) for m in (mlp, model)]
+        torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("tile_rows", [None, 3])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("by_input", [False, True], ids=["weights alone", "input too"])
+def test_what_a_network_does_not_need_may_be_changed_where_torch_lets_it(
+    tile_rows: int | None, activation: str, by_input: bool
+) -> None:
+    for frozen in FROZEN:
+        if not by_input and all(frozen):
+            continue
+        for k in range(7):
+            results = []
+            for of_torch in (True, False):
+                mlp = network(frozen, tile_rows, activation)
+                x = torch.linspace(-1, 2, N * D, dtype=torch.float64).view(N, D).requires_grad_(by_input)
+                t = [x, *mlp.parameters()]
+                y = (mlp.to_sequential() if of_torch else mlp)(x)
+                with torch.no_grad():
+                    t[k].mul_(2)
+                if raises(lambda y=y, t=t, results=results: results.append(gradients(y, t))):
+                    break
+            if results:
+                assert len(results) == 2, f"{frozen}: input {k} may be changed in torch"
+                torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-10)
+
+
+def test_many_rows_in_tiles_keep_little_but_the_input() -> None:
+    mlp, x = MLP([D, 64, 64, 3], "gelu", tile_rows=32), torch.randn(4096, D)
+    assert kept_by(lambda: mlp(x)) == 4 * (x.numel() + sum(p.numel() for p in mlp.parameters()))
+
+
+T, P = torch.arange(N) % V, torch.linspace(0, 1, N * V, dtype=torch.float64).view(N, V)
+LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "cross-entropy": (
+        lambda rows, reduction, h, w, b: linear_cross_entropy(
+            h, w, T, linear_bias=b, reduction=reduction, chunk_rows=rows
+        ),
+        lambda reduction, h, w, b: F.cross_entropy(F.linear(h, w, b), T, reduction=reduction),
+    ),
+    "logistic": (
+        lambda rows, reduction, h, w, b: linear_binary_cross_entropy(
+            h, w, P, linear_bias=b, reduction=reduction, chunk_rows=rows
+        ),
+        lambda reduction, h, w, b: F.binary_cross_entropy_with_logits(F.linear(h, w, b), P, reduction=reduction),
+    ),
+    "squared error": (
+        lambda rows, reduction, h, w, b: dense_squared_error(h, w, b, P, "tanh", reduction, rows),
+        lambda reduction, h, w, b: 0.5 * F.mse_loss(torch.tanh(F.linear(h, w, b)), P, reduction=reduction),
+    ),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("rows", [None, 4, 99])
+@pytest.mark.parametrize("asked", EACH, ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_keeps_what_torch_keeps_or_less(
+    name: str, asked: Sequence[bool], rows: int | None, reduction: str
+) -> None:
+    ours, theirs = LOSSES[name]
+    shapes = (N, D), (V, D), (V,)
+    t = inputs(asked, *shapes)
+    assert kept_by(lambda: ours(rows, reduction, *t)) <= kept_by(lambda: theirs(reduction, *t))
+    assert_no_stricter(
+        lambda *t: ours(rows, reduction, *t), lambda *t: theirs(reduction, *t), lambda: inputs(asked, *shapes)
+    )
+    mine, expected = (gradients(y, t, create_graph=True) for y in (ours(rows, reduction, *t), theirs(reduction, *t)))
+    torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_frozen_operand_that_changed_is_found_out_at_second_order() -> None:
+    h, w = torch.randn(N, D, dtype=torch.float64), torch.randn(V, D, dtype=torch.float64, requires_grad=True)
+    loss = linear_cross_entropy(h, w, T, chunk_rows=4)
+    with torch.no_grad():
+        w.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, w, create_graph=True)
+    torch.autograd.grad(loss, w)
+
+
+def test_a_loss_that_was_stepped_holds_on_to_no_operand() -> None:
+    import weakref
+
+    w = nn.Parameter(torch.randn(V, D))
+    h = torch.randn(N, D)
+    loss = linear_cross_entropy(h, w, T, chunk_rows=4)
+    seen = weakref.ref(h)
+    loss.backward()
+    del h
+    assert seen() is None
