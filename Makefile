@@ -25,7 +25,7 @@ grid: .venv/installed  ## try every mode of differentiation on every layer, writ
 	$(BIN)/python tests/grid.py $(ARGS)
 
 fuzz: .venv/installed  ## draw thousands of layers and derivatives, compare each with torch
-	$(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_losses.py --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
+	$(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_losses.py tests/test_arguments.py --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
 
 lint: .venv/installed  ## ruff, ruff format, mypy --strict
 	$(BIN)/ruff check .

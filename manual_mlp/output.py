@@ -200,16 +200,18 @@ def binary_cross_entropy(
     _check_float("target", target)
     _check_shape(input, target, d_out)
     _check_devices(input, target=target)
-    _check_broadcast("weight", weight, target)
+    _check_broadcast("weight", weight, target, mask=True)
     _check_broadcast("pos_weight", pos_weight, target)
     return BinaryCrossEntropy(rows(target), _entries(weight, target), _entries(pos_weight, target))
 
 
 def squared_error(input: Tensor, d_out: int, target: Tensor, activation: Activation = IDENTITY) -> SquaredError:
     """Make the loss of a layer's rows, or raise an error that says what does not fit the layer's input or output."""
-    _check_real("target", target)
+    _check_real("target", target, mask=True)
     _check_shape(input, target, d_out)
     _check_devices(input, target=target)
+    if not target.is_floating_point():
+        target = target.to(input.dtype)
     return SquaredError(rows(target), activation)
 
 
@@ -222,10 +224,10 @@ def _flat(target: Tensor) -> Tensor:
     return rows(target) if target.is_floating_point() else target.reshape(-1)
 
 
-def _check_broadcast(name: str, t: Tensor | None, target: Tensor) -> None:
+def _check_broadcast(name: str, t: Tensor | None, target: Tensor, mask: bool = False) -> None:
     if t is None:
         return
-    _check_real(name, t)
+    _check_real(name, t, mask)
     _check_devices(target, **{name: t})
     pairs = zip(reversed(t.shape), reversed(target.shape), strict=False)
     if t.dim() > target.dim() or any(size not in (1, whole) for size, whole in pairs):
@@ -271,7 +273,7 @@ def check_class_weight(weight: Tensor | None, classes: int, dtype: torch.dtype |
     """Raise an error unless there is a weight for each class, of a dtype or of any."""
     if weight is None:
         return
-    _check_real("weight", weight)
+    _check_real("weight", weight, mask=True)
     if tuple(weight.shape) != (classes,):
         raise ValueError(f"expected weight ({classes},), one for each class, got {tuple(weight.shape)}")
     if dtype is not None and weight.dtype is not dtype:
@@ -298,8 +300,8 @@ def _check_shape(input: Tensor, target: Tensor, d_out: int) -> None:
         raise ValueError(f"expected target {shape}, got {tuple(target.shape)}")
 
 
-def _check_real(name: str, t: Tensor) -> None:
-    if not isinstance(t, Tensor) or t.dtype is torch.bool or t.is_complex():
+def _check_real(name: str, t: Tensor, mask: bool = False) -> None:
+    if not isinstance(t, Tensor) or t.is_complex() or (t.dtype is torch.bool and not mask):
         raise TypeError(f"expected {name} to be a tensor of real numbers, got {_kind(t)}")
 
 

@@ -1,0 +1,382 @@
+"""Arguments are judged once, at the door: no answer, and no refusal, depends on the size."""
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manual_mlp import (
+    MLP,
+    LinearCrossEntropyLoss,
+    backprop,
+    dense,
+    dense_squared_error,
+    linear_binary_cross_entropy,
+    linear_cross_entropy,
+)
+
+hypothesis = pytest.importorskip("hypothesis")
+given, st = hypothesis.given, hypothesis.strategies
+
+N, D, V = 5, 3, 4
+Outcome = tuple[str, Any]
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.linspace(-2, 3, torch.Size(shape).numel()).sin().mul(3).view(shape).to(dtype)
+
+
+def outcome(run: Callable[[], Tensor]) -> Outcome:
+    try:
+        return "value", run()
+    # Any exception is an answer.
+    except Exception as error:
+        return "error", error
+
+
+def at_every_size(f: Callable[..., Tensor]) -> dict[str, Outcome]:
+    """Ask with few logits, in chunks, in one chunk, and as if there were many logits."""
+    found = {f"chunk_rows={rows}": outcome(lambda rows=rows: f(chunk_rows=rows)) for rows in (None, 1, 2, 99)}
+    many = mock.patch("manual_mlp.fused.few_logits", return_value=False)
+    with many, mock.patch("manual_mlp.fused.rows_at_once", return_value=2):
+        found["large"] = outcome(f)
+    return found
+
+
+def assert_alike(found: dict[str, Outcome], theirs: Outcome, stricter: bool) -> None:
+    """See that every size answers alike, and as torch does; ``stricter`` where torch's answer is no answer."""
+    first = found["chunk_rows=None"]
+    for size, (kind, answer) in found.items():
+        assert kind == first[0], f"{size}: {answer!r}, small: {first[1]!r}"
+        if kind == "error":
+            assert (type(answer), str(answer)) == (type(first[1]), str(first[1])), size
+            continue
+        assert answer.dtype == first[1].dtype, size
+        tolerance = 1e-5 if answer.dtype in (torch.float32, torch.float64) else 4e-2
+        torch.testing.assert_close(answer, first[1], rtol=tolerance, atol=tolerance, equal_nan=True, msg=size)
+    if stricter or theirs[0] == "error":
+        assert first[0] == "error", f"{first[1]!r}, where torch has {theirs[1]!r}"
+    else:
+        assert first[0] == "value", f"{first[1]!r}, where torch has {theirs[1]!r}"
+        assert first[1].shape == theirs[1].shape
+        tolerance = 1e-5 if first[1].dtype in (torch.float32, torch.float64) else 4e-2
+        torch.testing.assert_close(
+            first[1].double(), theirs[1].double(), rtol=tolerance, atol=tolerance, equal_nan=True
+        )
+
+
+CLASSES = torch.tensor([1, 0, 3, 2, 1])
+operands = st.fixed_dictionaries(
+    {
+        "h": st.sampled_from(
+            [randn(N, D)] * 6
+            + [randn(N, D).half(), randn(N, D).bfloat16(), randn(N, D).double(), randn(N, D).long(), randn(N, 2)]
+            + [randn(N, 1, D), randn(D), randn(0, D), torch.tensor(1.0), randn(N, D).to("meta"), None, 3]
+        ),
+        "w": st.sampled_from(
+            [randn(V, D)] * 8 + [randn(V, D).double(), randn(V, D).half(), randn(D), randn(V, D).to("meta")]
+        ),
+        "b": st.sampled_from([None] * 4 + [randn(V)] * 3 + [randn(1), randn(V).double(), randn(V).to("meta")]),
+        "reduction": st.sampled_from(["mean", "sum", "none"] * 4 + ["avg", None]),
+    }
+)
+targets = st.sampled_from(
+    [CLASSES] * 4
+    + [
+        CLASSES.to(torch.uint8),
+        CLASSES.int(),
+        CLASSES > 1,
+        CLASSES.float(),
+        CLASSES[:3],
+        CLASSES.view(1, N),
+        CLASSES.view(N, 1),
+    ]
+    + [
+        torch.tensor(2),
+        CLASSES[:0],
+        CLASSES + 2,
+        CLASSES - 2,
+        torch.where(CLASSES > 1, -100, CLASSES),
+        CLASSES.to("meta"),
+    ]
+    + [randn(N, V).abs()] * 2
+    + [
+        randn(N, V).abs().double(),
+        randn(N, V).abs().half(),
+        randn(N, 1, V).abs(),
+        randn(V).abs(),
+        randn(N, V, 1),
+        [1] * N,
+        None,
+    ]
+)
+class_weights = st.sampled_from(
+    [None] * 5
+    + [torch.tensor([1.0, 2.0, 0.0, 0.5])] * 2
+    + [
+        torch.ones(V).double(),
+        torch.ones(V).half(),
+        torch.ones(V).long(),
+        torch.ones(V) > 0,
+        torch.ones(3),
+        torch.ones(V, 1),
+        [1.0] * V,
+        torch.ones(V).to("meta"),
+    ]
+)
+
+
+@given(
+    operands=operands,
+    target=targets,
+    weight=class_weights,
+    smoothing=st.sampled_from([0.0] * 5 + [0.1, 1.0, 1, -0.1, 1.5, float("nan"), "a", None]),
+    ignore_index=st.sampled_from([-100] * 3 + [None, None, 1, 3, -1, 2.0, "a", True]),
+)
+def test_cross_entropy_judges_arguments_as_torch_does_at_every_size(
+    operands: dict[str, Any], target: Any, weight: Any, smoothing: Any, ignore_index: Any
+) -> None:
+    h, w, b, reduction = operands.values()
+    options = {"weight": weight, "reduction": reduction, "label_smoothing": smoothing}
+
+    def ours(chunk_rows: int | None = None) -> Tensor:
+        return linear_cross_entropy(
+            h, w, target, linear_bias=b, ignore_index=ignore_index, chunk_rows=chunk_rows, **options
+        )
+
+    def theirs() -> Tensor:
+        z = F.linear(h, w, b)
+        classes = not target.is_floating_point()
+        t = target.long() if target.dtype == torch.uint8 else target
+        flat = z.dim() > 2
+        y = F.cross_entropy(
+            z.flatten(0, -2) if flat else z,
+            (t.flatten() if classes else t.flatten(0, -2)) if flat else t,
+            ignore_index=-100 if ignore_index is None else ignore_index,
+            **options,
+        )
+        return y.view(z.shape[:-1]) if reduction == "none" and flat else y
+
+    stricter = (
+        on_several_devices(h, w, b, target, weight)
+        or broadcasts(w, b)
+        or misfits(h, target, isinstance(target, Tensor) and target.is_floating_point())
+        or (isinstance(smoothing, float) and not 0 <= smoothing <= 1)
+    )
+    assert_alike(at_every_size(ours), outcome(theirs), stricter)
+
+
+# Where torch answers what is no answer: from memory that nobody wrote, or by broadcasting what was meant otherwise.
+def on_several_devices(*tensors: Any) -> bool:
+    return len({t.device for t in tensors if isinstance(t, Tensor)}) > 1
+
+
+def broadcasts(w: Any, b: Any) -> bool:
+    return (isinstance(w, Tensor) and w.dim() == 1) or (isinstance(b, Tensor) and b.shape == (1,))
+
+
+def misfits(h: Any, target: Any, entries: bool) -> bool:
+    if not isinstance(h, Tensor) or not isinstance(target, Tensor) or not h.dim():
+        return False
+    return target.shape[: h.dim() - 1] != h.shape[:-1] or target.dim() != h.dim() - (not entries)
+
+
+of_entries = st.sampled_from(
+    [randn(N, V).sigmoid()] * 6
+    + [randn(N, V).sigmoid().double(), randn(N, V).sigmoid().bfloat16(), torch.ones(N, V).long(), torch.ones(N, V) > 0]
+    + [randn(N, 1, V).sigmoid(), randn(V).sigmoid(), randn(0, V), randn(N, 1).sigmoid(), randn(1, V).sigmoid()]
+    + [torch.ones(N, V).cfloat(), randn(N, V).to("meta"), 1.0, None]
+)
+entry_weights = st.sampled_from(
+    [None] * 4
+    + [randn(V).abs(), randn(N, V).abs(), randn(N, 1).abs(), torch.tensor(2.0), torch.ones(V).double()]
+    + [torch.ones(V).long(), torch.ones(N, V).int(), torch.ones(V) > 0, torch.ones(V).cfloat(), torch.ones(3)]
+    + [torch.ones(2, 1, V), torch.ones(V).to("meta"), 2.0]
+)
+
+
+@given(operands=operands, target=of_entries, weight=entry_weights, pos_weight=entry_weights)
+def test_logistic_cross_entropy_judges_arguments_as_torch_does_at_every_size(
+    operands: dict[str, Any], target: Any, weight: Any, pos_weight: Any
+) -> None:
+    h, w, b, reduction = operands.values()
+
+    def ours(chunk_rows: int | None = None) -> Tensor:
+        options = {"weight": weight, "pos_weight": pos_weight, "reduction": reduction}
+        return linear_binary_cross_entropy(h, w, target, linear_bias=b, chunk_rows=chunk_rows, **options)
+
+    def theirs() -> Tensor:
+        z = F.linear(h, w, b)
+        return F.binary_cross_entropy_with_logits(z, target, weight, None, None, reduction, pos_weight)
+
+    stricter = on_several_devices(h, w, b, target, weight, pos_weight) or broadcasts(w, b) or misfits(h, target, True)
+    assert_alike(at_every_size(ours), outcome(theirs), stricter)
+
+
+@given(operands=operands, target=of_entries)
+@pytest.mark.filterwarnings("ignore:Using a target size:UserWarning")
+def test_squared_error_judges_arguments_as_torch_does_at_every_size(operands: dict[str, Any], target: Any) -> None:
+    h, w, b, reduction = operands.values()
+
+    def ours(chunk_rows: int | None = None) -> Tensor:
+        return dense_squared_error(h, w, b, target, "tanh", reduction, chunk_rows)
+
+    def theirs() -> Tensor:
+        y = torch.tanh(F.linear(h, w, b))
+        value = 0.5 * F.mse_loss(y, target, reduction=reduction)
+        if y.shape != target.shape:
+            raise ValueError("torch only warns")
+        return value
+
+    assert_alike(at_every_size(ours), outcome(theirs), on_several_devices(h, w, b, target) or broadcasts(w, b))
+
+
+def test_a_layer_refuses_a_weight_without_data_beside_an_input_with_data() -> None:
+    h, w, b = randn(N, D), randn(V, D), randn(V)
+    mlp = MLP([D, 6, V])
+    mlp.layers[1].weight = torch.nn.Parameter(mlp.layers[1].weight.to("meta"))
+    for call in (
+        lambda: dense(h, w.to("meta")),
+        lambda: dense(h, w, b.to("meta"), "tanh"),
+        lambda: dense(h.to("meta"), w),
+        lambda: mlp(h),
+        lambda: backprop(mlp, h, CLASSES),
+    ):
+        with pytest.raises(ValueError, match="expected one device"):
+            call()
+
+
+def test_what_is_no_tensor_is_a_type_error_under_autocast_too() -> None:
+    mlp = MLP([D, 6, V])
+    for given in ([1.0, 2.0, 3.0], None, "images"):
+        for call in (lambda x: mlp(x), lambda x: backprop(mlp, x, CLASSES)):
+            with pytest.raises(TypeError, match="expected input to be a tensor, got"):
+                call(given)
+            with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match="expected input to be a tensor"):
+                call(given)
+
+
+def test_what_does_not_fit_a_layer_raises_what_torch_raises_too() -> None:
+    for call in (
+        lambda: dense(torch.tensor(1.0), randn(V, D)),
+        lambda: dense(randn(N, 2), randn(V, D)),
+        lambda: dense(randn(N, D), randn(V, D).double()),
+    ):
+        with pytest.raises(RuntimeError, match="expected"):
+            call()
+
+
+def test_float16_is_smoothed_within_its_range_at_every_size() -> None:
+    h, w = (20 * randn(N, D)).half(), randn(3000, D).half()
+    t, options = torch.arange(N), {"label_smoothing": 0.1, "reduction": "none"}
+    truth = F.cross_entropy(F.linear(h.double(), w.double()), t, **options)
+    for value in at_every_size(lambda **rows: linear_cross_entropy(h, w, t, **options, **rows)).values():
+        torch.testing.assert_close(value[1].double(), truth, rtol=4e-3, atol=0)
+
+
+def test_classes_of_uint8_ignore_nothing_that_wraps_around() -> None:
+    t = torch.arange(200).to(torch.uint8)
+    h, w = randn(200, D), randn(200, D)
+    expected = F.cross_entropy(F.linear(h, w), t.long())
+    for kind, value in at_every_size(lambda **rows: linear_cross_entropy(h, w, t, **rows)).values():
+        assert kind == "value"
+        torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize(
+    "gradient", [torch.tensor(1.0j), torch.tensor(True), "a", [1.0], torch.ones((), device="meta")]
+)
+def test_backprop_refuses_what_is_no_gradient(gradient: Any) -> None:
+    mlp = MLP([D, 6, V])
+    with pytest.raises((TypeError, ValueError), match="expected gradient"):
+        backprop(mlp, randn(N, D), CLASSES, gradient=gradient)
+    assert all(p.grad is None for p in mlp.parameters())
+
+
+def test_backprop_of_float64_under_autocast_returns_what_torch_returns() -> None:
+    mlp, x = MLP([D, 6, V], dtype=torch.float64), randn(N, D).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = F.cross_entropy(mlp.to_sequential()(x), CLASSES)
+        found = backprop(mlp, x, CLASSES)
+    assert found.dtype == expected.dtype == torch.float64
+    torch.testing.assert_close(found, expected.detach())
+
+
+def test_compiled_or_not_the_same_arguments_are_refused() -> None:
+    h, w = randn(N, D), randn(V, D)
+    for arguments in (
+        (h, w, CLASSES[:3]),
+        (h, w, CLASSES.view(1, N)),
+        (h, randn(V, 2), CLASSES),
+        (h, w, CLASSES.int()),
+    ):
+        torch.compiler.reset()
+        compiled = torch.compile(linear_cross_entropy, backend="eager")
+        with pytest.raises((ValueError, TypeError)) as eager:
+            linear_cross_entropy(*arguments)
+        with pytest.raises(type(eager.value), match="expected"):
+            compiled(*arguments)
+
+
+class Adapter(torch.nn.Module):
+    """Add a product of small rank to a linear layer, as LoRA does."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.down = torch.nn.Linear(D, 1, bias=False)
+        self.up = torch.nn.Linear(1, V, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.up(self.down(x))
+
+
+def doubled(linear: torch.nn.Module) -> torch.nn.Module:
+    linear.register_forward_hook(lambda _, __, z: 2 * z)
+    return linear
+
+
+def parametrised(linear: torch.nn.Module) -> torch.nn.Module:
+    return torch.nn.utils.parametrizations.weight_norm(linear)
+
+
+@pytest.mark.parametrize("change", [Adapter, doubled, parametrised, lambda _: torch.nn.Linear(D, V)])
+@pytest.mark.parametrize("chunk_rows", [None, 2])
+def test_what_takes_the_place_of_the_inner_layer_is_honoured(
+    change: Callable[[torch.nn.Module], torch.nn.Module], chunk_rows: int | None
+) -> None:
+    loss, x = LinearCrossEntropyLoss(D, V, chunk_rows=chunk_rows, label_smoothing=0.1), randn(N, 1, D)
+    loss.linear = change(loss.linear)
+    t = CLASSES.view(N, 1)
+    value, parameters = loss(x, t), list(loss.parameters())
+    expected = F.cross_entropy(loss.linear(x).flatten(0, 1), CLASSES, label_smoothing=0.1)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(torch.autograd.grad(value, parameters), torch.autograd.grad(expected, parameters))
+    with pytest.raises(ValueError, match="expected target"):
+        loss(x, CLASSES)
+
+
+def test_a_subclass_of_sequential_with_its_forward_becomes_an_mlp() -> None:
+    class Block(torch.nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(torch.nn.Linear(D, 6), torch.nn.ReLU(), torch.nn.Dropout(0.0), torch.nn.Linear(6, V))
+
+    block, x = Block(), randn(N, D)
+    torch.testing.assert_close(MLP.from_sequential(block)(x), block(x))
+    torchvision = pytest.importorskip("torchvision")
+    theirs = torchvision.ops.MLP(D, [6, V])
+    torch.testing.assert_close(MLP.from_sequential(theirs)(x), theirs(x))
+
+
+def test_bounds_of_hardtanh_may_be_equal() -> None:
+    from manual_mlp.activations import hardtanh, to_module
+
+    x = randn(N, D).requires_grad_()
+    y = dense(x, randn(V, D), None, hardtanh(0.5, 0.5))
+    torch.testing.assert_close(y, torch.full_like(y, 0.5))
+    assert not torch.autograd.grad(y.sum(), x)[0].any()
+    torch.testing.assert_close(to_module(hardtanh(0.5, 0.5))(x), F.hardtanh(x, 0.5, 0.5))
