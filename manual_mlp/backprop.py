@@ -154,7 +154,7 @@ def backprop(
         else:
             output = _by_tiles(layers, input, objective, tile_rows, return_output, region)
         dtype = like.dtype if region is None else widen(like[:0]).dtype
-        if target.is_floating_point():
+        if target.is_floating_point() and target.dtype is not dtype:
             dtype = torch.promote_types(dtype, target.dtype)
         result = objective.result(dtype)
     return result if output is None or not return_output else (result, output)
@@ -273,8 +273,7 @@ class _Objective:
             raise ValueError("expected a target that requires no grad: loss.backward() would give it one")
         _check_gradient(gradient, like)
         self.loss, self.like, self.mean = loss, like, reduction == "mean"
-        # In float64, so that its product with a scale is rounded once.
-        self.gradient = gradient.detach().double() if isinstance(gradient, Tensor) else gradient
+        self.gradient = gradient
         self.each: Tensor | None = None  # what comes back for every row or entry, if they are not added up
         if reduction == "none" or isinstance(gradient, Tensor):
             shape = (*like.shape[:-1], *[d_out] * loss.by_entry) if reduction == "none" else ()
@@ -282,7 +281,9 @@ class _Objective:
                 got = tuple(gradient.shape) if isinstance(gradient, Tensor) else gradient
                 raise ValueError(f"expected a gradient {shape} for the loss, got {got}")
             if reduction == "none":
-                self.each = rows(gradient) if loss.by_entry else loss.counted(gradient.reshape(-1))[:, None]
+                self.each = rows(gradient.detach()) if loss.by_entry else gradient.detach().reshape(-1)
+            else:
+                self.gradient = gradient.detach().double()  # so that its product with a scale is rounded once
 
     def cut(self, rows: int) -> None:
         """Make room for the values of every row or entry, or for the sum of every tile of so many rows.
@@ -297,15 +298,15 @@ class _Objective:
             tiles = -(-self.like.shape[:-1].numel() // rows)
             self.values = self.like.new_empty(tiles, dtype=torch.float64)
         else:
-            shape = self.each.shape if self.loss.by_entry else self.each.shape[:1]
-            self.values = self.each.new_empty(shape, dtype=widen(self.each[:0]).dtype)
+            self.values = torch.empty_like(self.each, dtype=widen(self.each[:0]).dtype)
 
     def of_all(self, y: Tensor, own: bool) -> Tensor:
         """Compute the gradient by the output of all rows, which may be overwritten if it is own."""
+        z = _to_overwrite(y, own)
         if self.each is not None:
-            self.cut(y.size(0))
-            return self.of_tile(y, slice(0, y.size(0)), own)
-        self.values, delta = self.loss.reduced(_to_overwrite(y, own), self.mean)
+            self.values, delta = self.loss.weighted(z, slice(None), self.each)
+            return cast(delta, y.dtype)
+        self.values, delta = self.loss.reduced(z, self.mean)
         return cast(delta if self.gradient is None else delta.mul_(self.gradient), y.dtype)
 
     def of_tile(self, y: Tensor, at: slice, own: bool) -> Tensor:
@@ -315,9 +316,8 @@ class _Objective:
             total, delta = self.loss.summed(z, at)
             self.values[at.start // self.rows] = total / self.count
             return cast(delta.mul_(self.scale), y.dtype)
-        self.values[at], found = self.loss.values(z, at, True)
-        assert found is not None
-        return cast(found.mul_(self.each[at]), y.dtype)
+        self.values[at], delta = self.loss.weighted(z, at, self.each[at])
+        return cast(delta, y.dtype)
 
     def result(self, dtype: torch.dtype) -> Tensor:
         """Put the values together."""

@@ -94,7 +94,7 @@ class _LossFunction(Function):
         elif ctx.scale != 1:
             g = g * ctx.scale
         if g.dim() == 1:
-            g = loss.counted(g)
+            g = loss.counted(g, slice(None))
         g_rows = g if g.dim() == 2 else g.expand(len(loss.target))[:, None]
         made: Each = ()
         if opaque:
