@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test explain gradcheck grid fuzz lint tensorboard
+.PHONY: help train test explain gradcheck grid fuzz torchao lint tensorboard
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,10 @@ grid: .venv/installed  ## try every mode of differentiation on every layer, writ
 
 fuzz: .venv/installed  ## draw thousands of layers and derivatives, compare each with torch
 	$(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_losses.py tests/test_arguments.py --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
+
+torchao: .venv/installed  ## install torchao, and hold our layers over its quantised weights against torch's
+	$(BIN)/python -m pip install --quiet torchao
+	$(BIN)/python -m pytest tests/test_torchao.py $(ARGS)
 
 lint: .venv/installed  ## ruff, ruff format, mypy --strict
 	$(BIN)/ruff check .

@@ -584,7 +584,7 @@ REFUSED: list[tuple[Callable[..., Any], Any, str]] = [
     (lambda m, x: backprop(m, x, sized(x.device, N, 4)), ValueError, r"expected target \(7, 3\), got \(7, 4\)"),
     (lambda m, x: backprop(m, x, sized(x.device, N), "squared_error"), ValueError, r"expected target \(7, 3\)"),
     (
-        lambda m, x: backprop(m, x, C.to(x.device) > 0, "squared_error"),
+        lambda m, x: backprop(m, x, sized(x.device, N, V).cfloat(), "squared_error"),
         TypeError,
         "target to be a tensor of real numbers",
     ),
