@@ -29,8 +29,7 @@ def mix(u: int) -> int:
     u ^= u >> 16
     u = u * 0x7FEB352D % WORD
     u ^= u >> 15
-    u = u * 0x846CA68B % WORD
-    return u ^ u >> 16
+    return u * 0x846CA68B % WORD
 
 
 def factor(seed: int, layer: int, row: int, column: int, p: float) -> float:

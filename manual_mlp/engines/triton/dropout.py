@@ -37,8 +37,7 @@ def _mix(u):  # type: ignore[no-untyped-def]
     u ^= u >> 16
     u *= 0x7FEB352D
     u ^= u >> 15
-    u *= 0x846CA68B
-    return u ^ (u >> 16)
+    return u * 0x846CA68B
 
 
 @triton.jit(do_not_specialize=["layer", "first", "least"])  # type: ignore[untyped-decorator]
