@@ -60,12 +60,18 @@ def draw_seed(device: torch.device) -> Tensor:
 
 
 def drop(t: Tensor, mask: Mask, out: Tensor | None = None) -> Tensor:
-    """Multiply ``(*, D)`` by a mask; into ``out``, which may be t, where there is one and nothing is recorded."""
+    """Multiply ``(*, D)`` by a mask; into ``out`` (N, D), which may be t, where there is one and nothing is recorded."""
     if not plain(t):
-        return t * _dropped(torch.ones(t.shape, dtype=t.dtype, device=t.device), mask, None)
+        return t * factors(t, mask)
     if torch.is_grad_enabled() and t.requires_grad:
         return _DropFunction.apply(t, mask)  # type: ignore[no-any-return]
     return _dropped(t, mask, out)
+
+
+def factors(like: Tensor, mask: Mask) -> Tensor:
+    """Make the mask of ``(*, D)``, where more than one product asks for it."""
+    made = torch.ones(like.shape, dtype=like.dtype, device=like.device)
+    return made if like.is_meta else _dropped(made, mask, made)
 
 
 class _DropFunction(Function):
@@ -93,31 +99,29 @@ def _by_blocks(t: Tensor, mask: Mask, out: Tensor | None) -> Tensor:
         return y
     whole, result = rows(t), rows(y)
     n, d = whole.shape
-    of_row, of_column = _keys(mask, n, d, t.device)
+    of_row, of_column = _hashes(mask, n, d, t.device)
     size = min(n, max(1, _BLOCK // d)) if t.is_cpu else n
-    u, scratch = (torch.empty(size, d, dtype=torch.int32, device=t.device) for _ in range(2))
+    u, scratch = torch.empty(2, size, d, dtype=torch.int32, device=t.device)
     factor = torch.empty(size, d, dtype=widen(t[:0]).dtype, device=t.device)
     least, scale = mask.rule()
     for start in range(0, n, size):
         at = slice(start, min(start + size, n))
         few = at.stop - start
         hashes = mix_(torch.add(of_row[at, None], of_column, out=u[:few]), scratch[:few])
-        kept = torch.ge(hashes, least, out=factor[:few]).mul_(scale)
-        torch.mul(whole[at], kept, out=result[at])
+        torch.mul(whole[at], torch.ge(hashes, least, out=factor[:few]).mul_(scale), out=result[at])
     return y
 
 
-def _keys(mask: Mask, n: int, d: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _hashes(mask: Mask, n: int, d: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Compute the hashes of the rows (n,) and of the columns (d,)."""
-    seeds = mask.seed.to(device).reshape(1).view(torch.int32).clone()  # the low half first
-    seeds += _signed(LAYER * mask.layer)
-    mix_(seeds, torch.empty_like(seeds))
-
-    def hashes(first: int, count: int, seed: Tensor) -> Tensor:
-        numbers = torch.arange(first, first + count, dtype=torch.int32, device=device).add_(seed)
-        return mix_(numbers, torch.empty_like(numbers))
-
-    return hashes(mask.row, n, seeds[0]), hashes(0, d, seeds[1])
+    halves = mask.seed.to(device).reshape(1).view(torch.int32)  # the low one first
+    of_layer = mix_(halves + _signed(LAYER * mask.layer), torch.empty_like(halves))
+    both = torch.arange(n + d, dtype=torch.int32, device=device)
+    of_row, of_column = both[:n], both[n:]
+    of_row.add_(of_layer[0]).add_(mask.row)
+    of_column.add_(of_layer[1]).sub_(n)
+    mix_(both, torch.empty_like(both))
+    return of_row, of_column
 
 
 def mix_(u: Tensor, scratch: Tensor) -> Tensor:

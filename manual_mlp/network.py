@@ -12,7 +12,7 @@ from torch.autograd import Function
 from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.activations.record import cast, value
 from manual_mlp.dense import dense, layer_gradients
-from manual_mlp.dropout import drop
+from manual_mlp.dropout import drop, factors
 from manual_mlp.fused import aliases, spread, uncast
 from manual_mlp.rules import plus, rows
 from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Total, forward, masks_of, share_memory
@@ -122,19 +122,19 @@ class _NetworkFunction(Function):
             dz = hidden[k] if k < len(hidden) else None
             if forms[k].activation.df_y is not None:
                 dy, dz = dz if dy is None else plus(dy, dz), None
-            mask = ctx.masks[k - 1] if k else None
+            mask = factors(kept[k - 1], ctx.masks[k - 1]) if k and any(needed[k]) and ctx.masks[k - 1] else None
             dw = db = None
             if any(needed[k]) and (dy is not None or dz is not None):
                 h_k = h
                 if k and needed[k][1]:
                     h_k = _output(forms[k - 1].activation, kept[k - 1], opaque)
-                    h_k = h_k if mask is None else drop(h_k, mask)
+                    h_k = h_k if mask is None else h_k * mask
                 dy, dw, db = layer_gradients(h_k, weights[k], kept[k], dy, dz, forms[k].activation, needed[k], opaque)
             else:
                 dy = None
             found[:0] = (dw, db) if forms[k].biased else (dw,)
             if dy is not None and mask is not None:
-                dy = drop(dy, mask)
+                dy = dy * mask
         return dy, *found, None, None
 
 
