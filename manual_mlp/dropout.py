@@ -60,7 +60,7 @@ def draw_seed(device: torch.device) -> Tensor:
 
 
 def drop(t: Tensor, mask: Mask, out: Tensor | None = None) -> Tensor:
-    """Multiply ``(*, D)`` by a mask; into ``out`` (N, D), which may be t, where there is one and nothing is recorded."""
+    """Multiply ``(*, D)`` by a mask; into ``out`` (N, D), which may be t, if it is given and nothing is recorded."""
     if not plain(t):
         return t * factors(t, mask)
     if torch.is_grad_enabled() and t.requires_grad:
