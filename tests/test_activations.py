@@ -268,7 +268,7 @@ def test_an_unknown_module_is_told_the_known_ones() -> None:
 def test_a_wrong_type_and_wrong_parameters_are_refused() -> None:
     with pytest.raises(TypeError, match=r"expected a name, an nn.Module, an Activation or None, got int"):
         get(3)
-    with pytest.raises(ValueError, match=r"expected min_val < max_val, got min_val=1.0, max_val=-1.0"):
+    with pytest.raises(ValueError, match=r"expected min_val <= max_val, got min_val=1.0, max_val=-1.0"):
         activations.hardtanh(1.0, -1.0)
     with pytest.raises(ValueError, match=r"expected alpha other than 0, got 0.0"):
         activations.celu(0.0)

@@ -94,7 +94,8 @@ def test_only_transforms_touches_private_torch(room: str) -> None:
         nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)]
         # A named tuple's own methods are public, whatever their names.
         private = [ast.unparse(node) for node in nodes if re.match("_(?!(replace|asdict)$)[a-z]", node.attr)]
-        assert all(chain.startswith("self.") for chain in private), private
+        # An operator of torch is public, whatever its name.
+        assert all(chain.startswith(("self.", "aten.")) for chain in private), private
 
 
 def test_the_public_names_are_listed_and_documented() -> None:
