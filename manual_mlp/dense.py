@@ -218,6 +218,23 @@ def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         return False
 
 
+def _fit_together(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Tell, with few questions, whether the three are as usual: nothing else has to be asked then."""
+    try:
+        (d_out, d_in), dtype, device = weight.shape, weight.dtype, weight.device
+        return (
+            input.shape[-1] == d_in
+            and input.dtype is dtype
+            and input.device == device
+            and input.layout is weight.layout is torch.strided
+            and dtype.is_floating_point
+            and not input.is_nested
+            and (bias is None or (bias.shape == (d_out,) and bias.dtype is dtype and bias.device == device))
+        )
+    except (AttributeError, IndexError, ValueError):  # no tensors, or of other dimensions
+        return False
+
+
 def check_tensor(name: str, t: Tensor) -> None:
     """Raise an error unless it is a tensor."""
     if not isinstance(t, Tensor):
@@ -226,6 +243,8 @@ def check_tensor(name: str, t: Tensor) -> None:
 
 def check_layer(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Raise an error that says what was expected and what came, unless the three fit together."""
+    if _fit_together(input, weight, bias):
+        return
     given = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
     for name, t in given.items():
         check_tensor(name, t)

@@ -342,7 +342,7 @@ def _output(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 def _plan(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, reduction: str, chunk_rows: int | None) -> Plan | None:
     """Plan a step, or leave it to the composite."""
-    if chunk_rows is None and few_logits(len(h), len(w), h.is_cuda):
+    if chunk_rows is None and few_logits(h.shape[0], w.shape[0], h.is_cuda):
         return None
     held = [t for t in loss.tensors() if t is not None]
     dtypes = {t.dtype for t in (h, w, b, *held) if t is not None and t.is_floating_point()}

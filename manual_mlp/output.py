@@ -186,8 +186,9 @@ def cross_entropy(
         ignore_index = -100
     check_smoothing(label_smoothing)
     _check_classes(input, classes, target, ignore_index)
-    check_class_weight(weight, classes, None if target.is_floating_point() or autocasting(input) else input.dtype)
     _check_devices(input, target=target, weight=weight)
+    if weight is not None:
+        check_class_weight(weight, classes, None if target.is_floating_point() or autocasting(input) else input.dtype)
     if target.dtype is torch.uint8:
         target = target.long()  # torch takes an ignore_index below 0 for a class of uint8
     return CrossEntropy(_flat(target), weight, ignore_index, float(label_smoothing))
@@ -221,7 +222,7 @@ def shaped(loss: Tensor, input: Tensor) -> Tensor:
 
 
 def _flat(target: Tensor) -> Tensor:
-    return rows(target) if target.is_floating_point() else target.reshape(-1)
+    return rows(target) if target.is_floating_point() else target if target.dim() == 1 else target.reshape(-1)
 
 
 def _check_broadcast(name: str, t: Tensor | None, target: Tensor, mask: bool = False) -> None:

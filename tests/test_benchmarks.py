@@ -486,10 +486,10 @@ def test_layout_is_json_to_five_digits_with_a_row_on_one_line():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "expected a command, one of dense, second-order, transforms, output, network, train, report, got nothing"),
+        ([], "expected a command, one of dense, second-order, transforms, output, network, dropout, train, report, got nothing"),
         (
             ["dens"],
-            "expected a command, one of dense, second-order, transforms, output, network, train, report, got 'dens'",
+            "expected a command, one of dense, second-order, transforms, output, network, dropout, train, report, got 'dens'",
         ),
         (["dense", "--threads", "0"], "expected a whole number from 1 up, got '0'"),
         (["dense", "--device", "cpu", "--threads", "100000"], "expected at most"),
@@ -560,3 +560,14 @@ def test_the_package_runs_with_torch_and_manual_mlp_alone():
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module.split(".")[0])
     assert imported - set(sys.stdlib_module_names) <= {"benchmarks", "manual_mlp", "torch"}
+
+
+def test_dropout_is_timed_alone_and_in_a_step(capsys):
+    arguments = ["dropout", "--rows", "8", "--width", "16", "--seconds", "0.01", "--device", "cpu"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    for row in ("forward", "backward", "step", "backprop"):
+        assert row in printed
+    with pytest.raises(SystemExit, match="2"):
+        main(["dropout", "--p", "1"])
+    assert "--p: expected a share between 0 and 1, got 1.0" in capsys.readouterr().err
