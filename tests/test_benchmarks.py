@@ -486,7 +486,10 @@ def test_layout_is_json_to_five_digits_with_a_row_on_one_line():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "expected a command, one of dense, second-order, transforms, output, network, dropout, train, report, got nothing"),
+        (
+            [],
+            "expected a command, one of dense, second-order, transforms, output, network, dropout, train, report, got nothing",
+        ),
         (
             ["dens"],
             "expected a command, one of dense, second-order, transforms, output, network, dropout, train, report, got 'dens'",

@@ -353,19 +353,31 @@ def test_a_subclass_of_parameter_without_a_way_of_its_own_is_plain() -> None:
     assert transforms.caller(h, w, b) == "eager"
 
 
-@pytest.mark.parametrize("tile_rows", [None, 2])
-def test_a_traced_network_takes_any_number_of_rows(tile_rows: int | None) -> None:
-    mlp, x = MLP([D, 7, V], tile_rows=tile_rows), torch.randn(N, D)
-    other = torch.randn(3 * N + 1, D)
-    with pytest.warns(FutureWarning, match="deprecated") if _tracing_warns() else torch.enable_grad():
-        for context in (torch.no_grad(), torch.enable_grad()):
-            with context:
-                traced = torch.jit.trace(mlp, x)
-                torch.testing.assert_close(traced(other), mlp(other))
-    traced(other).sum().backward()
-    mine = [p.grad for p in traced.parameters()]
-    torch.testing.assert_close(mine, list(torch.autograd.grad(mlp(other).sum(), list(mlp.parameters()))))
+TRACED: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
+    "a network": (MLP([D, 7, V]), (torch.randn(N, D),)),
+    "a network in tiles": (MLP([D, 7, V], "gelu", tile_rows=2), (torch.randn(N, D),)),
+    "cross-entropy": (LinearCrossEntropyLoss(D, V, chunk_rows=2), (torch.randn(N, 1, D), T[:, None])),
+    "each row's cross-entropy": (LinearCrossEntropyLoss(D, V, reduction="none"), (torch.randn(N, 1, D), T[:, None])),
+    "squared error": (DenseSquaredError(D, V, "gelu", chunk_rows=2), (torch.randn(N, D), torch.randn(N, V))),
+}
 
 
-def _tracing_warns() -> bool:
-    return tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
+@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("grad_mode", [True, False])
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning", "ignore:`torch.jit.trace:DeprecationWarning")
+def test_what_is_traced_takes_any_number_of_rows(name: str, grad_mode: bool) -> None:
+    module, given = TRACED[name]
+    others = tuple(torch.cat([t, t, t[:1]]) for t in given)
+    with torch.set_grad_enabled(grad_mode):
+        traced = torch.jit.trace(module, given)
+        torch.testing.assert_close(traced(*others), module(*others))
+    torch.testing.assert_close(
+        torch.autograd.grad(traced(*others).sum(), list(traced.parameters())),
+        torch.autograd.grad(module(*others).sum(), list(module.parameters())),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning", "ignore:`torch.jit.trace:DeprecationWarning")
+def test_backprop_is_not_traced() -> None:
+    with pytest.raises(RuntimeError, match="expected backprop outside of"):
+        torch.jit.trace(lambda x: backprop(MLP([D, V]), x, T), (torch.randn(N, D),))

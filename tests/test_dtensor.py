@@ -1,5 +1,6 @@
 """Layers and losses over DTensors in two processes: every placement that torch's own operations take."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
@@ -111,6 +112,12 @@ def of_loss(name: str, how: str, rows: int | None, large: bool) -> Callable[[], 
         h, w, b = drawn((N, D), (V, D), (V,))
         t = torch.arange(N) % V if name.startswith("cross") else drawn((N, V))[0].sigmoid()
         *operands, target = placed((h, w, b, t), PLACED[how])
+        try:
+            theirs(*operands, target)
+        except NotImplementedError as error:  # torch 2.11 has no rule for the logistic loss
+            with pytest.raises(NotImplementedError, match=re.escape(str(error))):
+                ours(rows, *operands, target)
+            return 0.0
         with mock.patch("manual_mlp.fused.few_logits", return_value=not large):
             mine = derivatives(lambda *o: ours(rows, *o, target), tuple(operands))
         return difference(mine, derivatives(lambda *o: theirs(*o, t), (h, w, b)))
