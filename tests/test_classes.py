@@ -353,6 +353,12 @@ def test_a_subclass_of_parameter_without_a_way_of_its_own_is_plain() -> None:
     assert transforms.caller(h, w, b) == "eager"
 
 
+# Of shapes, which are judged while tracing, torch warns that the program does not judge them again.
+tracing = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.trace:FutureWarning",
+    "ignore:`torch.jit.trace:DeprecationWarning",
+    "ignore::torch.jit.TracerWarning",
+)
 TRACED: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "a network": (MLP([D, 7, V]), (torch.randn(N, D),)),
     "a network in tiles": (MLP([D, 7, V], "gelu", tile_rows=2), (torch.randn(N, D),)),
@@ -364,7 +370,7 @@ TRACED: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
 
 @pytest.mark.parametrize("name", TRACED)
 @pytest.mark.parametrize("grad_mode", [True, False])
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning", "ignore:`torch.jit.trace:DeprecationWarning")
+@tracing
 def test_what_is_traced_takes_any_number_of_rows(name: str, grad_mode: bool) -> None:
     module, given = TRACED[name]
     others = tuple(torch.cat([t, t, t[:1]]) for t in given)
@@ -377,7 +383,7 @@ def test_what_is_traced_takes_any_number_of_rows(name: str, grad_mode: bool) -> 
     )
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning", "ignore:`torch.jit.trace:DeprecationWarning")
+@tracing
 def test_backprop_is_not_traced() -> None:
     with pytest.raises(RuntimeError, match="expected backprop outside of"):
         torch.jit.trace(lambda x: backprop(MLP([D, V]), x, T), (torch.randn(N, D),))
