@@ -14,7 +14,7 @@ from manual_mlp.chunks import has_fast_products
 from manual_mlp.dense import autocasting, check_tensor
 from manual_mlp.dropout import draw_seed
 from manual_mlp.fused import uncast
-from manual_mlp.losses import Loss, Pair, RowLoss
+from manual_mlp.losses import Pair, RowLoss
 from manual_mlp.modules import MLP
 from manual_mlp.network import fits
 from manual_mlp.output import (
@@ -22,9 +22,11 @@ from manual_mlp.output import (
     check_reduction,
     check_rows,
     cross_entropy,
-    of_output,
     shaped,
     squared_error,
+    torchs_binary_cross_entropy,
+    torchs_cross_entropy,
+    torchs_squared_error,
 )
 from manual_mlp.rules import rows
 from manual_mlp.sweep import (
@@ -47,11 +49,11 @@ from manual_mlp.transforms import called_as_it_is, caller, has_class, has_gradie
 OfRows = Callable[[Tensor, Tensor], Tensor]  # of some rows of output and target
 NOTHING = "expected a parameter, or the input, that requires grad; there is none"
 
-# By name: what makes the loss and checks its target, and its options.
-LOSSES: dict[str, tuple[Callable[..., RowLoss], tuple[str, ...]]] = {
-    "cross_entropy": (cross_entropy, ("weight", "ignore_index", "label_smoothing")),
-    "squared_error": (squared_error, ()),
-    "binary_cross_entropy": (binary_cross_entropy, ("weight", "pos_weight")),
+# By name: what makes the loss and checks its target, torch's own loss, and its options.
+LOSSES: dict[str, tuple[Callable[..., RowLoss], Callable[..., Tensor], tuple[str, ...]]] = {
+    "cross_entropy": (cross_entropy, torchs_cross_entropy, ("weight", "ignore_index", "label_smoothing")),
+    "squared_error": (squared_error, torchs_squared_error, ()),
+    "binary_cross_entropy": (binary_cross_entropy, torchs_binary_cross_entropy, ("weight", "pos_weight")),
 }
 
 
@@ -122,7 +124,7 @@ def backprop(
         by_itself: Any = torch.compiler.disable(backprop)  # type: ignore[no-untyped-call]
         return by_itself(mlp, input, target, loss, reduction, tile_rows, **given, **options)  # type: ignore[no-any-return]
     check_tensor("input", input)
-    who = caller(input)
+    who = caller(input, target, *options.values())
     if who not in ("eager", "no grad", "torch") or traced():
         raise RuntimeError(
             "expected backprop outside of torch.func, forward mode and what a compiler or tracer follows"
@@ -144,10 +146,11 @@ def backprop(
         assert isinstance(mlp, MLP)
         like, d_out, tile_rows = input, layers[-1].w.size(0), tile_rows or mlp.tile_rows
     output: Tensor | None
-    row_loss = make(like, d_out, target, **options)
-    objective = _Objective(row_loss, reduction, gradient, like, d_out)
-    if layers is None and isinstance(row_loss, Loss) and caller(like, *row_loss.tensors()) == "torch":
-        return _by_torch(like, row_loss, reduction, gradient, return_output)
+    objective = _Objective(make(like, d_out, target, **options), reduction, gradient, like, d_out)
+    if isinstance(loss, str) and (who == "torch" or has_class(like)):
+        with torch.enable_grad():
+            value = LOSSES[loss][1](like, target, reduction, **options)
+        return _by_torch(like, value, gradient, return_output)
     with torch.no_grad(), nullcontext() if region is None else uncast(input):
         if layers is None:
             output = _by_autograd(like, objective)
@@ -213,13 +216,11 @@ def _by_tiles(
 
 
 def _by_torch(
-    y: Tensor, loss: Loss, reduction: str, gradient: Tensor | float | None, return_output: bool
+    y: Tensor, value: Tensor, gradient: Tensor | float | None, return_output: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Leave the loss and its gradient to what takes torch's functions by their names."""
-    if not y.requires_grad:
+    """Let autograd go back from a loss that something else than this package has computed."""
+    if not value.requires_grad:
         raise RuntimeError(NOTHING)
-    with torch.enable_grad():
-        value = of_output(loss, y, reduction)
     if isinstance(gradient, (int, float)):
         gradient = torch.full_like(value, gradient)
     torch.autograd.backward(value, gradient)
@@ -240,7 +241,7 @@ def _maker(loss: str | tuple[OfRows, OfRows], options: dict[str, Any]) -> Callab
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise ValueError(f"expected a loss among {', '.join(LOSSES)}, or a pair of functions, got {loss!r}")
-        make, known = LOSSES[loss]
+        make, _, known = LOSSES[loss]
     elif isinstance(loss, tuple) and len(loss) == 2 and all(map(callable, loss)):
         make, known = lambda like, _, target: Pair(_target_rows(like, target), *loss), ()
     else:
@@ -331,6 +332,8 @@ def _check_gradient(gradient: Any, like: Tensor) -> None:
     if isinstance(gradient, Tensor):
         if gradient.is_complex() or gradient.dtype is torch.bool:
             raise TypeError(f"expected gradient of a real dtype, got {gradient.dtype}")
+        if gradient.layout is not torch.strided:
+            raise TypeError(f"expected gradient of layout torch.strided, got {gradient.layout}")
         if gradient.device != like.device:
             raise ValueError(f"expected gradient on {like.device}, got {gradient.device}")
     elif not (gradient is None or isinstance(gradient, (int, float))):

@@ -229,9 +229,17 @@ def _fit_together(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
             and input.layout is weight.layout is torch.strided
             and dtype.is_floating_point
             and not input.is_nested
-            and (bias is None or (bias.shape == (d_out,) and bias.dtype is dtype and bias.device == device))
+            and (
+                bias is None
+                or (
+                    bias.shape == (d_out,)
+                    and bias.dtype is dtype
+                    and bias.device == device
+                    and bias.layout is torch.strided
+                )
+            )
         )
-    except (AttributeError, IndexError, ValueError):  # no tensors, or of other dimensions
+    except (AttributeError, IndexError, RuntimeError, ValueError):  # no tensors, nested ones, or of other dimensions
         return False
 
 

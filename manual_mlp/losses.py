@@ -13,7 +13,7 @@ from torch import Tensor
 from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.activations.record import cast, times_slope, widen
 from manual_mlp.dense import autocasting
-from manual_mlp.transforms import is_dispatched, operations_are_watched
+from manual_mlp.transforms import operations_are_watched
 
 aten = torch.ops.aten
 Self = TypeVar("Self", bound="Loss")
@@ -89,10 +89,6 @@ class Loss(RowLoss):
         """Compute the same for eager autograd and the compiler alone, in fewer operations where torch has them."""
         return self.composite(y, reduction)
 
-    @abstractmethod
-    def of_torch(self, y: Tensor, reduction: str) -> Tensor:
-        """Compute what torch's own function of that name does, which the class of an output or a mode may override."""
-
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
         entries = self.target.numel()
         return entries, 1 / max(entries, 1)
@@ -143,12 +139,6 @@ class SquaredError(Loss):
         values = 0.5 * (widen(y) - self.target).square()
         result = values if reduction == "none" else values.mean() if reduction == "mean" else values.sum()
         return result if autocasting(y) else cast(result, torch.promote_types(y.dtype, self.target.dtype))
-
-    def of_torch(self, y: Tensor, reduction: str) -> Tensor:
-        if is_dispatched(y):
-            # torch 2.14 has wrong gradients for mse_loss's mean over a DTensor that is cut.
-            return self.composite(y, reduction)
-        return 0.5 * F.mse_loss(y, self.target, reduction=reduction)
 
 
 @dataclass(eq=False)
@@ -318,10 +308,7 @@ class CrossEntropy(Loss):
     def quick_composite(self, y: Tensor, reduction: str) -> Tensor:
         if self.label_smoothing and y.dtype is torch.float16 and not autocasting(y):
             # torch adds up the logarithms in float16, past its range.
-            return self.of_torch(y.float(), reduction).half()
-        return self.of_torch(y, reduction)
-
-    def of_torch(self, y: Tensor, reduction: str) -> Tensor:
+            return self.quick_composite(y.float(), reduction).half()
         return F.cross_entropy(
             y, self.target, self.weight, None, self.ignore_index, None, reduction, self.label_smoothing
         )
@@ -369,9 +356,6 @@ class BinaryCrossEntropy(Loss):
         return t, positive, positive + (1 - t)
 
     def composite(self, y: Tensor, reduction: str) -> Tensor:
-        return self.of_torch(y, reduction)
-
-    def of_torch(self, y: Tensor, reduction: str) -> Tensor:
         return F.binary_cross_entropy_with_logits(y, self.target, self.weight, None, None, reduction, self.pos_weight)
 
 

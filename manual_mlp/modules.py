@@ -16,16 +16,16 @@ from manual_mlp.dropout import Mask, draw_seed, drop
 from manual_mlp.network import fits, network
 from manual_mlp.output import (
     check_class_weight,
+    check_ignore_index,
     check_options,
     check_rows,
     check_smoothing,
-    cross_entropy,
+    cross_entropy_of,
     dense_squared_error,
     linear_cross_entropy,
-    of_output,
 )
 from manual_mlp.sweep import Layer
-from manual_mlp.transforms import called_as_it_is, caller, has_class, has_hooks, modules_are_watched
+from manual_mlp.transforms import called_as_it_is, caller, has_class, has_hooks, modules_are_watched, traced
 
 Known: TypeAlias = str | nn.Module | Activation | None
 
@@ -185,6 +185,7 @@ class LinearCrossEntropyLoss(nn.Module):
         super().__init__()
         check_options(reduction, chunk_rows)
         check_smoothing(label_smoothing)
+        check_ignore_index(ignore_index)
         check_class_weight(weight, num_classes)
         self.linear = Linear(
             _check_size("in_features", in_features), _check_size("num_classes", num_classes), bias, device, dtype
@@ -197,8 +198,7 @@ class LinearCrossEntropyLoss(nn.Module):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         linear, options = self.linear, (self.weight, self.ignore_index, self.label_smoothing)
         if type(linear) not in (Linear, nn.Linear) or not called_as_it_is(linear) or modules_are_watched():
-            z = linear(input)
-            return of_output(cross_entropy(z, z.shape[-1], target, *options), z, self.reduction)
+            return cross_entropy_of(linear(input), target, self.reduction, *options)
         return linear_cross_entropy(
             input,
             linear.weight,
@@ -275,10 +275,10 @@ class MLP(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         check_tensor("input", input)
-        seed = None
-        if caller(input) in ("eager", "no grad"):
-            if self.training and any(self.dropout):
-                seed = draw_seed(input.device)
+        who, seed = caller(input), None
+        if self.training and any(self.dropout) and who in ("eager", "no grad", "torch") and not traced():
+            seed = draw_seed(input.device)
+        if who in ("eager", "no grad"):
             layers = None if autocasting(input) else self.chain()
             if layers is not None and fits(layers, input):
                 whole = network(layers, input, self.tile_rows, seed)

@@ -6,20 +6,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 
 from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.activations.record import cast, value
 from manual_mlp.dense import dense, layer_gradients
-from manual_mlp.dropout import drop, factors
+from manual_mlp.dropout import drop
 from manual_mlp.fused import aliases, spread, uncast
 from manual_mlp.rules import plus, rows
 from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Total, forward, masks_of, share_memory
 from manual_mlp.tiles import tiling_of
-from manual_mlp.transforms import needed_now, plain
+from manual_mlp.transforms import PLAIN, needed_now, plain
 
-_PLAIN = Tensor, nn.Parameter
 Needed = tuple[bool, bool, bool]  # dh, dw, db
 
 
@@ -53,19 +52,19 @@ def fits(layers: Sequence[Layer], input: Tensor, mixed: bool = False, leaves: bo
 
     ``mixed`` allows more than one dtype; ``leaves`` refuses what was computed from what requires grad.
     """
-    if type(input) not in _PLAIN or input.layout is not torch.strided or input.is_nested:
+    if type(input) not in PLAIN or input.layout is not torch.strided or input.is_nested:
         return False
     if not input.numel() or not input.dim() or (mixed and input.dtype is torch.float64):
         return False
     width, dtype, on_cpu, on_meta = input.size(-1), input.dtype, input.is_cpu, input.is_meta
     for w, b, *_ in layers:
-        if w.dim() != 2 or w.size(1) != width or not w.size(0):
+        if type(w) not in PLAIN or type(b) not in PLAIN or w.dim() != 2 or w.size(1) != width or not w.size(0):
             return False
         width = w.size(0)
         if b is not None and (b.dim() != 1 or b.size(0) != width):
             return False
         for p in (w,) if b is None else (w, b):
-            if type(p) not in _PLAIN or p.layout is not torch.strided:
+            if p.layout is not torch.strided:
                 return False
             if p.is_cpu is not on_cpu or p.is_meta is not on_meta:
                 return False
@@ -95,18 +94,22 @@ class _NetworkFunction(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
         h, *_, layers, seed = args
-        ctx.forms, ctx.masks = _forms(layers), masks_of(layers, seed)
-        trace = forward(layers, h, None, ctx.masks)
+        trace = forward(layers, h, None, masks_of(layers, seed))
         y, last = trace.y, trace.kept[-1]
         if last is not None and layers[-1].activation.df_y is None and share_memory(y, last):
             y = y.clone()  # a user's f may return z
+        ctx.forms = _forms(layers)
         needed = _by_layer(ctx.forms, ctx.needs_input_grad)
-        of_h, of_w, of_kept = _kept(needed)
+        of_h, of_w, of_kept = _kept(ctx.forms, needed)
+        of_mask = [need_dw or need_dh for need_dh, need_dw, _ in needed[1:]]
+        factor = [mask.factor if mask and keep else None for mask, keep in zip(trace.masks, of_mask, strict=False)]
+        ctx.masks = [mask and mask._replace(factor=None) for mask in trace.masks]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
             h if of_h else None,
             *(layer.w if keep else None for layer, keep in zip(layers, of_w, strict=True)),
             *(t if keep else None for t, keep in zip(trace.kept, of_kept, strict=True)),
+            *factor,
         )
         return y, *(t for t in trace.kept if t is not None and t is not y)
 
@@ -115,26 +118,26 @@ class _NetworkFunction(Function):
         forms: list[_Form] = ctx.forms
         count, opaque = len(forms), plain(dy, *hidden)
         h, *saved = ctx.saved_tensors
-        weights, kept = saved[:count], saved[count:]
+        weights, kept, factor = saved[:count], saved[count : 2 * count], saved[2 * count :]
         needed = _by_layer(forms, needed_now(ctx, len(ctx.needs_input_grad) - 2))
         found: list[Tensor | None] = []
         for k in reversed(range(count)):
             dz = hidden[k] if k < len(hidden) else None
             if forms[k].activation.df_y is not None:
                 dy, dz = dz if dy is None else plus(dy, dz), None
-            mask = factors(kept[k - 1], ctx.masks[k - 1]) if k and any(needed[k]) and ctx.masks[k - 1] else None
+            mask = ctx.masks[k - 1] and ctx.masks[k - 1]._replace(factor=factor[k - 1]) if k else None
             dw = db = None
             if any(needed[k]) and (dy is not None or dz is not None):
                 h_k = h
                 if k and needed[k][1]:
                     h_k = _output(forms[k - 1].activation, kept[k - 1], opaque)
-                    h_k = h_k if mask is None else h_k * mask
+                    h_k = h_k if mask is None else drop(h_k, mask)
                 dy, dw, db = layer_gradients(h_k, weights[k], kept[k], dy, dz, forms[k].activation, needed[k], opaque)
             else:
                 dy = None
             found[:0] = (dw, db) if forms[k].biased else (dw,)
             if dy is not None and mask is not None:
-                dy = dy * mask
+                dy = drop(dy, mask)
         return dy, *found, None, None
 
 
@@ -211,19 +214,19 @@ def _by_layer(forms: Sequence[_Form], needed: Sequence[bool]) -> list[Needed]:
     return found
 
 
-def _kept(needed: Sequence[Needed]) -> tuple[bool, list[bool], list[bool]]:
+def _kept(forms: Sequence[_Form], needed: Sequence[Needed]) -> tuple[bool, list[bool], list[bool]]:
     """Tell what all rows at once keep: h, the weight of each layer, and each layer's z or y."""
-    above = [need_dw for _, need_dw, _ in needed[1:]]
-    of_kept = [any(of_layer) or next_dw for of_layer, next_dw in zip(needed, [*above, False], strict=True)]
+    for_slope = [form.activation is not IDENTITY and any(some) for form, some in zip(forms, needed, strict=True)]
+    for_next = [*(need_dw for _, need_dw, _ in needed[1:]), False]
+    of_kept = [slope or above for slope, above in zip(for_slope, for_next, strict=True)]
     return needed[0][1], [need_dh for need_dh, _, _ in needed], of_kept
 
 
 def _keep_more(layers: Sequence[Layer], h: Tensor) -> bool:
     """Tell whether tiles would keep more than all rows at once: so they may where layers are frozen."""
     operands = list(_operands(h, layers))
-    of_h, of_w, of_kept = _kept(_by_layer(_forms(layers), [t.requires_grad for t in operands]))
-    if layers[-1].activation is IDENTITY:
-        of_kept[-1] = False
+    forms = _forms(layers)
+    of_h, of_w, of_kept = _kept(forms, _by_layer(forms, [t.requires_grad for t in operands]))
     kept = h.numel() * of_h
     for layer, weight, output in zip(layers, of_w, of_kept, strict=True):
         kept += layer.w.numel() * weight + h.size(0) * layer.w.size(0) * output

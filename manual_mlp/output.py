@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from manual_mlp.activations import IDENTITY, Activation, get
 from manual_mlp.dense import autocasting, check_layer, dense
 from manual_mlp.fused import fused
-from manual_mlp.losses import BinaryCrossEntropy, CrossEntropy, Loss, SquaredError
+from manual_mlp.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
 from manual_mlp.rules import rows
-from manual_mlp.transforms import caller
+from manual_mlp.transforms import caller, has_class, is_dispatched
 
 REDUCTIONS = "none", "mean", "sum"
 
@@ -61,8 +61,7 @@ def linear_cross_entropy(
     check_options(reduction, chunk_rows)
     options = weight, ignore_index, label_smoothing
     if who == "torch":
-        z = F.linear(input, linear_weight, linear_bias)
-        return of_output(cross_entropy(z, z.shape[-1], target, *options), z, reduction)
+        return torchs_cross_entropy(F.linear(input, linear_weight, linear_bias), target, reduction, *options)
     check_layer(input, linear_weight, linear_bias)
     loss = cross_entropy(input, linear_weight.shape[0], target, *options)
     return shaped(fused(loss, rows(input), linear_weight, linear_bias, reduction, chunk_rows, who), input)
@@ -109,7 +108,7 @@ def linear_binary_cross_entropy(
     check_options(reduction, chunk_rows)
     if who == "torch":
         z = F.linear(input, linear_weight, linear_bias)
-        return of_output(binary_cross_entropy(z, z.shape[-1], target, weight, pos_weight), z, reduction)
+        return torchs_binary_cross_entropy(z, target, reduction, weight, pos_weight)
     check_layer(input, linear_weight, linear_bias)
     loss = binary_cross_entropy(input, linear_weight.shape[0], target, weight, pos_weight)
     return shaped(fused(loss, rows(input), linear_weight, linear_bias, reduction, chunk_rows, who), input)
@@ -154,23 +153,64 @@ def dense_squared_error(
     who = caller(input, weight, bias, target)
     check_options(reduction, chunk_rows)
     if who == "torch":
-        y = dense(input, weight, bias, activation)
-        return of_output(squared_error(y, y.shape[-1], target), y, reduction)
+        return torchs_squared_error(dense(input, weight, bias, activation), target, reduction)
     check_layer(input, weight, bias)
     loss = squared_error(input, len(weight), target, activation)
     return shaped(fused(loss, rows(input), weight, bias, reduction, chunk_rows, who), input)
 
 
-def of_output(loss: Loss, y: Tensor, reduction: str) -> Tensor:
-    """Compute the loss of an output (*, D_out), whoever asks for its derivatives."""
-    who, whole = caller(y, *loss.tensors()), rows(y)
+def cross_entropy_of(
+    z: Tensor,
+    target: Tensor,
+    reduction: str,
+    weight: Tensor | None,
+    ignore_index: int | None,
+    label_smoothing: float,
+) -> Tensor:
+    """Compute the cross-entropy of logits (*, V) that exist, whoever asks for its derivatives."""
+    who, options = caller(z, target, weight), (weight, ignore_index, label_smoothing)
     if who == "torch":
-        value = loss.of_torch(whole, reduction)
-    elif who in ("transform", "composite"):
-        value = loss.composite(whole, reduction)
-    else:
-        value = loss.quick_composite(whole, reduction)
-    return shaped(value, y)
+        return torchs_cross_entropy(z, target, reduction, *options)
+    loss, whole = cross_entropy(z, z.shape[-1], target, *options), rows(z)
+    by_kernels = who not in ("transform", "composite")
+    return shaped(loss.quick_composite(whole, reduction) if by_kernels else loss.composite(whole, reduction), z)
+
+
+# torch's own losses, by their names and with the tensors that came: a class, a mode or a tracer sees both.
+def torchs_cross_entropy(
+    z: Tensor,
+    target: Tensor,
+    reduction: str,
+    weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Call ``F.cross_entropy`` for logits (*, V)."""
+    ignore_index = -100 if ignore_index is None else ignore_index
+    _check_cross_entropy(z, z.shape[-1], target, weight, ignore_index, label_smoothing)
+    whole = z
+    if z.dim() > 2:
+        whole, target = z.flatten(0, -2), target.flatten(0, -2) if target.is_floating_point() else target.flatten()
+    target = target.long() if target.dtype is torch.uint8 else target
+    value = F.cross_entropy(whole, target, weight, None, ignore_index, None, reduction, float(label_smoothing))
+    return shaped(value, z) if whole is not z else value
+
+
+def torchs_binary_cross_entropy(
+    z: Tensor, target: Tensor, reduction: str, weight: Tensor | None = None, pos_weight: Tensor | None = None
+) -> Tensor:
+    """Call ``F.binary_cross_entropy_with_logits`` for logits (*, V)."""
+    _check_binary_cross_entropy(z, z.shape[-1], target, weight, pos_weight)
+    return F.binary_cross_entropy_with_logits(z, target, weight, None, None, reduction, pos_weight)
+
+
+def torchs_squared_error(y: Tensor, target: Tensor, reduction: str) -> Tensor:
+    """Call ``F.mse_loss`` for an output (*, D_out)."""
+    _check_squared_error(y, y.shape[-1], target)
+    if is_dispatched(y):
+        # torch 2.14 has wrong gradients for mse_loss's mean over a DTensor that is cut.
+        return SquaredError(target, IDENTITY).composite(y, reduction)
+    return 0.5 * F.mse_loss(y, target, reduction=reduction)
 
 
 def cross_entropy(
@@ -182,13 +222,8 @@ def cross_entropy(
     label_smoothing: float = 0.0,
 ) -> CrossEntropy:
     """Make the loss of a layer's rows, or raise an error that says what does not fit the layer's input or output."""
-    if ignore_index is None:
-        ignore_index = -100
-    check_smoothing(label_smoothing)
-    _check_classes(input, classes, target, ignore_index)
-    _check_devices(input, target=target, weight=weight)
-    if weight is not None:
-        check_class_weight(weight, classes, None if target.is_floating_point() or autocasting(input) else input.dtype)
+    ignore_index = -100 if ignore_index is None else ignore_index
+    _check_cross_entropy(input, classes, target, weight, ignore_index, label_smoothing)
     if target.dtype is torch.uint8:
         target = target.long()  # torch takes an ignore_index below 0 for a class of uint8
     return CrossEntropy(_flat(target), weight, ignore_index, float(label_smoothing))
@@ -198,19 +233,13 @@ def binary_cross_entropy(
     input: Tensor, d_out: int, target: Tensor, weight: Tensor | None = None, pos_weight: Tensor | None = None
 ) -> BinaryCrossEntropy:
     """Make the loss of a layer's rows, or raise an error that says what does not fit the layer's input or output."""
-    _check_float("target", target)
-    _check_shape(input, target, d_out)
-    _check_devices(input, target=target)
-    _check_broadcast("weight", weight, target, mask=True)
-    _check_broadcast("pos_weight", pos_weight, target)
+    _check_binary_cross_entropy(input, d_out, target, weight, pos_weight)
     return BinaryCrossEntropy(rows(target), _entries(weight, target), _entries(pos_weight, target))
 
 
 def squared_error(input: Tensor, d_out: int, target: Tensor, activation: Activation = IDENTITY) -> SquaredError:
     """Make the loss of a layer's rows, or raise an error that says what does not fit the layer's input or output."""
-    _check_real("target", target, mask=True)
-    _check_shape(input, target, d_out)
-    _check_devices(input, target=target)
+    _check_squared_error(input, d_out, target)
     if not target.is_floating_point():
         target = target.to(input.dtype)
     return SquaredError(rows(target), activation)
@@ -229,7 +258,7 @@ def _check_broadcast(name: str, t: Tensor | None, target: Tensor, mask: bool = F
     if t is None:
         return
     _check_real(name, t, mask)
-    _check_devices(target, **{name: t})
+    _check_beside(target, **{name: t})
     pairs = zip(reversed(t.shape), reversed(target.shape), strict=False)
     if t.dim() > target.dim() or any(size not in (1, whole) for size, whole in pairs):
         raise ValueError(f"expected {name} to broadcast to {tuple(target.shape)}, got {tuple(t.shape)}")
@@ -270,6 +299,12 @@ def check_smoothing(label_smoothing: float) -> None:
         raise ValueError(f"expected label_smoothing from 0 to 1, got {label_smoothing}")
 
 
+def check_ignore_index(ignore_index: int | None) -> None:
+    """Raise an error unless it can name a class, or none."""
+    if ignore_index is not None and type(ignore_index) is not int:
+        raise TypeError(f"expected ignore_index to be an int or None, got {ignore_index!r}")
+
+
 def check_class_weight(weight: Tensor | None, classes: int, dtype: torch.dtype | None = None) -> None:
     """Raise an error unless there is a weight for each class, of a dtype or of any."""
     if weight is None:
@@ -281,12 +316,37 @@ def check_class_weight(weight: Tensor | None, classes: int, dtype: torch.dtype |
         raise TypeError(f"expected weight of dtype {dtype}, as the layer's, got {weight.dtype}")
 
 
+def _check_cross_entropy(
+    input: Tensor, classes: int, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
+) -> None:
+    check_smoothing(label_smoothing)
+    _check_classes(input, classes, target, ignore_index)
+    if weight is not None:
+        check_class_weight(weight, classes, None if target.is_floating_point() or autocasting(input) else input.dtype)
+    _check_beside(input, target=target, weight=weight)
+
+
+def _check_binary_cross_entropy(
+    input: Tensor, d_out: int, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None
+) -> None:
+    _check_float("target", target)
+    _check_shape(input, target, d_out)
+    _check_beside(input, target=target)
+    _check_broadcast("weight", weight, target, mask=True)
+    _check_broadcast("pos_weight", pos_weight, target)
+
+
+def _check_squared_error(input: Tensor, d_out: int, target: Tensor) -> None:
+    _check_real("target", target, mask=True)
+    _check_shape(input, target, d_out)
+    _check_beside(input, target=target)
+
+
 def _check_classes(input: Tensor, classes: int, target: Tensor, ignore_index: int) -> None:
     if not isinstance(target, Tensor) or not (target.is_floating_point() or target.dtype in (torch.int64, torch.uint8)):
         expected = "a tensor of int64 or uint8 classes, or of probabilities"
         raise TypeError(f"expected target to be {expected}, got {_kind(target)}")
-    if type(ignore_index) is not int:
-        raise TypeError(f"expected ignore_index to be an int or None, got {ignore_index!r}")
+    check_ignore_index(ignore_index)
     if target.is_floating_point():
         _check_shape(input, target, classes)
         if ignore_index >= 0:
@@ -315,7 +375,11 @@ def _kind(t: Any) -> str:
     return str(t.dtype) if isinstance(t, Tensor) else type(t).__name__
 
 
-def _check_devices(input: Tensor, **others: Tensor | None) -> None:
+def _check_beside(input: Tensor, **others: Tensor | None) -> None:
     for name, t in others.items():
-        if t is not None and t.device != input.device:
+        if t is None:
+            continue
+        if t.device != input.device:
             raise ValueError(f"expected {name} on {input.device}, got {t.device}")
+        if t.layout is not torch.strided and not has_class(t):
+            raise TypeError(f"expected {name} of layout torch.strided, got {t.layout}")

@@ -144,6 +144,7 @@ def forward(layers: Sequence[Layer], h: Tensor, space: Workspace | None, masks: 
     """Run the network on rows h (n, D_in)."""
     inputs: list[Tensor] = []
     kept: list[Tensor | None] = []
+    made: list[Mask | None] = []
     for k, (w, b, activation, _) in enumerate(layers):
         inputs.append(h)
         if space is None:
@@ -155,10 +156,12 @@ def forward(layers: Sequence[Layer], h: Tensor, space: Workspace | None, masks: 
             y = activation.f(z) if f_out is None else f_out(z, space.y[k])  # (F2)
         kept.append(z if activation.df_y is None else y)
         mask = masks[k]
-        h = y if mask is None else drop(y, mask)
+        mask = mask.made(y) if mask else None
+        made.append(mask)
+        h = drop(y, mask) if mask else y
     if activation is IDENTITY:
         kept[-1] = None
-    return Trace(inputs, kept, masks, h)
+    return Trace(inputs, kept, made, h)
 
 
 def forward_again(layers: Sequence[Layer], h: Tensor, space: Workspace, masks: Sequence[Mask | None]) -> Trace:
@@ -166,7 +169,7 @@ def forward_again(layers: Sequence[Layer], h: Tensor, space: Workspace, masks: S
     if layers[-1].activation is not IDENTITY:
         return forward(layers, h, space, masks)
     trace = Trace([], [], [], h) if len(layers) == 1 else forward(layers[:-1], h, space, masks)
-    return Trace([*trace.h, trace.y], [*trace.kept, None], masks, trace.y)
+    return Trace([*trace.h, trace.y], [*trace.kept, None], [*trace.masks, None], trace.y)
 
 
 def backward(

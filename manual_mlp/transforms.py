@@ -17,7 +17,7 @@ _functorch: Any = getattr(_core, "_functorch", None)
 _autograd: Any = getattr(_core, "_autograd", None)
 _module: Any = nn.modules.module
 _call = nn.Module.__call__
-_PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
+PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
 _DEVICE = getattr(_device, "DeviceContext", None)
 
 
@@ -48,7 +48,7 @@ def caller(*operands: Tensor | None) -> Caller:
     if torch.compiler.is_exporting():
         return "composite"
     for t in operands:
-        if type(t) not in _PLAIN and has_class(t):
+        if type(t) not in PLAIN and has_class(t):
             return "torch"
     try:
         if _core._is_tracing() or (_core._len_torch_function_stack() and _functions_are_overridden()):
@@ -65,7 +65,7 @@ def caller(*operands: Tensor | None) -> Caller:
 def has_class(t: Any) -> bool:
     """Tell whether it is a tensor whose class computes some operations in its own way."""
     kind = type(t)
-    if kind in _PLAIN or not isinstance(t, Tensor):
+    if kind in PLAIN or not isinstance(t, Tensor):
         return False
     # A parameter's class leaves all to torch, and so may a class that is derived from it.
     return (

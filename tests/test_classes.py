@@ -282,16 +282,62 @@ def test_a_compiled_layer_in_a_mode_is_torchs() -> None:
     assert_close(found, torch.autograd.grad(torch.tanh(F.linear(h, rounded(w), b)).sum(), (h, w, b)))
 
 
-@pytest.mark.parametrize("layer", [Linear, lambda d, v: Dense(d, v, "tanh")], ids=["Linear", "Dense"])
-def test_gradients_of_each_sample_by_expanded_weights_are_torchs(layer: Callable[[int, int], nn.Module]) -> None:
+class Scaled(Tensor):
+    """A tensor that triples torch's own losses, whichever of their arguments it is."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+        return 3 * result if func in (F.cross_entropy, F.binary_cross_entropy_with_logits, F.mse_loss) else result
+
+
+def scaled(t: Tensor) -> Tensor:
+    return t.as_subclass(Scaled)
+
+
+OTHERS: dict[str, tuple[str, Tensor, dict[str, Any]]] = {
+    "classes": ("cross_entropy", scaled(T), {}),
+    "probabilities": ("cross_entropy", scaled(P), {}),
+    "class weight": ("cross_entropy", T, {"weight": scaled(CLASS_WEIGHT)}),
+    "entries": ("binary_cross_entropy", scaled(P), {}),
+    "weight of entries": ("binary_cross_entropy", P, {"weight": scaled(CLASS_WEIGHT)}),
+    "weight of positive answers": ("binary_cross_entropy", P, {"pos_weight": scaled(CLASS_WEIGHT)}),
+    "target": ("squared_error", scaled(P), {}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_class_of_a_target_or_an_option_is_seen_by_its_loss(name: str, rows: int | None) -> None:
+    loss, t, options = OTHERS[name]
+    mlp, x = MLP([D, 7, V], "gelu", dtype=torch.float64), torch.randn(N, D, dtype=torch.float64)
+    expected = NAMED[loss](mlp(x), t, **options)
+    gradients = torch.autograd.grad(expected, list(mlp.parameters()))
+    torch.testing.assert_close(backprop(mlp, x, t, loss, tile_rows=rows, **options), expected.detach())
+    torch.testing.assert_close([p.grad for p in mlp.parameters()], list(gradients))
+    h, w, b = of_layer()
+    if loss == "squared_error":
+        found = dense_squared_error(h, w, b, t, None, "mean", rows)
+    else:
+        call = linear_cross_entropy if loss == "cross_entropy" else linear_binary_cross_entropy
+        found = call(h, w, t, linear_bias=b, chunk_rows=rows, **options)
+    torch.testing.assert_close(found, NAMED[loss](F.linear(h, w, b), t, **options))
+
+
+def per_sample_layers() -> dict[str, nn.Module]:
+    return {"Linear": Linear(D, V), "Dense": Dense(D, V, "tanh"), "MLP": MLP([D, 7, V], "tanh")}
+
+
+@pytest.mark.parametrize("name", per_sample_layers())
+def test_gradients_of_each_sample_by_expanded_weights_are_torchs(name: str) -> None:
     from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 
-    mine, x = layer(D, V), torch.randn(N, D)
+    mine, x = per_sample_layers()[name], torch.randn(N, D)
+    parameters = list(mine.parameters())
     call_for_per_sample_grads(mine, batch_size=N, loss_reduction="sum")(x).sin().sum().backward()
     for k in range(N):
-        y = mine(x[k : k + 1])
-        expected = torch.autograd.grad(y.sin().sum(), [mine.weight, mine.bias])
-        torch.testing.assert_close((mine.weight.grad_sample[k], mine.bias.grad_sample[k]), expected)
+        expected = torch.autograd.grad(mine(x[k : k + 1]).sin().sum(), parameters)
+        torch.testing.assert_close(tuple(p.grad_sample[k] for p in parameters), expected)
 
 
 class DefaultDevice:

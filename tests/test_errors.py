@@ -69,6 +69,7 @@ def test_unknown_activations_and_reductions_are_told_the_known_ones() -> None:
         (torch.ones(5, 1), ValueError, r"expected target \(5, 7\), got \(5, 1\)"),
         (T.cfloat(), TypeError, "expected target to be a tensor of real numbers, got torch.complex64"),
         (T.to("meta"), ValueError, "expected target on cpu, got meta"),
+        (T.to_sparse(), TypeError, "expected target of layout torch.strided, got torch.sparse_coo"),
         (3, TypeError, "expected target to be a tensor of real numbers, got int"),
     ],
 )

@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manual_mlp import MLP, activations, dense, dense_squared_error, linear_binary_cross_entropy, linear_cross_entropy
+from manual_mlp import (
+    MLP,
+    activations,
+    backprop,
+    dense,
+    dense_squared_error,
+    linear_binary_cross_entropy,
+    linear_cross_entropy,
+)
 from manual_mlp.activations import get, to_module
 
 N, D, V = 13, 4, 7
@@ -129,7 +137,7 @@ FROZEN = list(itertools.product([False, True], repeat=6))
 
 
 @pytest.mark.parametrize("tile_rows", [None, 3])
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "identity"])
 @pytest.mark.parametrize("by_input", [False, True], ids=["weights alone", "input too"])
 def test_a_network_keeps_what_torch_keeps_or_less_whatever_is_frozen(
     tile_rows: int | None, activation: str, by_input: bool
@@ -168,6 +176,27 @@ def test_what_a_network_does_not_need_may_be_changed_where_torch_lets_it(
             if results:
                 assert len(results) == 2, f"{frozen}: input {k} may be changed in torch"
                 torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("tile_rows", [None, 3])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "identity"])
+@pytest.mark.parametrize("by_input", [False, True], ids=["weights alone", "input too"])
+def test_with_dropout_whatever_is_frozen_the_gradients_are_backprops(
+    tile_rows: int | None, activation: str, by_input: bool
+) -> None:
+    t = torch.arange(N) % 3
+    for frozen in FROZEN:
+        mlp = network(frozen, tile_rows, activation)
+        mlp.dropout = (0.4, 0.3)
+        x = torch.linspace(-1, 2, N * D, dtype=torch.float64).view(N, D).requires_grad_(by_input)
+        asked = [p for p in (x, *mlp.parameters()) if p.requires_grad]
+        if not asked:
+            continue
+        torch.manual_seed(3)
+        found = torch.autograd.grad(F.cross_entropy(mlp(x), t), asked)
+        torch.manual_seed(3)
+        backprop(mlp, x, t)
+        torch.testing.assert_close([p.grad for p in asked], list(found), rtol=1e-12, atol=1e-12)
 
 
 def test_many_rows_in_tiles_keep_little_but_the_input() -> None:
@@ -214,7 +243,7 @@ def test_a_loss_keeps_what_torch_keeps_or_less(
     torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_a_frozen_operand_that_changed_is_found_out_at_second_order() -> None:
+def test_an_operand_that_torch_would_not_keep_and_that_changed_is_found_out_at_second_order() -> None:
     h, w = torch.randn(N, D, dtype=torch.float64), torch.randn(V, D, dtype=torch.float64, requires_grad=True)
     loss = linear_cross_entropy(h, w, T, chunk_rows=4)
     with torch.no_grad():

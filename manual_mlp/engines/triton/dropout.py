@@ -28,7 +28,20 @@ def drop(t: Tensor, mask: Mask, out: Tensor | None = None) -> Tensor:
     strides = y.stride(-2) if y.dim() > 1 else d, y.stride(-1)
     least, scale = mask.rule()
     with torch.cuda.device_of(t):  # type: ignore[no-untyped-call]
-        _drop[grid](t, y, mask.seed, mask.layer, mask.row, least, n, d, *strides, scale, _ENTRIES // columns, columns)
+        _drop[grid](
+            t,
+            y,
+            mask.seed.to(t.device),
+            mask.layer,
+            mask.row,
+            least,
+            n,
+            d,
+            *strides,
+            scale,
+            _ENTRIES // columns,
+            columns,
+        )
     return y
 
 
@@ -48,12 +61,10 @@ def _drop(  # type: ignore[no-untyped-def]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < n)[:, None] & (column < d)[None, :]
     bits = tl.load(seed)
-    of_layer = layer.to(tl.uint32) * 0x9E3779B9
-    of_row = _mix(_mix(bits.to(tl.uint32) + of_layer) + (first + row).to(tl.uint32))
-    of_column = _mix(_mix((bits >> 32).to(tl.uint32) + of_layer) + column.to(tl.uint32))
-    u = _mix(of_row[:, None] + of_column[None, :]).to(tl.int32, bitcast=True)
+    key = _mix(_mix(bits.to(tl.uint32) + layer.to(tl.uint32) * 0x9E3779B9) + (bits >> 32).to(tl.uint32))
+    u = _mix(_mix(key + (first + row).to(tl.uint32))[:, None] + _mix(column.to(tl.uint32))[None, :])
     at = row.to(tl.int64)[:, None]
     value = tl.load(t + at * d + column[None, :], inside)
     wide = value if value.dtype == tl.float64 else value.to(tl.float32)
-    dropped = wide * tl.where(u >= least, tl.full((), SCALE, wide.dtype), 0.0)
+    dropped = wide * tl.where(u.to(tl.int32, bitcast=True) >= least, tl.full((), SCALE, wide.dtype), 0.0)
     tl.store(y + at * down + column[None, :] * right, dropped.to(value.dtype), inside)
