@@ -133,15 +133,25 @@ def mix(u: int) -> int:
 
 def mix_(u: Tensor, scratch: Tensor) -> Tensor:
     """Hash int32 in place. torch shifts a sign in, which is taken out again."""
-    for shift, factor in MIX:
-        torch.bitwise_right_shift(u, shift, out=scratch).bitwise_and_((1 << (32 - shift)) - 1)
-        u.bitwise_xor_(scratch).mul_(_signed(factor))
+    for shift, low, factor in _STEPS:
+        torch.bitwise_right_shift(u, shift, out=scratch).bitwise_and_(low)
+        u.bitwise_xor_(scratch).mul_(factor)
     return u
 
 
 def _signed(u: int) -> int:
     """Give the int32 whose bits are the low ones of u."""
     return (u + 2**31) % 2**32 - 2**31
+
+
+# As tensors, since torch takes longer to make one of a number than to shift a few rows.
+_STEPS = [
+    [
+        torch.tensor(_signed(number), dtype=torch.int32, device="cpu")
+        for number in (shift, 2 ** (32 - shift) - 1, factor)
+    ]
+    for shift, factor in MIX
+]
 
 
 def _kernel(t: Tensor) -> ModuleType | None:
