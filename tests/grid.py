@@ -191,8 +191,9 @@ def _preface(rows: dict[str, Row], quick: bool, device: str) -> list[str]:
         "The compiled modes and the exports are slow: they run every activation with `dense` alone, tanh and silu with "
         "the others; inductor runs relu and gelu with `dense`, and `linear_cross_entropy`.",
         "",
-        "Under two levels of forward mode, functionalize, a transform inside torch.compile, an export, and where grad "
-        "mode is off, `manual_mlp` hands over to torch's own operations on purpose: those rows show that it does.",
+        "Under two levels of forward mode, functionalize, a transform inside torch.compile, an export, over a tensor's "
+        f"class, in a function mode, and where grad mode is off, `{OURS}` hands over to torch's own operations on "
+        "purpose: those rows show that it does.",
     ]
 
 
