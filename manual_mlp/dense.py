@@ -124,12 +124,12 @@ class _EagerDenseFunction(Function):
         y = activation.f(z)  # (F2)
         ctx.activation = activation
         ctx.set_materialize_grads(False)
-        need_dh, need_dw, *_ = ctx.needs_input_grad
-        factors = h if need_dw else None, w if need_dh else None
+        needed = ctx.needs_input_grad
+        for_dw, for_dh = h if needed[1] else None, w if needed[0] else None
         if activation.df_y is None:
-            ctx.save_for_backward(*factors, z)
+            ctx.save_for_backward(for_dw, for_dh, z)
             return y.clone() if y is z else y, z
-        ctx.save_for_backward(*factors, None if activation is IDENTITY else y)
+        ctx.save_for_backward(for_dw, for_dh, None if activation is IDENTITY else y)
         return y
 
     @staticmethod
@@ -212,7 +212,7 @@ def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
             and input.layout is weight.layout is torch.strided
             and not input.is_nested
             and weight.is_meta is input.is_meta
-            and (bias is None or (bias.dim() == 1 and bias.size(0) == weight.size(0) and bias.is_meta is input.is_meta))
+            and (bias is None or (bias.dim() == 1 and bias.size(0) == weight.size(0)))
         )
     except AttributeError:
         return False
