@@ -126,4 +126,4 @@ def plus(delta: Tensor, dz: Tensor | None) -> Tensor:
 
 def rows(t: Tensor) -> Tensor:
     """View ``(*, D)`` as ``(N, D)``."""
-    return t if t.dim() == 2 else t.flatten(0, -2) if t.dim() > 2 else t.unsqueeze(0)
+    return t if t.dim() == 2 else t.reshape(t.shape[:-1].numel(), t.shape[-1])

@@ -33,7 +33,7 @@ def rows():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_a_config_and_learns(name, rows):
-    flags = {**RECIPES[name].flags, "epochs": 8, "batch_size": 10, "check_every": 0}
+    flags = {**RECIPES[name].flags, "epochs": 16, "batch_size": 10, "check_every": 0}
     if len(flags["hidden"]) > 2:
         flags["hidden"] = (64,) * len(flags["hidden"])  # of the widest, the depth must do
     config = Config(recipe=name, **flags)
