@@ -124,7 +124,7 @@ def backprop(
         by_itself: Any = torch.compiler.disable(backprop)  # type: ignore[no-untyped-call]
         return by_itself(mlp, input, target, loss, reduction, tile_rows, **given, **options)  # type: ignore[no-any-return]
     check_tensor("input", input)
-    who = caller(input, target, *options.values())
+    who = caller(input, target, *[t for t in (gradient, *options.values()) if isinstance(t, Tensor)])
     if who not in ("eager", "no grad", "torch") or traced():
         raise RuntimeError(
             "expected backprop outside of torch.func, forward mode and what a compiler or tracer follows"
@@ -147,6 +147,8 @@ def backprop(
         like, d_out, tile_rows = input, layers[-1].w.size(0), tile_rows or mlp.tile_rows
     output: Tensor | None
     objective = _Objective(make(like, d_out, target, **options), reduction, gradient, like, d_out)
+    if not isinstance(loss, str) and has_class(gradient):
+        raise TypeError(f"expected a gradient without a class of its own for a pair, got {type(gradient).__name__}")
     if isinstance(loss, str) and (who == "torch" or has_class(like)):
         with torch.enable_grad():
             value = LOSSES[loss][1](like, target, reduction, **options)

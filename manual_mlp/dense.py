@@ -14,7 +14,15 @@ from torch.autograd import Function
 from manual_mlp.activations import IDENTITY, Activation, get
 from manual_mlp.activations.record import cast, slope, times_slope_and_curvature, value
 from manual_mlp.rules import delta_cotangent, delta_of, gradients, plus, second_gradients, tangent
-from manual_mlp.transforms import caller, is_dispatched, may_autocast, needed_now, plain, without_jvp
+from manual_mlp.transforms import (
+    below_functions,
+    caller,
+    is_dispatched,
+    may_autocast,
+    needed_now,
+    plain,
+    without_jvp,
+)
 
 
 def dense(
@@ -47,8 +55,10 @@ def dense(
     if not isinstance(activation, Activation):
         activation = get(activation)
     who = caller(input, weight, bias)
-    if who == "eager" and _fits(input, weight, bias):
+    if who in ("eager", "no grad") and _fits(input, weight, bias):
         try:
+            if who == "no grad":
+                return activation.f(F.linear(input, weight, bias))
             y = _EagerDenseFunction.apply(input, weight, bias, activation)
         except RuntimeError:
             check_layer(input, weight, bias)
@@ -133,6 +143,7 @@ class _EagerDenseFunction(Function):
         return y
 
     @staticmethod
+    @below_functions
     def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None = None) -> Any:
         h, w, kept = ctx.saved_tensors
         return *layer_gradients(h, w, kept, dy, dz, ctx.activation, needed_now(ctx, 3), plain(dy, dz)), None
@@ -160,6 +171,7 @@ class _GradientsFunction(Function):
         return gradients(delta_of(dy, dz, kept, activation, plain=True), h, w, needed)
 
     @staticmethod
+    @below_functions
     def backward(ctx: Any, *tilde: Tensor | None) -> Any:
         h, w, kept, dy, dz = ctx.saved_tensors
         opaque = not torch.is_grad_enabled() and plain(*tilde)

@@ -14,11 +14,11 @@ from torch.autograd import Function
 
 from manual_mlp.activations import IDENTITY
 from manual_mlp.activations.record import cast, widen
-from manual_mlp.chunks import few_logits, has_fast_products, rows_at_once
+from manual_mlp.chunks import FLOATS, few_logits, has_fast_products, rows_at_once
 from manual_mlp.dense import autocasting, dense
 from manual_mlp.losses import Loss
-from manual_mlp.rules import add_outer, delta_cotangent, gradients
-from manual_mlp.transforms import Caller, last_pass, needed_now, plain, version
+from manual_mlp.rules import add_outer, delta_cotangent, gradients, product
+from manual_mlp.transforms import Caller, below_functions, last_pass, needed_now, plain, version
 
 Each = tuple[Tensor | None, ...]
 
@@ -83,6 +83,7 @@ class _LossFunction(Function):
         return _reduced(values, count, reduction, h, plan)
 
     @staticmethod
+    @below_functions
     def backward(ctx: Any, upstream: Tensor) -> Any:
         h, w, b, *held = ctx.saved_tensors
         operands, loss, rest = (h, w, b), ctx.loss.holding(held), ctx.rest
@@ -124,6 +125,7 @@ class _GradientsFunction(Function):
         return made
 
     @staticmethod
+    @below_functions
     def backward(ctx: Any, *tilde: Tensor | None) -> Any:
         h, w, b, g, *held = ctx.saved_tensors
         loss = ctx.loss.holding(held)
@@ -165,7 +167,7 @@ def _sweep(
             if keep:
                 return values, delta
             if dh is not None:
-                torch.mm(delta, w, out=dh[at])  # (B2)
+                product(delta, w, out=dh[at])  # (B2)
             if dw is not None:
                 add_outer(dw, delta, h[at])  # (B3)
             if db is not None:
@@ -286,10 +288,7 @@ class _Logits:
         """Compute z of some rows, in float32 at least."""
         rows = self.h[at]
         z = self.made[: len(rows)]
-        if self.b is None:
-            torch.mm(rows, self.w.mT, out=z)  # (F1)
-        else:
-            torch.addmm(self.b, rows, self.w.mT, out=z)  # (F1)
+        product(rows, self.w.mT, out=z, plus=self.b)  # (F1)
         return z if self.made is self.widened else self.widened[: len(rows)].copy_(z)
 
     def narrow(self, t: Tensor) -> Tensor:
@@ -348,7 +347,7 @@ def _plan(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, reduction: str, ch
     dtypes = {t.dtype for t in (h, w, b, *held) if t is not None and t.is_floating_point()}
     region = torch.get_autocast_dtype(h.device.type) if autocasting(h) else None
     mixed = torch.float64 in dtypes if region else len(dtypes) > 1
-    if mixed or any(t.requires_grad for t in held) or not h.numel() or not len(w):
+    if mixed or not FLOATS.issuperset(dtypes) or any(t.requires_grad for t in held) or not h.numel() or not len(w):
         return None
     dtype = region or h.dtype
     if not has_fast_products(dtype, h.device.type):

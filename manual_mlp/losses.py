@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import ClassVar, TypeVar
 
 import torch
@@ -93,6 +93,11 @@ class Loss(RowLoss):
         entries = self.target.numel()
         return entries, 1 / max(entries, 1)
 
+    def _as_torchs(self, value: Tensor, y: Tensor) -> Tensor:
+        """Give a value of this output the dtype that torch's loss has."""
+        beside = [t.dtype for t in self.tensors() if t is not None] if self.target.is_floating_point() else []
+        return value if autocasting(y) else cast(value, reduce(torch.promote_types, beside, y.dtype))
+
     def tensors(self) -> list[Tensor | None]:
         """List the target and the weights, None where one is missing."""
         return [getattr(self, name) for name in self.held]
@@ -127,7 +132,7 @@ class SquaredError(Loss):
     def summed(self, z: Tensor, at: slice) -> tuple[Tensor, Tensor]:
         if self.activation is not IDENTITY:
             return super().summed(z, at)
-        error = z.sub_(self.target[at]).view(-1)  # (O1)
+        error = z.sub_(self.target[at]).reshape(-1)  # (O1)
         return torch.dot(error, error).double().mul_(0.5), error.view(z.shape)
 
     def curvature(self, z: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
@@ -138,7 +143,12 @@ class SquaredError(Loss):
     def composite(self, y: Tensor, reduction: str) -> Tensor:
         values = 0.5 * (widen(y) - self.target).square()
         result = values if reduction == "none" else values.mean() if reduction == "mean" else values.sum()
-        return result if autocasting(y) else cast(result, torch.promote_types(y.dtype, self.target.dtype))
+        return self._as_torchs(result, y)
+
+    def quick_composite(self, y: Tensor, reduction: str) -> Tensor:
+        if y.dtype is not self.target.dtype:
+            return self.composite(y, reduction)
+        return self._as_torchs(0.5 * F.mse_loss(widen(y), widen(self.target), reduction=reduction), y)
 
 
 @dataclass(eq=False)
@@ -184,7 +194,7 @@ class CrossEntropy(Loss):
             value, count = aten.nll_loss_forward.default(log_p, t, None, 1 if mean else 2, self.ignore_index)
             if count.item() == t.size(0) > 0:
                 scale = 1 / t.size(0) if mean else 1.0
-                share = self.label_smoothing / log_p.shape[-1]
+                share = self._share(log_p)
                 if share:
                     value = (1 - self.label_smoothing) * value - share * scale * log_p.sum()
                 delta = _minus_one_hot(log_p, t, 1 - self.label_smoothing)
@@ -200,7 +210,7 @@ class CrossEntropy(Loss):
         """
         epsilon, mean = self.label_smoothing, reduction == "mean"
         weight = None if self.weight is None else cast(self.weight, log_p.dtype)
-        share = epsilon / log_p.shape[-1]
+        share = self._share(log_p)
         if t.is_floating_point():
             a = cast(t, log_p.dtype)
             a = a if not epsilon else (1 - epsilon) * a + share
@@ -237,7 +247,7 @@ class CrossEntropy(Loss):
         epsilon, t, weight = self.label_smoothing, self.target[at], self.weight
         if weight is not None:
             weight = cast(weight, log_p.dtype)
-        share = epsilon / log_p.shape[-1]
+        share = self._share(log_p)
         if t.is_floating_point():
             a = (1 - epsilon) * cast(t, log_p.dtype) + share
             a = a if weight is None else a * weight
@@ -256,6 +266,10 @@ class CrossEntropy(Loss):
         values = (1 - epsilon) * values - torch.where(known, log_p @ soft, 0.0)
         soft_rows = known[:, None] * soft
         return values, hard + soft_rows.sum(-1, keepdim=True), lambda rows: subtract(rows.sub_(soft_rows))
+
+    def _share(self, log_p: Tensor) -> float:
+        """Return what smoothing gives to each class."""
+        return self.label_smoothing / max(log_p.shape[-1], 1)
 
     def _classes(self) -> tuple[Tensor, Tensor, Tensor]:
         """Tell which rows count (N,), the class of each (N, 1), and its weight (N, 1): 0 where the row does not."""
@@ -298,20 +312,21 @@ class CrossEntropy(Loss):
         # torch raises for log_softmax where forward mode meets create_graph, and its ONNX export of cross_entropy is
         # wrong with class weights and smoothing.
         z = widen(y)
-        z = z - z.detach().amax(-1, keepdim=True)
+        if z.shape[-1]:
+            z = z - z.detach().amax(-1, keepdim=True)
         values, *_ = self._compared(z - z.exp().sum(-1, keepdim=True).log(), slice(None))
         result = values if reduction == "none" else values.sum()
         if reduction == "mean":
             result = result / self.mean()[0]
-        return result if autocasting(y) else cast(result, y.dtype)
+        return self._as_torchs(result, y)
 
     def quick_composite(self, y: Tensor, reduction: str) -> Tensor:
+        z, weight = y, self.weight
         if self.label_smoothing and y.dtype is torch.float16 and not autocasting(y):
             # torch adds up the logarithms in float16, past its range.
-            return self.quick_composite(y.float(), reduction).half()
-        return F.cross_entropy(
-            y, self.target, self.weight, None, self.ignore_index, None, reduction, self.label_smoothing
-        )
+            z, weight = y.float(), None if weight is None else widen(weight)
+        value = F.cross_entropy(z, self.target, weight, None, self.ignore_index, None, reduction, self.label_smoothing)
+        return value if z is y else self._as_torchs(value, y)
 
 
 @dataclass(eq=False)

@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,12 @@ from manual_mlp.dropout import Mask, draw_seed, drop
 from manual_mlp.network import fits, network
 from manual_mlp.output import (
     check_class_weight,
-    check_ignore_index,
     check_options,
     check_rows,
     check_smoothing,
     cross_entropy_of,
     dense_squared_error,
+    ignored_class,
     linear_cross_entropy,
 )
 from manual_mlp.sweep import Layer
@@ -40,6 +40,9 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return dense(input, self.weight, self.bias)
+
+
+_LINEAR: dict[type[nn.Module], Any] = {kind: kind.forward for kind in (nn.Linear, Linear)}
 
 
 class Dense(nn.Module):
@@ -178,26 +181,25 @@ class LinearCrossEntropyLoss(nn.Module):
         dtype: torch.dtype | None = None,
         reduction: str = "mean",
         weight: Tensor | None = None,
-        ignore_index: int | None = None,
+        ignore_index: SupportsIndex | None = None,
         label_smoothing: float = 0.0,
         chunk_rows: int | None = None,
     ) -> None:
         super().__init__()
         check_options(reduction, chunk_rows)
         check_smoothing(label_smoothing)
-        check_ignore_index(ignore_index)
         check_class_weight(weight, num_classes)
         self.linear = Linear(
             _check_size("in_features", in_features), _check_size("num_classes", num_classes), bias, device, dtype
         )
         self.register_buffer("weight", weight)
-        self.ignore_index = -100 if ignore_index is None else ignore_index
+        self.ignore_index = ignored_class(ignore_index)
         self.reduction, self.label_smoothing = reduction, label_smoothing
         self.chunk_rows = chunk_rows
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         linear, options = self.linear, (self.weight, self.ignore_index, self.label_smoothing)
-        if type(linear) not in (Linear, nn.Linear) or not called_as_it_is(linear) or modules_are_watched():
+        if not _is_linear(linear) or not called_as_it_is(linear) or modules_are_watched():
             return cross_entropy_of(linear(input), target, self.reduction, *options)
         return linear_cross_entropy(
             input,
@@ -319,15 +321,15 @@ class MLP(nn.Module):
         """
         if not isinstance(sequential, nn.Sequential):
             raise TypeError(f"expected nn.Sequential, got {type(sequential).__name__}")
-        _refuse_hooks("the whole", sequential)
-        if type(sequential).forward is not nn.Sequential.forward or not called_as_it_is(sequential):
+        _refuse_changed("the whole", sequential)
+        if type(sequential).forward is not nn.Sequential.forward:
             raise TypeError(f"expected the forward of nn.Sequential itself, got that of {type(sequential).__name__}")
         if len({module.training for module in sequential.modules()}) > 1:
             raise TypeError("expected all modules in training mode or all in evaluation mode, got both")
         blocks: list[list[nn.Module]] = []
         for name, module in enumerate(sequential):
-            _refuse_hooks(name, module)
-            if type(module) in (nn.Linear, Linear):
+            _refuse_changed(name, module)
+            if _is_linear(module):
                 blocks.append([module])
             elif blocks:
                 blocks[-1].append(module)
@@ -352,10 +354,10 @@ class MLP(nn.Module):
         Raises:
             TypeError: a layer was replaced, or a module has hooks.
         """
-        _refuse_hooks("the whole", self)
+        _refuse_changed("the whole", self)
         modules: list[nn.Module] = []
         for name, (layer, p) in enumerate(zip(self.layers, (*self.dropout, 0.0), strict=True)):
-            _refuse_hooks(name, layer)
+            _refuse_changed(name, layer)
             if type(layer) is not Dense:
                 raise TypeError(f"expected layer {name} to be Dense, got {type(layer).__name__}")
             linear = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
@@ -386,9 +388,16 @@ def _parse(block: list[nn.Module]) -> tuple[nn.Linear, Activation, float]:
     return linear, activation, p
 
 
-def _refuse_hooks(name: int | str, module: nn.Module) -> None:
+def _is_linear(module: nn.Module) -> bool:
+    """Tell whether it is an ``nn.Linear``, or ours, whose forward nobody put another in the place of."""
+    return _LINEAR.get(type(module)) is type(module).forward
+
+
+def _refuse_changed(name: int | str, module: nn.Module) -> None:
     if has_hooks(module):
         raise TypeError(f"expected a module without hooks, got hooks on {name}: {module}")
+    if not called_as_it_is(module):
+        raise TypeError(f"expected a module with the forward of its class, got another for {name}: {module}")
 
 
 def _check_size(name: str, size: int) -> int:

@@ -11,13 +11,14 @@ from torch.autograd import Function
 
 from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.activations.record import cast, value
+from manual_mlp.chunks import FLOATS
 from manual_mlp.dense import dense, layer_gradients
 from manual_mlp.dropout import drop
 from manual_mlp.fused import aliases, spread, uncast
 from manual_mlp.rules import plus, rows
 from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Total, forward, masks_of, share_memory
 from manual_mlp.tiles import tiling_of
-from manual_mlp.transforms import PLAIN, needed_now, plain
+from manual_mlp.transforms import PLAIN, below_functions, needed_now, plain
 
 Needed = tuple[bool, bool, bool]  # dh, dw, db
 
@@ -71,7 +72,7 @@ def fits(layers: Sequence[Layer], input: Tensor, mixed: bool = False, leaves: bo
             # Autocast leaves float64 alone.
             if (p.dtype is torch.float64 if mixed else p.dtype is not dtype) or (leaves and not p.is_leaf):
                 return False
-    return dtype.is_floating_point
+    return dtype in FLOATS
 
 
 def lowest_of(needed: Sequence[Needed]) -> int:
@@ -114,6 +115,7 @@ class _NetworkFunction(Function):
         return y, *(t for t in trace.kept if t is not None and t is not y)
 
     @staticmethod
+    @below_functions
     def backward(ctx: Any, dy: Tensor | None, *hidden: Tensor | None) -> Any:
         forms: list[_Form] = ctx.forms
         count, opaque = len(forms), plain(dy, *hidden)
@@ -152,6 +154,7 @@ class _TiledFunction(Function):
         return Sweep(layers, operands[0], tiling, seed).forward()
 
     @staticmethod
+    @below_functions
     def backward(ctx: Any, dy: Tensor) -> Any:
         h, *parameters = ctx.saved_tensors
         needed = needed_now(ctx, 1 + len(parameters))

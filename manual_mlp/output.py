@@ -1,6 +1,7 @@
 """The last layer and its loss in one step: δ is known in closed form, and logits exist a few rows at a time."""
 
-from typing import Any
+import operator
+from typing import Any, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ def linear_cross_entropy(
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
     reduction: str = "mean",
-    ignore_index: int | None = None,
+    ignore_index: SupportsIndex | None = None,
     label_smoothing: float = 0.0,
     chunk_rows: int | None = None,
 ) -> Tensor:
@@ -164,10 +165,11 @@ def cross_entropy_of(
     target: Tensor,
     reduction: str,
     weight: Tensor | None,
-    ignore_index: int | None,
+    ignore_index: SupportsIndex | None,
     label_smoothing: float,
 ) -> Tensor:
     """Compute the cross-entropy of logits (*, V) that exist, whoever asks for its derivatives."""
+    check_reduction(reduction)
     who, options = caller(z, target, weight), (weight, ignore_index, label_smoothing)
     if who == "torch":
         return torchs_cross_entropy(z, target, reduction, *options)
@@ -182,11 +184,11 @@ def torchs_cross_entropy(
     target: Tensor,
     reduction: str,
     weight: Tensor | None = None,
-    ignore_index: int | None = None,
+    ignore_index: SupportsIndex | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """Call ``F.cross_entropy`` for logits (*, V)."""
-    ignore_index = -100 if ignore_index is None else ignore_index
+    ignore_index = ignored_class(ignore_index)
     _check_cross_entropy(z, z.shape[-1], target, weight, ignore_index, label_smoothing)
     whole = z
     if z.dim() > 2:
@@ -201,7 +203,10 @@ def torchs_binary_cross_entropy(
 ) -> Tensor:
     """Call ``F.binary_cross_entropy_with_logits`` for logits (*, V)."""
     _check_binary_cross_entropy(z, z.shape[-1], target, weight, pos_weight)
-    return F.binary_cross_entropy_with_logits(z, target, weight, None, None, reduction, pos_weight)
+    # torch 2.14 is wrong where it takes the mean over a DTensor that is cut into unequal parts.
+    late = is_dispatched(z) and reduction == "mean"
+    value = F.binary_cross_entropy_with_logits(z, target, weight, None, None, "none" if late else reduction, pos_weight)
+    return value.mean() if late else value
 
 
 def torchs_squared_error(y: Tensor, target: Tensor, reduction: str) -> Tensor:
@@ -218,11 +223,11 @@ def cross_entropy(
     classes: int,
     target: Tensor,
     weight: Tensor | None = None,
-    ignore_index: int | None = None,
+    ignore_index: SupportsIndex | None = None,
     label_smoothing: float = 0.0,
 ) -> CrossEntropy:
     """Make the loss of a layer's rows, or raise an error that says what does not fit the layer's input or output."""
-    ignore_index = -100 if ignore_index is None else ignore_index
+    ignore_index = ignored_class(ignore_index)
     _check_cross_entropy(input, classes, target, weight, ignore_index, label_smoothing)
     if target.dtype is torch.uint8:
         target = target.long()  # torch takes an ignore_index below 0 for a class of uint8
@@ -299,10 +304,16 @@ def check_smoothing(label_smoothing: float) -> None:
         raise ValueError(f"expected label_smoothing from 0 to 1, got {label_smoothing}")
 
 
-def check_ignore_index(ignore_index: int | None) -> None:
-    """Raise an error unless it can name a class, or none."""
-    if ignore_index is not None and type(ignore_index) is not int:
-        raise TypeError(f"expected ignore_index to be an int or None, got {ignore_index!r}")
+def ignored_class(ignore_index: SupportsIndex | None) -> int:
+    """Return the class that counts for nothing, or raise an error unless it can name one."""
+    if ignore_index is None:
+        return -100
+    try:
+        if not isinstance(ignore_index, bool):
+            return operator.index(ignore_index)
+    except TypeError:
+        pass
+    raise TypeError(f"expected ignore_index to be an int or None, got {ignore_index!r}")
 
 
 def check_class_weight(weight: Tensor | None, classes: int, dtype: torch.dtype | None = None) -> None:
@@ -346,7 +357,6 @@ def _check_classes(input: Tensor, classes: int, target: Tensor, ignore_index: in
     if not isinstance(target, Tensor) or not (target.is_floating_point() or target.dtype in (torch.int64, torch.uint8)):
         expected = "a tensor of int64 or uint8 classes, or of probabilities"
         raise TypeError(f"expected target to be {expected}, got {_kind(target)}")
-    check_ignore_index(ignore_index)
     if target.is_floating_point():
         _check_shape(input, target, classes)
         if ignore_index >= 0:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from manual_mlp.activations import Activation
 from manual_mlp.activations.record import cast, times_slope
+from manual_mlp.transforms import operations_are_watched
 
 
 def delta_of(
@@ -57,13 +58,23 @@ def add_outer(total: Tensor, delta: Tensor, h: Tensor) -> None:
     larger than δ, is added as it is.
     """
     if total.dtype == delta.dtype:
-        total.addmm_(delta.mT, h)  # (B3, S5)
+        product(delta.mT, h, out=total, plus=total)  # (B3, S5)
     elif delta.is_cpu and total.dtype.itemsize > delta.dtype.itemsize:
-        total.addmm_(delta.mT.to(total.dtype), h.to(total.dtype))  # (B3, S5)
+        product(delta.mT.to(total.dtype), h.to(total.dtype), out=total, plus=total)  # (B3, S5)
     else:
         columns = max(1, delta.numel() // max(1, h.shape[1]))
         for start in range(0, len(total), columns):
             total[start : start + columns] += delta[:, start : start + columns].mT @ h  # (B3, S5)
+
+
+def product(a: Tensor, b: Tensor, out: Tensor, plus: Tensor | None = None) -> Tensor:
+    """Compute ab, and what it is added to, in memory that is there.
+
+    A mode that watches operations sees torch's usual products, which it may know how to count or to replace.
+    """
+    if operations_are_watched():
+        return out.copy_(torch.mm(a, b) if plus is None else torch.addmm(plus, a, b))
+    return torch.mm(a, b, out=out) if plus is None else torch.addmm(plus, a, b, out=out)
 
 
 def tangent(
@@ -101,7 +112,8 @@ def delta_cotangent(
     h = cast(h, h_tilde.dtype)
     if not in_place:
         return q + F.linear(h, w_tilde)  # (S1)
-    q.view(q.shape[:-1].numel(), q.shape[-1]).addmm_(rows(h), w_tilde.mT)  # (S1)
+    flat = q.view(q.shape[:-1].numel(), q.shape[-1])
+    product(rows(h), w_tilde.mT, out=flat, plus=flat)  # (S1)
     return q
 
 

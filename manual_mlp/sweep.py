@@ -20,7 +20,7 @@ from torch import Tensor
 from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.activations.record import cast, times_slope, times_slope_, widen
 from manual_mlp.dropout import Mask, drop
-from manual_mlp.rules import add_outer
+from manual_mlp.rules import add_outer, product
 from manual_mlp.tiles import Tiling
 from manual_mlp.transforms import operations_are_watched
 
@@ -105,7 +105,7 @@ class Sum:
         if grad is None:
             self.of.grad = laid_out(cast(torch.mm(delta.t(), h), grad_dtype(self.of)), self.of)  # (B3)
         elif grad.dtype is delta.dtype:
-            grad.addmm_(delta.t(), h)  # (B3)
+            product(delta.t(), h, out=grad, plus=grad)  # (B3)
         else:
             add_outer(grad, delta, h)  # (B3)
 
@@ -152,7 +152,7 @@ def forward(layers: Sequence[Layer], h: Tensor, space: Workspace | None, masks: 
             y = activation.f(z)  # (F2)
         else:
             wt, z, f_out = space.wt[k], space.z[k], activation.f_out
-            z = torch.mm(h, wt, out=z) if b is None else torch.addmm(b, h, wt, out=z)  # (F1)
+            product(h, wt, out=z, plus=b)  # (F1)
             y = activation.f(z) if f_out is None else f_out(z, space.y[k])  # (F2)
         kept.append(z if activation.df_y is None else y)
         mask = masks[k]
@@ -199,7 +199,7 @@ def backward(
         if k > lowest:
             own = True
             out = dh_out if k == 0 else space.delta[k - 1] if space is not None else None
-            dy = torch.mm(delta, w) if out is None else torch.mm(delta, w, out=out)  # (B2)
+            dy = torch.mm(delta, w) if out is None else product(delta, w, out=out)  # (B2)
             mask = trace.masks[k - 1] if k else None
             if mask is not None:
                 drop(dy, mask, out=dy)

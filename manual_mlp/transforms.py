@@ -5,6 +5,8 @@ that is always right: the composite, and no shortcut.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import wraps
 from typing import Any, Literal
 
 import torch
@@ -19,6 +21,7 @@ _module: Any = nn.modules.module
 _call = nn.Module.__call__
 PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
 _DEVICE = getattr(_device, "DeviceContext", None)
+_WithoutClasses = getattr(_core, "DisableTorchFunctionSubclass", nullcontext)
 
 
 Caller = Literal["eager", "no grad", "compiler", "transform", "composite", "torch"]
@@ -80,12 +83,14 @@ def is_dispatched(t: Tensor) -> bool:
 
 
 def plain(*cotangents: Tensor | None) -> bool:
-    """Tell whether no transform looks into what is done to the cotangents while grad mode is off.
+    """Tell whether nobody looks into what is done to the cotangents while grad mode is off.
 
-    A batch of cotangents (``is_grads_batched``) counts as one.
+    So do transforms, a batch of cotangents (``is_grads_batched``), and a class of their own.
     """
     try:
-        return not transforming() and not any(t is not None and _is_batch(t) for t in cotangents)
+        return not transforming() and not any(
+            t is not None and (_is_batch(t) or (type(t) not in PLAIN and has_class(t))) for t in cotangents
+        )
     except AttributeError:
         return False
 
@@ -107,6 +112,19 @@ def needed_now(ctx: Any, count: int, absent: Sequence[int] = ()) -> list[bool]:
     for k in absent:
         will_run.insert(k, False)
     return [ctx.needs_input_grad[k] and will_run[k] for k in range(count)]
+
+
+def below_functions(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Let no class of a cotangent take torch's functions by their names: torch's own nodes do not ask it either."""
+
+    @wraps(backward)
+    def run(ctx: Any, *cotangents: Tensor | None) -> Any:
+        if all(type(t) in PLAIN for t in cotangents):
+            return backward(ctx, *cotangents)
+        with _WithoutClasses():
+            return backward(ctx, *cotangents)
+
+    return run
 
 
 def last_pass() -> bool:

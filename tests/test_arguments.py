@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -276,6 +277,81 @@ def test_float16_is_smoothed_within_its_range_at_every_size() -> None:
     truth = F.cross_entropy(F.linear(h.double(), w.double()), t, **options)
     for value in at_every_size(lambda **rows: linear_cross_entropy(h, w, t, **options, **rows)).values():
         torch.testing.assert_close(value[1].double(), truth, rtol=4e-3, atol=0)
+
+
+def test_float16_is_smoothed_beside_class_weights_as_torch_does() -> None:
+    h, w, weight = randn(N, D).half(), randn(V, D).half(), torch.tensor([1.0, 2.0, 0.0, 0.5])
+    options = {"weight": weight.half(), "label_smoothing": 0.1}
+    found = at_every_size(lambda **rows: linear_cross_entropy(h, w, CLASSES, **options, **rows))
+    assert_alike(found, ("value", F.cross_entropy(F.linear(h, w), CLASSES, **options)), stricter=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_the_dtype_beside_probabilities_is_torchs_whoever_asks(dtype: torch.dtype, label_smoothing: float) -> None:
+    h, w = (100 * randn(N, D)).half(), randn(V, D).half()
+    p = 20 * randn(N, V).abs().to(dtype)
+    options: dict[str, Any] = {"label_smoothing": label_smoothing, "reduction": "none"}
+    theirs = F.cross_entropy(F.linear(h, w), p, **options)
+    assert_alike(
+        at_every_size(lambda **rows: linear_cross_entropy(h, w, p, **options, **rows)), ("value", theirs), False
+    )
+    transformed = torch.func.vjp(lambda h: linear_cross_entropy(h, w, p, **options), h)[0]
+    assert transformed.dtype == theirs.dtype
+    torch.testing.assert_close(transformed, theirs, rtol=4e-3, atol=4e-3)
+
+
+def test_an_integer_of_any_kind_names_the_class_to_ignore() -> None:
+    h, w = randn(N, D), randn(V, D)
+    expected = F.cross_entropy(F.linear(h, w), CLASSES, ignore_index=1)
+    for one in (1, np.int64(1), np.int32(1), torch.tensor(1)):
+        torch.testing.assert_close(linear_cross_entropy(h, w, CLASSES, ignore_index=one), expected)
+        assert LinearCrossEntropyLoss(D, V, ignore_index=one).ignore_index == 1
+    for other in (True, 1.0, "1", torch.tensor(1.0)):
+        with pytest.raises(TypeError, match="expected ignore_index to be an int or None"):
+            linear_cross_entropy(h, w, CLASSES, ignore_index=other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_no_size_takes_floats_that_torch_cannot_multiply(dtype: torch.dtype) -> None:
+    h, w, p = randn(N, D).to(dtype), randn(V, D).to(dtype), randn(N, V).abs().to(dtype)
+    for loss, target in ((linear_cross_entropy, CLASSES), (linear_binary_cross_entropy, p)):
+        for kind, error in at_every_size(lambda loss=loss, target=target, **rows: loss(h, w, target, **rows)).values():
+            assert kind == "error"
+            assert isinstance(error, NotImplementedError)
+    mlp = MLP([D, 6, V]).to(dtype)
+    for tile_rows in (None, 2):
+        with pytest.raises(NotImplementedError):
+            backprop(mlp, h, CLASSES, tile_rows=tile_rows)
+    assert all(parameter.grad is None for parameter in mlp.parameters())
+
+
+def test_a_target_made_for_inference_is_refused_at_every_size() -> None:
+    h, w = randn(N, D), randn(V, D).requires_grad_()
+    with torch.inference_mode():
+        target = randn(N, V)
+    for kind, error in at_every_size(lambda **rows: dense_squared_error(h, w, None, target, **rows)).values():
+        assert kind == "error"
+        assert "Inference tensors cannot be saved" in str(error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64, torch.bool])
+def test_grad_mode_does_not_tell_which_biases_a_layer_takes(dtype: torch.dtype) -> None:
+    x, w, b = randn(V, 2, D).transpose(0, 1), randn(N, D), randn(N).to(dtype)
+    theirs = outcome(lambda: F.linear(x, w, b))
+    assert theirs[0] == "value"  # torch adds it by itself to what is not contiguous
+    for mode in (True, False):
+        with torch.set_grad_enabled(mode):
+            torch.testing.assert_close(dense(x, w, b), theirs[1])
+
+
+def test_a_reduction_that_was_set_later_is_judged_where_the_inner_layer_was_replaced() -> None:
+    loss = LinearCrossEntropyLoss(D, V)
+    loss.linear, loss.reduction = torch.nn.Linear(D, V), "avg"
+    loss.linear.register_forward_hook(lambda *_: None)
+    for ask in (lambda x: loss(x, CLASSES), torch.func.grad(lambda x: loss(x, CLASSES))):
+        with pytest.raises(ValueError, match="expected reduction"):
+            ask(randn(N, D))
 
 
 def test_classes_of_uint8_ignore_nothing_that_wraps_around() -> None:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.func import grad, jvp
 from torch.nn.utils import stateless
 from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from manual_mlp import (
     MLP,
@@ -326,6 +329,113 @@ def test_the_class_of_a_target_or_an_option_is_seen_by_its_loss(name: str, rows:
 
 def per_sample_layers() -> dict[str, nn.Module]:
     return {"Linear": Linear(D, V), "Dense": Dense(D, V, "tanh"), "MLP": MLP([D, 7, V], "tanh")}
+
+
+def two(t: Tensor) -> TwoTensor:
+    """Wrap two copies of a tensor in one of torch's, which computes everything twice."""
+    return TwoTensor(t.detach().clone(), t.detach().clone())
+
+
+def first_of_two(t: Tensor) -> Tensor:
+    return t.a if isinstance(t, TwoTensor) else t
+
+
+COTANGENTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "in two": two,
+    "that a product rounds": lambda t: t.detach().as_subclass(Rounded),
+}
+
+
+@pytest.mark.parametrize("kind", COTANGENTS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_cotangent_of_a_class_gives_torchs_gradients_at_any_size(kind: str, name: str, rows: int | None) -> None:
+    ours, theirs = LOSSES[name]
+    t = of_layer()
+    found = [gradients_for(f, COTANGENTS[kind], t) for f in (lambda *t: ours(rows, *t), theirs)]
+    assert_close(*found)
+
+
+@pytest.mark.parametrize("kind", COTANGENTS)
+@pytest.mark.parametrize("name", activations.names())
+def test_a_cotangent_of_a_class_gives_torchs_gradients_of_a_layer(kind: str, name: str) -> None:
+    t = of_layer()
+    f = activations.get(name).f
+    found = [
+        gradients_for(layer, COTANGENTS[kind], t)
+        for layer in (lambda h, w, b: dense(h, w, b, name), lambda h, w, b: f(F.linear(h, w, b)))
+    ]
+    assert_close(*found)
+
+
+def gradients_for(f: Step, wrap: Callable[[Tensor], Tensor], t: tuple[Tensor, ...]) -> list[Tensor]:
+    """Compute the gradients for a cotangent of a class, and then those of the gradients."""
+    y = f(*t)
+    dy = wrap(torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape))
+    found = list(torch.autograd.grad(y, t, dy, retain_graph=True))
+    first = torch.autograd.grad(y, t, torch.ones_like(y), create_graph=True)
+    found += torch.autograd.grad(first, t, [wrap(g.sin()) for g in first], allow_unused=True, materialize_grads=True)
+    return [first_of_two(g).as_subclass(Tensor) for g in found]
+
+
+@pytest.mark.parametrize("tile_rows", [None, 2])
+def test_the_class_of_a_later_layer_does_not_harm_those_before_it(tile_rows: int | None) -> None:
+    mlp, x = MLP([D, 7, V], "sin", tile_rows=tile_rows, dtype=torch.float64), inputs((N, D))[0]
+    plain, other = mlp.layers
+    other._parameters["weight"] = nn.Parameter(two(other.weight))
+    y = F.linear(torch.sin(F.linear(x, plain.weight, plain.bias)), other.weight, other.bias)
+    expected = torch.autograd.grad(y.sin().sum(), (x, plain.weight, plain.bias))
+    found = torch.autograd.grad(mlp(x).sin().sum(), (x, plain.weight, plain.bias))
+    assert_close([first_of_two(g) for g in found], [first_of_two(g) for g in expected])
+
+
+@pytest.mark.parametrize("tile_rows", [None, 2])
+def test_backprop_for_a_gradient_of_a_class_is_torchs(tile_rows: int | None) -> None:
+    mlp, x = MLP([D, 7, V], "gelu", dtype=torch.float64), inputs((N, D))[0].detach()
+    parameters = list(mlp.parameters())
+    value = 0.5 * F.mse_loss(mlp(x), P, reduction="sum")
+    expected = torch.autograd.grad(value, parameters, two(torch.tensor(2.0, dtype=torch.float64)))
+    backprop(mlp, x, P, "squared_error", "sum", tile_rows, gradient=two(torch.tensor(2.0, dtype=torch.float64)))
+    for p, g in zip(parameters, expected, strict=True):
+        assert_close(first_of_two(p.grad), first_of_two(g))
+    pair = (lambda y, t: (y - t).square().sum(1), lambda y, t: 2 * (y - t))
+    with pytest.raises(TypeError, match="expected a gradient without a class of its own for a pair"):
+        backprop(mlp, x, P, pair, gradient=two(torch.tensor(2.0, dtype=torch.float64)))
+
+
+class RoundedProducts(TorchDispatchMode):
+    """A mode that rounds the factors of torch's matrix products."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            args = [a.round(decimals=1) for a in args]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_mode_finds_torchs_products_in_a_loss(name: str, rows: int | None) -> None:
+    ours, theirs = LOSSES[name]
+    t = of_layer()
+    with RoundedProducts():
+        assert_close(ours(rows, *t), theirs(*t))
+
+
+def test_a_mode_finds_torchs_products_in_a_network_in_tiles() -> None:
+    tiled, x = MLP([D, 7, V], "gelu", tile_rows=2, dtype=torch.float64), inputs((N, D))[0]
+    with RoundedProducts():
+        assert_close(tiled(x), tiled.to_sequential()(x))
+
+
+def test_flops_are_counted_in_full(rows: int | None) -> None:
+    h, w, _ = of_layer()
+    counts = []
+    for loss in (
+        lambda: linear_cross_entropy(h, w, T, chunk_rows=rows),
+        lambda: F.cross_entropy(F.linear(h, w), T),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            loss().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] == 3 * 2 * N * D * V
 
 
 @pytest.mark.parametrize("name", per_sample_layers())

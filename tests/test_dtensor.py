@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="no torch.distributed with gloo"
 )
 
-N, D, V = 8, 4, 6
+N, D, V = 7, 4, 6  # rows that two processes cannot share evenly
 # How h, w, b and the target are placed: the dimension they are cut along, or None for a copy in each process.
 PLACED: dict[str, tuple[int | None, ...]] = {
     "copies": (None, None, None, None),
@@ -215,4 +215,4 @@ def test_over_dtensors_every_derivative_is_that_of_whole_tensors(
     for rank in range(RANKS):
         answer = found[rank][name]
         assert isinstance(answer, float), answer
-        assert answer < 1e-12
+        assert answer < 1e-11

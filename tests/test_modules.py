@@ -216,6 +216,11 @@ def test_a_sequential_with_a_life_of_its_own_is_refused() -> None:
         MLP.from_sequential(mixed)
 
 
+def with_forward_of_its_own(module: nn.Module) -> nn.Module:
+    module.forward = lambda x: 10 * x  # type: ignore[method-assign]
+    return module
+
+
 def hooked() -> nn.Linear:
     linear = nn.Linear(4, 4)
     linear.register_forward_hook(lambda *_: None)
@@ -233,6 +238,8 @@ def hooked() -> nn.Linear:
         ([nn.Linear(4, 4), nn.PReLU()], "expected an activation module among"),
         ([nn.Linear(4, 4), nn.Conv1d(1, 1, 1)], "expected an activation module among"),
         ([hooked()], "expected a module without hooks, got hooks on 0"),
+        ([with_forward_of_its_own(nn.Linear(4, 4))], "with the forward of its class, got another for 0"),
+        ([nn.Linear(4, 4), with_forward_of_its_own(nn.ReLU())], "with the forward of its class, got another for 1"),
         ([parametrizations.weight_norm(nn.Linear(4, 4))], "expected Linear first"),
     ],
 )
@@ -241,12 +248,33 @@ def test_a_sequential_that_is_no_mlp_is_refused(modules: list[nn.Module], messag
         MLP.from_sequential(nn.Sequential(*modules))
 
 
+def test_the_bounds_of_a_relu6_may_have_been_set() -> None:
+    sequential = nn.Sequential(nn.Linear(4, 7), nn.ReLU6(), nn.Linear(7, 3))
+    sequential[1].max_val = 0.2
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(MLP.from_sequential(sequential)(x), sequential(x))
+
+
+def test_what_was_put_in_the_place_of_every_linears_forward_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, x, t = LinearCrossEntropyLoss(4, 3), torch.randn(5, 4), torch.tensor([0, 2, 1, 1, 0])
+    loss.linear = nn.Linear(4, 3)
+    forward = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: 2 * forward(self, x))
+    torch.testing.assert_close(loss(x, t), F.cross_entropy(loss.linear(x), t))
+    with pytest.raises(TypeError, match="expected Linear first"):
+        MLP.from_sequential(nn.Sequential(nn.Linear(4, 3)))
+
+
 def test_an_empty_sequential_and_a_changed_mlp_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected sizes \(D_in, ..., D_out\), got \[\]"):
         MLP.from_sequential(nn.Sequential())
     mlp = MLP([4, 7, 3])
     mlp.layers[0] = nn.Linear(4, 7)
     with pytest.raises(TypeError, match="expected layer 0 to be Dense, got Linear"):
+        mlp.to_sequential()
+    mlp = MLP([4, 7, 3])
+    with_forward_of_its_own(mlp.layers[0])
+    with pytest.raises(TypeError, match="with the forward of its class, got another for 0"):
         mlp.to_sequential()
     mlp = MLP([4, 7, 3])
     parametrize.register_parametrization(mlp.layers[1], "weight", nn.Identity())

@@ -84,6 +84,8 @@ def get(activation: str | nn.Module | Activation | None) -> Activation:
     # A subclass may compute something else, so only the class itself will do.
     if type(activation) in _NAMES:
         name = _NAMES[type(activation)]
+        if isinstance(activation, nn.ReLU6) and (activation.min_val, activation.max_val) != (0.0, 6.0):
+            name = "hardtanh"  # its bounds can be set, and its forward asks for them
         return FACTORIES[name](*(getattr(activation, parameter) for parameter in _PARAMETERS[name]))
     if isinstance(activation, nn.Module):
         known = ", ".join(module.__name__ for module in _NAMES)
