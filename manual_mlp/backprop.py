@@ -180,6 +180,8 @@ def _by_tiles(
     region: torch.dtype | None,
 ) -> Tensor | None:
     """Add to the gradients, under autocast to a dtype or none; return the output if it is asked for."""
+    if input.requires_grad and input.is_leaf:
+        _make_addable(input)
     dtype = region or input.dtype
     narrow = dtype.itemsize < 4
     products = torch.float32 if narrow and not has_fast_products(dtype, input.device.type) else dtype
@@ -213,7 +215,14 @@ def _by_tiles(
         objective.cut(tiling.rows)
         of_others = [_sums(leaves, one)[0] for _ in range(1, tiling.workers)]
         dh = Sweep(layers, h, tiling, seed).backward(dy_of, [sums, *of_others], lowest)
-    _accumulate(totals, {} if lowest >= 0 or dh is None else {input: cast(dh, input.dtype).view(input.shape)})
+    watched: dict[Tensor, Tensor] = {}
+    if lowest < 0 and dh is not None:
+        dh = cast(dh, input.dtype).view(input.shape)
+        if input.is_leaf and input not in totals:
+            totals[input] = Total(input.dtype, dh)
+        else:
+            watched[input] = dh
+    _accumulate(totals, watched)
     return None if output is None else cast(output, dtype).view(*input.shape[:-1], -1)
 
 
@@ -285,8 +294,6 @@ class _Objective:
                 raise ValueError(f"expected a gradient {shape} for the loss, got {got}")
             if reduction == "none":
                 self.each = rows(gradient.detach()) if loss.by_entry else gradient.detach().reshape(-1)
-            else:
-                self.gradient = gradient.detach().double()  # so that its product with a scale is rounded once
 
     def cut(self, rows: int) -> None:
         """Make room for the values of every row or entry, or for the sum of every tile of so many rows.
@@ -297,7 +304,9 @@ class _Objective:
         self.rows = rows
         if self.each is None:
             self.count, scale = self.loss.mean_now() if self.mean else (1.0, 1.0)
-            self.scale = scale if self.gradient is None else scale * self.gradient
+            g = self.gradient
+            # The product with a scale is rounded once.
+            self.scale = scale if g is None else scale * (g.double() if isinstance(g, Tensor) else g)
             tiles = -(-self.like.shape[:-1].numel() // rows)
             self.values = self.like.new_empty(tiles, dtype=torch.float64)
         else:
@@ -305,22 +314,26 @@ class _Objective:
 
     def of_all(self, y: Tensor, own: bool) -> Tensor:
         """Compute the gradient by the output of all rows, which may be overwritten if it is own."""
-        z = _to_overwrite(y, own)
+        z = self._to_overwrite(y, own)
         if self.each is not None:
             self.values, delta = self.loss.weighted(z, slice(None), self.each)
-            return cast(delta, y.dtype)
-        self.values, delta = self.loss.reduced(z, self.mean)
-        return cast(delta if self.gradient is None else delta.mul_(self.gradient), y.dtype)
+        else:
+            self.values, delta = self.loss.reduced(z, self.mean, self.gradient)
+        return cast(delta, y.dtype)
 
     def of_tile(self, y: Tensor, at: slice, own: bool) -> Tensor:
         """Compute the gradient by the output of a tile, which may be overwritten if it is own."""
-        z = _to_overwrite(y, own)
+        z = self._to_overwrite(y, own)
         if self.each is None:
             total, delta = self.loss.summed(z, at)
             self.values[at.start // self.rows] = total / self.count
             return cast(delta.mul_(self.scale), y.dtype)
         self.values[at], delta = self.loss.weighted(z, at, self.each[at])
         return cast(delta, y.dtype)
+
+    def _to_overwrite(self, y: Tensor, own: bool) -> Tensor:
+        z = widen(y)
+        return z if own or z is not y or not self.loss.overwrites(z) else z.clone()
 
     def result(self, dtype: torch.dtype) -> Tensor:
         """Put the values together."""
@@ -346,11 +359,6 @@ def _is_free(trace: Trace) -> bool:
     """Tell whether the output may be overwritten, as backward does without it."""
     kept = trace.kept[-1]
     return kept is None or not share_memory(trace.y, kept)
-
-
-def _to_overwrite(y: Tensor, own: bool) -> Tensor:
-    z = widen(y)
-    return z.clone() if z is y and not own else z
 
 
 def _sums(layers: Sequence[Layer], one: bool) -> tuple[Sums, dict[Tensor, Total]]:

@@ -139,7 +139,11 @@ class _EagerDenseFunction(Function):
         if activation.df_y is None:
             ctx.save_for_backward(for_dw, for_dh, z)
             return y.clone() if y is z else y, z
-        ctx.save_for_backward(for_dw, for_dh, None if activation is IDENTITY else y)
+        if activation is IDENTITY:
+            ctx.save_for_backward(for_dw, for_dh, None)
+            # F.linear's result may be a view, and what a Function returns as one cannot be changed in place.
+            return torch.ops.aten._unsafe_view.default(y, y.shape) if y._is_view() else y
+        ctx.save_for_backward(for_dw, for_dh, y)
         return y
 
     @staticmethod

@@ -56,7 +56,8 @@ def fused(
         # Copies of what torch does not keep, and so lets change before backward.
         if plan.again:
             h, w = h if w.requires_grad else h.clone(), w if h.requires_grad else w.clone()
-        return _LossFunction.apply(h, w, None if b is None else b.clone(), loss, reduction, plan)  # type: ignore[no-any-return]
+        b, loss = None if b is None else b.clone(), loss.unchanging()
+        return _LossFunction.apply(h, w, b, loss, reduction, plan)  # type: ignore[no-any-return]
     values, _ = _sweep(loss, h, w, b, plan, by_entry=reduction == "none")
     count = loss.mean()[0] if reduction == "mean" else 1.0
     return _reduced(values, count, reduction, h, plan)
@@ -355,12 +356,20 @@ def _plan(loss: Loss, h: Tensor, w: Tensor, b: Tensor | None, reduction: str, ch
     chunk = chunk_rows or rows_at_once(len(h), h.shape[1], len(w), dtype, h.device.type)
     # An upstream gradient of each row comes before the products; float16, whose range is small, asks for its scale too.
     again = chunk < len(h) and (reduction == "none" or dtype is torch.float16)
-    if again and torch.is_grad_enabled() and not (h.requires_grad and w.requires_grad):
-        # What torch keeps may be less than h and w.
-        kept = h.numel() * w.requires_grad + w.numel() * h.requires_grad + len(h) * len(w)
-        if kept < h.numel() + w.numel() + (0 if b is None else len(b)):
-            return None
-    return Plan(chunk, dtype, region, again) if chunk else None
+    plan = Plan(chunk, dtype, region, again) if chunk else None
+    if plan and torch.is_grad_enabled() and not (h.requires_grad and w.requires_grad) and _keeps_more(plan, h, w, b):
+        return None
+    return plan
+
+
+def _keeps_more(plan: Plan, h: Tensor, w: Tensor, b: Tensor | None) -> bool:
+    """Tell whether a step with frozen operands keeps more than torch: the logits, h for dw and w for dh."""
+    logits, need_dh, need_dw = len(h) * len(w), h.requires_grad, w.requires_grad
+    if plan.again:
+        return h.numel() * (not need_dw) + w.numel() * (not need_dh) + (0 if b is None else len(b)) > logits
+    made = logits if plan.rows >= len(h) else h.numel() * need_dh + w.numel() * need_dw
+    # create_graph asks for h, whoever needs it besides; w, a parameter, is there in any case.
+    return made + h.numel() * (not need_dw) > logits
 
 
 def uncast(h: Tensor) -> AbstractContextManager[Any]:

@@ -1,5 +1,7 @@
 """The losses at the end of a network, for a few rows of ``z = h wᵀ + b``: formulas O1 to O4."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +33,10 @@ class RowLoss(ABC):
     target: Tensor
     by_entry: ClassVar[bool] = True
 
+    def overwrites(self, z: Tensor) -> bool:
+        """Tell whether z may be overwritten."""
+        return True
+
     @abstractmethod
     def values(self, z: Tensor, at: slice, need_delta: bool) -> tuple[Tensor, Tensor | None]:
         """Compute the values before any reduction, and δ, the gradient of their sum by z; z may be overwritten."""
@@ -41,11 +47,12 @@ class RowLoss(ABC):
         assert delta is not None
         return values.sum(dtype=torch.float64), delta
 
-    def reduced(self, z: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
-        """Compute the sum or the mean over all rows, and δ, the gradient of that; z may be overwritten."""
+    def reduced(self, z: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
+        """Compute the sum or the mean over all rows, and δ for the upstream gradient g of that, or 1."""
         total, delta = self.summed(z, slice(None))
         count, scale = self.mean() if mean else (1.0, 1.0)
-        return total / count, delta.mul_(scale)
+        delta = delta.mul_(scale)
+        return total / count, delta if g is None else delta.mul_(g)
 
     @abstractmethod
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
@@ -102,6 +109,10 @@ class Loss(RowLoss):
         """List the target and the weights, None where one is missing."""
         return [getattr(self, name) for name in self.held]
 
+    def unchanging(self: Self) -> Self:
+        """Copy what torch's loss does not read again, and so lets change before backward."""
+        return self
+
     def emptied(self: Self) -> Self:
         """Copy the loss without its tensors, for a node that saves them."""
         return self.holding([None] * len(self.held))
@@ -146,9 +157,9 @@ class SquaredError(Loss):
         return self._as_torchs(result, y)
 
     def quick_composite(self, y: Tensor, reduction: str) -> Tensor:
-        if y.dtype is not self.target.dtype:
-            return self.composite(y, reduction)
-        return self._as_torchs(0.5 * F.mse_loss(widen(y), widen(self.target), reduction=reduction), y)
+        if y.dtype is not self.target.dtype or y.dtype is torch.float16:
+            return self.composite(y, reduction)  # whose squares float16 has no room for
+        return 0.5 * F.mse_loss(y, self.target, reduction=reduction)
 
 
 @dataclass(eq=False)
@@ -170,6 +181,10 @@ class CrossEntropy(Loss):
     by_entry: ClassVar[bool] = False
     held: ClassVar[tuple[str, ...]] = ("target", "weight")
 
+    def unchanging(self) -> CrossEntropy:
+        smoothed = self.label_smoothing and self.target.is_floating_point()
+        return replace(self, target=self.target.clone()) if smoothed else self
+
     def values(self, z: Tensor, at: slice, need_delta: bool) -> tuple[Tensor, Tensor | None]:
         log_p = torch.log_softmax(z, -1, out=z)
         if self._is_plain:
@@ -178,17 +193,20 @@ class CrossEntropy(Loss):
         values, total, subtract = self._compared(log_p, at)
         return values, subtract(_flush_(log_p).exp_().mul_(total)) if need_delta else None  # (O2)
 
+    def overwrites(self, z: Tensor) -> bool:
+        return z.is_cpu
+
     def summed(self, z: Tensor, at: slice) -> tuple[Tensor, Tensor]:
         return super().summed(z, at) if z.is_cpu else self._by_kernels(torch.log_softmax(z, -1), self.target[at], "sum")
 
     def weighted(self, z: Tensor, at: slice, g: Tensor) -> tuple[Tensor, Tensor]:
         if z.is_cpu:
             return super().weighted(z, at, g)
-        return self._by_kernels(torch.log_softmax(z, -1), self.target[at], "none", cast(g, z.dtype))
+        return self._by_kernels(torch.log_softmax(z, -1), self.target[at], "none", g)
 
-    def reduced(self, z: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
+    def reduced(self, z: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
         if not z.is_cpu:
-            return self._by_kernels(torch.log_softmax(z, -1), self.target, "mean" if mean else "sum")
+            return self._by_kernels(torch.log_softmax(z, -1), self.target, "mean" if mean else "sum", g)
         log_p, t = torch.log_softmax(z, -1, out=z), self.target
         if self._is_hard():
             value, count = aten.nll_loss_forward.default(log_p, t, None, 1 if mean else 2, self.ignore_index)
@@ -199,37 +217,47 @@ class CrossEntropy(Loss):
                     value = (1 - self.label_smoothing) * value - share * scale * log_p.sum()
                 delta = _minus_one_hot(log_p, t, 1 - self.label_smoothing)
                 delta = delta.sub_(share) if share else delta  # (O2)
-                return value, delta.mul_(scale) if mean else delta
+                delta = delta.mul_(scale) if mean else delta
+                return value, delta if g is None else delta.mul_(g)
         # ln p is its own logarithm of the softmax.
-        return super().reduced(log_p, mean)
+        return super().reduced(log_p, mean, g)
 
-    def _by_kernels(self, log_p: Tensor, t: Tensor, reduction: str, g: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Compute the value, and δ for an upstream gradient or 1, on a GPU: in few operations, without a look at t.
+    def _by_kernels(
+        self, log_p: Tensor, t: Tensor, reduction: str, g: Tensor | float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the value, and δ for its upstream gradient or 1, on a GPU: in few operations, without a look at t.
 
         The slope by ln p is −a, of which the last kernel makes (Σa) p − a. On a CPU it would make denormal numbers.
         """
         epsilon, mean = self.label_smoothing, reduction == "mean"
         weight = None if self.weight is None else cast(self.weight, log_p.dtype)
+        g = cast(g, log_p.dtype) if isinstance(g, Tensor) else g
         share = self._share(log_p)
         if t.is_floating_point():
             a = cast(t, log_p.dtype)
             a = a if not epsilon else (1 - epsilon) * a + share
             a = a if weight is None else a * weight
-            slope = a.mul(-1 / max(len(t), 1) if mean else -1.0) if g is None else a * -g[:, None]
-            value = -(a * log_p).sum(-1) if reduction == "none" else (slope * log_p).sum()
+            if reduction == "none":
+                assert isinstance(g, Tensor)
+                slope, value = a * -g[:, None], -(a * log_p).sum(-1)
+            else:
+                slope = a.mul(-1 / max(len(t), 1) if mean else -1.0)
+                value = (slope * log_p).sum()
+                slope = slope if g is None else slope.mul_(g)
             if mean and not len(t):
                 value = value + torch.nan
             return value, aten._log_softmax_backward_data.default(slope, log_p, -1, log_p.dtype)  # (O2)
         number = ("none", "mean", "sum").index(reduction)
         value, total = aten.nll_loss_forward.default(log_p, t, weight, number, self.ignore_index)
-        hard = log_p.new_full((), 1 - epsilon) if g is None else (1 - epsilon) * g if epsilon else g
+        g = g if isinstance(g, Tensor) else log_p.new_full((), 1.0 if g is None else g)
+        hard = (1 - epsilon) * g if epsilon else g
         slope = aten.nll_loss_backward.default(hard, log_p, t, weight, number, self.ignore_index, total)
         if epsilon:
             ignored = t == self.ignore_index
             rest = (log_p.sum(-1) if weight is None else log_p @ weight).masked_fill_(ignored, 0.0)
             rest = rest if reduction == "none" else rest.sum() / total if mean else rest.sum()
             value = (1 - epsilon) * value - share * rest
-            soft = share * g if g is not None else (share / total if mean else log_p.new_full((), share)).expand(len(t))
+            soft = (share * g / total if mean else share * g).expand(len(t))
             soft = soft.masked_fill(ignored, 0.0)[:, None]
             slope.sub_(soft if weight is None else soft * weight)
         return value, aten._log_softmax_backward_data.default(slope, log_p, -1, log_p.dtype)  # (O2)
@@ -334,8 +362,8 @@ class BinaryCrossEntropy(Loss):
     """−v(ρ t ln σ(z) + (1 − t) ln(1 − σ(z))) of each entry.
 
     Attributes:
-        weight: v (n, V), or None.
-        pos_weight: ρ (n, V), or None.
+        weight: v (n or 1, V or 1), or None.
+        pos_weight: ρ (n or 1, V or 1), or None.
     """
 
     target: Tensor
@@ -350,7 +378,7 @@ class BinaryCrossEntropy(Loss):
         values = log1p.sub_(z.clamp(max=0)).mul_(total).addcmul_(1 - t, z)
         delta = _flush_(z).sigmoid_().mul_(total).sub_(positive) if need_delta else None  # (O3)
         if self.weight is not None:
-            weight = self.weight[at]
+            weight = _rows_at(self.weight, at)
             values.mul_(weight)
             delta = None if delta is None else delta.mul_(weight)
         return values, delta
@@ -360,14 +388,17 @@ class BinaryCrossEntropy(Loss):
         p = _flush_(z).sigmoid_()
         delta = total * p - positive  # (O3)
         r = q * total * p * (1 - p)  # (S2)
-        return (delta, r) if self.weight is None else (delta.mul_(self.weight[at]), r.mul_(self.weight[at]))
+        if self.weight is None:
+            return delta, r
+        weight = _rows_at(self.weight, at)
+        return delta.mul_(weight), r.mul_(weight)
 
     def _shares(self, at: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | float]:
         """Return t, ρt and ρt + 1 − t, which is 1 where ρ is."""
         t = cast(self.target[at], dtype)
         if self.pos_weight is None:
             return t, t, 1.0
-        positive = self.pos_weight[at] * t
+        positive = _rows_at(self.pos_weight, at) * t
         return t, positive, positive + (1 - t)
 
     def composite(self, y: Tensor, reduction: str) -> Tensor:
@@ -404,6 +435,11 @@ class Pair(RowLoss):
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
         rows = len(self.target)
         return rows, 1 / max(rows, 1)
+
+
+def _rows_at(weight: Tensor, at: slice) -> Tensor:
+    """Take the weights of some rows, of which all may have the same."""
+    return weight if len(weight) == 1 else weight[at]
 
 
 def _minus_one_hot(log_p: Tensor, t: Tensor, hot: float = 1.0) -> Tensor:

@@ -102,14 +102,18 @@ class _NetworkFunction(Function):
         ctx.forms = _forms(layers)
         needed = _by_layer(ctx.forms, ctx.needs_input_grad)
         of_h, of_w, of_kept = _kept(ctx.forms, needed)
-        of_mask = [need_dw or need_dh for need_dh, need_dw, _ in needed[1:]]
-        factor = [mask.factor if mask and keep else None for mask, keep in zip(trace.masks, of_mask, strict=False)]
-        ctx.masks = [mask and mask._replace(factor=None) for mask in trace.masks]
+        # Where no gradient goes further down, the next layer's input is a constant, and is kept itself.
+        ctx.constant = [not need_dh for need_dh, _, _ in needed]
+        outputs = [h if fixed else t for h, t, fixed in zip(trace.h[1:], trace.kept, ctx.constant[1:], strict=False)]
+        outputs.append(last)
+        masks = [None if fixed else mask for mask, fixed in zip(trace.masks, ctx.constant[1:], strict=False)]
+        factor = [mask.factor if mask else None for mask in masks]
+        ctx.masks = [mask and mask._replace(factor=None) for mask in masks]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
             h if of_h else None,
             *(layer.w if keep else None for layer, keep in zip(layers, of_w, strict=True)),
-            *(t if keep else None for t, keep in zip(trace.kept, of_kept, strict=True)),
+            *(t if keep else None for t, keep in zip(outputs, of_kept, strict=True)),
             *factor,
         )
         return y, *(t for t in trace.kept if t is not None and t is not y)
@@ -132,8 +136,10 @@ class _NetworkFunction(Function):
             if any(needed[k]) and (dy is not None or dz is not None):
                 h_k = h
                 if k and needed[k][1]:
-                    h_k = _output(forms[k - 1].activation, kept[k - 1], opaque)
-                    h_k = h_k if mask is None else drop(h_k, mask)
+                    h_k = kept[k - 1]
+                    if not ctx.constant[k]:
+                        h_k = _output(forms[k - 1].activation, h_k, opaque)
+                        h_k = h_k if mask is None else drop(h_k, mask)
                 dy, dw, db = layer_gradients(h_k, weights[k], kept[k], dy, dz, forms[k].activation, needed[k], opaque)
             else:
                 dy = None

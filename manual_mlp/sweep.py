@@ -103,7 +103,9 @@ class Sum:
         """Add δᵀh."""
         grad = self.of.grad
         if grad is None:
-            self.of.grad = laid_out(cast(torch.mm(delta.t(), h), grad_dtype(self.of)), self.of)  # (B3)
+            across = isinstance(self.of, Tensor) and not self.of.is_contiguous() and self.of.t().is_contiguous()
+            found = torch.mm(h.t(), delta).t() if across else torch.mm(delta.t(), h)  # (B3)
+            self.of.grad = cast(found, grad_dtype(self.of))
         elif grad.dtype is delta.dtype:
             product(delta.t(), h, out=grad, plus=grad)  # (B3)
         else:
@@ -152,7 +154,7 @@ def forward(layers: Sequence[Layer], h: Tensor, space: Workspace | None, masks: 
             y = activation.f(z)  # (F2)
         else:
             wt, z, f_out = space.wt[k], space.z[k], activation.f_out
-            product(h, wt, out=z, plus=b)  # (F1)
+            z = torch.mm(h, wt, out=z) if b is None else torch.addmm(b, h, wt, out=z)  # (F1)
             y = activation.f(z) if f_out is None else f_out(z, space.y[k])  # (F2)
         kept.append(z if activation.df_y is None else y)
         mask = masks[k]
@@ -164,7 +166,7 @@ def forward(layers: Sequence[Layer], h: Tensor, space: Workspace | None, masks: 
     return Trace(inputs, kept, made, h)
 
 
-def forward_again(layers: Sequence[Layer], h: Tensor, space: Workspace, masks: Sequence[Mask | None]) -> Trace:
+def forward_again(layers: Sequence[Layer], h: Tensor, space: Workspace | None, masks: Sequence[Mask | None]) -> Trace:
     """Run the network on rows as far as backward needs it: a last identity needs no z."""
     if layers[-1].activation is not IDENTITY:
         return forward(layers, h, space, masks)
@@ -186,11 +188,15 @@ def backward(
 
     ``own`` allows dy to be overwritten.
     """
+    watched = operations_are_watched()
     for k in range(len(layers) - 1, max(lowest, 0) - 1, -1):
         w, _, activation, _ = layers[k]
         kept, delta = trace.kept[k], dy
         if kept is not None:
-            delta = times_slope_(dy, kept, activation) if own else times_slope(dy, kept, activation, plain=True)  # (B1)
+            over = own and not watched
+            delta = (
+                times_slope_(dy, kept, activation) if over else times_slope(dy, kept, activation, plain=True)
+            )  # (B1)
         dw, db = sums[k]
         if dw is not None:
             dw.add_outer(delta, trace.h[k])
@@ -216,7 +222,7 @@ class Tile(NamedTuple):
 
     at: slice
     worker: int
-    space: Workspace
+    space: Workspace | None
     masks: Sequence[Mask | None]
 
 
@@ -276,9 +282,10 @@ class Sweep:
 
         A worker is a thread, and its operations stay on it. One alone is the calling thread, with all of torch's own.
         """
-        # Memory is made here: what a new thread allocates comes from an arena of its own.
-        spaces = [Workspace.of(self.layers, self.rows, backward) for _ in range(self.workers)]
-        inference, stopped = torch.is_inference_mode_enabled(), Event()
+        watched, inference, stopped = operations_are_watched(), torch.is_inference_mode_enabled(), Event()
+        # Memory is made here: what a new thread allocates comes from an arena of its own. A mode may know only those
+        # operations that make their own.
+        spaces = [None if watched else Workspace.of(self.layers, self.rows, backward) for _ in range(self.workers)]
 
         def part(k: int) -> None:
             with torch.inference_mode(inference), torch.no_grad():
@@ -286,11 +293,13 @@ class Sweep:
                     if stopped.is_set():
                         return
                     rows = at.stop - at.start
-                    space = spaces[k] if rows == self.rows else spaces[k].first(rows)
+                    space = spaces[k]
+                    if space is not None and rows != self.rows:
+                        space = space.first(rows)
                     work(Tile(at, k, space, masks_of(self.layers, self.seed, at.start)))
 
         # A mode that watches operations sees its own thread alone, and a worker may not wait for the others.
-        if self.workers == 1 or operations_are_watched() or current_thread().name.startswith(_NAME):
+        if self.workers == 1 or watched or current_thread().name.startswith(_NAME):
             for k in range(self.workers):
                 part(k)
             return

@@ -293,12 +293,11 @@ def test_the_dtype_beside_probabilities_is_torchs_whoever_asks(dtype: torch.dtyp
     p = 20 * randn(N, V).abs().to(dtype)
     options: dict[str, Any] = {"label_smoothing": label_smoothing, "reduction": "none"}
     theirs = F.cross_entropy(F.linear(h, w), p, **options)
-    assert_alike(
-        at_every_size(lambda **rows: linear_cross_entropy(h, w, p, **options, **rows)), ("value", theirs), False
-    )
-    transformed = torch.func.vjp(lambda h: linear_cross_entropy(h, w, p, **options), h)[0]
-    assert transformed.dtype == theirs.dtype
-    torch.testing.assert_close(transformed, theirs, rtol=4e-3, atol=4e-3)
+    found = at_every_size(lambda **rows: linear_cross_entropy(h, w, p, **options, **rows))
+    found["in a transform"] = outcome(lambda: torch.func.vjp(lambda h: linear_cross_entropy(h, w, p, **options), h)[0])
+    for kind, value in found.values():
+        assert kind == "value"
+        torch.testing.assert_close(value, theirs, rtol=4e-3, atol=4e-3)
 
 
 def test_an_integer_of_any_kind_names_the_class_to_ignore() -> None:
@@ -324,6 +323,24 @@ def test_no_size_takes_floats_that_torch_cannot_multiply(dtype: torch.dtype) -> 
         with pytest.raises(NotImplementedError):
             backprop(mlp, h, CLASSES, tile_rows=tile_rows)
     assert all(parameter.grad is None for parameter in mlp.parameters())
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "binary_cross_entropy", "cross_entropy"])
+def test_the_output_of_a_network_may_have_any_strides(loss: str) -> None:
+    class Transposed(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.weight @ x.T).T + self.bias
+
+    model, x, p = Transposed(D, V), randn(N, D), randn(N, V).abs()
+    theirs = {
+        "squared_error": lambda y, t: 0.5 * F.mse_loss(y, t),
+        "binary_cross_entropy": F.binary_cross_entropy_with_logits,
+        "cross_entropy": F.cross_entropy,
+    }[loss]
+    value = theirs(model(x), p)
+    expected = torch.autograd.grad(value, list(model.parameters()))
+    torch.testing.assert_close(backprop(model, x, p, loss), value.detach())
+    torch.testing.assert_close([q.grad for q in model.parameters()], list(expected))
 
 
 def test_a_target_made_for_inference_is_refused_at_every_size() -> None:

@@ -79,6 +79,37 @@ def test_backprop_issues_no_more_operations_than_autograd(name: str, activation:
     assert len(operations(explicit)) <= allowed, operations(explicit)
 
 
+def columns_first(mlp: MLP) -> None:
+    for layer in mlp.layers:
+        layer.weight.data = layer.weight.data.t().contiguous().t()
+
+
+@pytest.mark.parametrize("of_input", [False, True])
+@pytest.mark.parametrize("change", [lambda _: None, columns_first], ids=["", "transposed"])
+@pytest.mark.parametrize("last", [None, "tanh"])
+@pytest.mark.parametrize("gradient", [None, 2.0, torch.empty((), device="meta")], ids=str)
+def test_nor_for_other_states(of_input: bool, change: Callable[[MLP], None], last: Any, gradient: Any) -> None:
+    mlp = MLP([D, 8, 7, V], "relu", last, device="meta")
+    change(mlp)
+    model, x = mlp.to_sequential(), torch.empty(N, D, device="meta", requires_grad=of_input)
+    t = torch.empty(N, device="meta", dtype=torch.int64)
+    g = gradient if gradient is None or isinstance(gradient, Tensor) else torch.full((), gradient, device="meta")
+
+    def eager() -> None:
+        F.cross_entropy(model(x), t).backward(g)
+
+    def explicit() -> None:
+        backprop(mlp, x, t, gradient=gradient)
+
+    counts = []
+    for step in (eager, explicit):
+        mlp.zero_grad()
+        x.grad = None
+        counts.append(operations(step))
+    made = 1 if isinstance(gradient, float) else 0  # for a number there is a tensor to be made
+    assert len(counts[1]) <= len(counts[0]) + made, counts[1]
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "squared_error", "binary_cross_entropy"])
 @pytest.mark.parametrize("tile_rows", [None, 4])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -109,7 +140,7 @@ def test_the_kernels_for_a_gpu_compute_torchs_loss_and_gradient(
         t = torch.linspace(0, 1, n * V, dtype=torch.float64).view(n, V)
     elif "ignored" in kind:
         t = torch.where(t > (2 if kind.startswith("some") else -1), -100, t)
-    g = torch.linspace(-1, 2, n, dtype=torch.float64) if reduction == "none" else None
+    g = torch.linspace(-1, 2, n, dtype=torch.float64) if reduction == "none" else torch.tensor(3.0, dtype=torch.float64)
     value, delta = CrossEntropy(t, weight, -100, epsilon)._by_kernels(
         torch.log_softmax(z.detach(), -1), t, reduction, g
     )
@@ -125,8 +156,8 @@ class OffTheCpu(CrossEntropy):
     def summed(self, z: Tensor, at: slice) -> tuple[Tensor, Tensor]:
         return self._by_kernels(torch.log_softmax(z, -1), self.target[at], "sum")
 
-    def reduced(self, z: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
-        return self._by_kernels(torch.log_softmax(z, -1), self.target, "mean" if mean else "sum")
+    def reduced(self, z: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
+        return self._by_kernels(torch.log_softmax(z, -1), self.target, "mean" if mean else "sum", g)
 
     def weighted(self, z: Tensor, at: slice, g: Tensor) -> tuple[Tensor, Tensor]:
         return self._by_kernels(torch.log_softmax(z, -1), self.target[at], "none", g)

@@ -373,7 +373,8 @@ def gradients_for(f: Step, wrap: Callable[[Tensor], Tensor], t: tuple[Tensor, ..
     dy = wrap(torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape))
     found = list(torch.autograd.grad(y, t, dy, retain_graph=True))
     first = torch.autograd.grad(y, t, torch.ones_like(y), create_graph=True)
-    found += torch.autograd.grad(first, t, [wrap(g.sin()) for g in first], allow_unused=True, materialize_grads=True)
+    followed = [g for g in first if g.requires_grad]  # an identity's db is a constant
+    found += torch.autograd.grad(followed, t, [wrap(g.sin()) for g in followed], materialize_grads=True)
     return [first_of_two(g).as_subclass(Tensor) for g in found]
 
 
