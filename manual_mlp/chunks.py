@@ -23,8 +23,6 @@ from typing import Any
 
 import torch
 
-FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))  # what torch multiplies by itself
-
 
 @dataclass(frozen=True)
 class Rates:

@@ -20,6 +20,7 @@ from manual_mlp.transforms import (
     is_dispatched,
     may_autocast,
     needed_now,
+    no_view,
     plain,
     without_jvp,
 )
@@ -141,8 +142,7 @@ class _EagerDenseFunction(Function):
             return y.clone() if y is z else y, z
         if activation is IDENTITY:
             ctx.save_for_backward(for_dw, for_dh, None)
-            # F.linear's result may be a view, and what a Function returns as one cannot be changed in place.
-            return torch.ops.aten._unsafe_view.default(y, y.shape) if y._is_view() else y
+            return no_view(y)
         ctx.save_for_backward(for_dw, for_dh, y)
         return y
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manual_mlp.activations import IDENTITY
-from manual_mlp.activations.record import cast, widen
-from manual_mlp.chunks import FLOATS, few_logits, has_fast_products, rows_at_once
+from manual_mlp.activations.record import FLOATS, cast, widen
+from manual_mlp.chunks import few_logits, has_fast_products, rows_at_once
 from manual_mlp.dense import autocasting, dense
 from manual_mlp.losses import Loss
 from manual_mlp.rules import add_outer, delta_cotangent, gradients, product

@@ -316,8 +316,8 @@ class MLP(nn.Module):
         do not come back in :meth:`to_sequential`.
 
         Raises:
-            TypeError: a module is not one of these, stands where an MLP has none, has hooks, or is
-                not in the training mode of the others.
+            TypeError: a module is not one of these, stands where an MLP has none, has hooks or a forward of its own, or
+                is not in the training mode of the others.
         """
         if not isinstance(sequential, nn.Sequential):
             raise TypeError(f"expected nn.Sequential, got {type(sequential).__name__}")
@@ -352,7 +352,7 @@ class MLP(nn.Module):
         """Build ``nn.Sequential(nn.Linear, activation, Dropout, …)`` from torch's own layers, over the same parameters.
 
         Raises:
-            TypeError: a layer was replaced, or a module has hooks.
+            TypeError: a layer was replaced, or a module has hooks or a forward of its own.
         """
         _refuse_changed("the whole", self)
         modules: list[nn.Module] = []

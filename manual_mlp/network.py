@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manual_mlp.activations import IDENTITY, Activation
-from manual_mlp.activations.record import cast, value
-from manual_mlp.chunks import FLOATS
+from manual_mlp.activations.record import FLOATS, cast, value
 from manual_mlp.dense import dense, layer_gradients
 from manual_mlp.dropout import drop
 from manual_mlp.fused import aliases, spread, uncast

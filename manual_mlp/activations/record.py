@@ -12,6 +12,7 @@ from torch.autograd import Function
 
 Map = Callable[[Tensor], Tensor]
 P = ParamSpec("P")
+FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))  # what torch multiplies by itself
 
 
 @dataclass(frozen=True, eq=False)
