@@ -152,14 +152,16 @@ class SquaredError(Loss):
         return error * slope, r  # (O1)
 
     def composite(self, y: Tensor, reduction: str) -> Tensor:
-        values = 0.5 * (widen(y) - self.target).square()
+        # float16 has no room for squares; in bfloat16 what is kept is no wider than it has to be.
+        narrow = y.dtype is torch.bfloat16 and not autocasting(y)
+        values = 0.5 * ((y if narrow else widen(y)) - self.target).square()
         result = values if reduction == "none" else values.mean() if reduction == "mean" else values.sum()
         return self._as_torchs(result, y)
 
     def quick_composite(self, y: Tensor, reduction: str) -> Tensor:
-        if y.dtype is not self.target.dtype or y.dtype is torch.float16:
-            return self.composite(y, reduction)  # whose squares float16 has no room for
-        return 0.5 * F.mse_loss(y, self.target, reduction=reduction)
+        if y.requires_grad and not torch.compiler.is_compiling() and self.target.is_inference():
+            raise RuntimeError("Inference tensors cannot be saved for backward: expected a target made elsewhere")
+        return self.composite(y, reduction)
 
 
 @dataclass(eq=False)

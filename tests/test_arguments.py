@@ -343,6 +343,17 @@ def test_the_output_of_a_network_may_have_any_strides(loss: str) -> None:
     torch.testing.assert_close([q.grad for q in model.parameters()], list(expected))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_under_autocast_a_squared_error_is_float32_as_torchs(dtype: torch.dtype) -> None:
+    h, w, target = randn(N, D), randn(V, D), randn(N, V).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = 0.5 * F.mse_loss(F.linear(h, w), target)
+        found = at_every_size(lambda **rows: dense_squared_error(h, w, None, target, None, "mean", **rows))
+    for kind, value in found.values():
+        assert (kind, value.dtype) == ("value", theirs.dtype)
+        torch.testing.assert_close(value, theirs, rtol=2e-2, atol=0)
+
+
 def test_a_target_made_for_inference_is_refused_at_every_size() -> None:
     h, w = randn(N, D), randn(V, D).requires_grad_()
     with torch.inference_mode():
