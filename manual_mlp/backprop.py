@@ -80,7 +80,7 @@ def backprop(
     is called as it is, on all rows, and autograd goes back through it from δ. So it is with DDP and FSDP, which
     see to their gradients themselves.
 
-    Of hooks on a parameter's node in the graph (``torch.autograd.graph.get_gradient_edge``) torch does not tell, and
+    Of hooks on the node of a leaf in the graph (``torch.autograd.graph.get_gradient_edge``) torch does not tell, and
     they are not called.
 
     Dropout zeroes what the network's own forward pass would zero, from the same random state, whatever the tiles.
@@ -159,8 +159,9 @@ def backprop(
         else:
             output = _by_tiles(layers, input, objective, tile_rows, return_output, region)
         dtype = like.dtype if region is None else widen(like[:0]).dtype
-        if target.is_floating_point() and target.dtype is not dtype:
-            dtype = torch.promote_types(dtype, target.dtype)
+        if target.is_floating_point():
+            for t in (target, options.get("weight") if loss == "cross_entropy" else None):
+                dtype = dtype if t is None else torch.promote_types(dtype, t.dtype)
         result = objective.result(dtype)
     return result if output is None or not return_output else (result, output)
 
@@ -180,8 +181,6 @@ def _by_tiles(
     region: torch.dtype | None,
 ) -> Tensor | None:
     """Add to the gradients, under autocast to a dtype or none; return the output if it is asked for."""
-    if input.requires_grad and input.is_leaf:
-        _make_addable(input)
     dtype = region or input.dtype
     narrow = dtype.itemsize < 4
     products = torch.float32 if narrow and not has_fast_products(dtype, input.device.type) else dtype
@@ -217,7 +216,7 @@ def _by_tiles(
         dh = Sweep(layers, h, tiling, seed).backward(dy_of, [sums, *of_others], lowest)
     watched: dict[Tensor, Tensor] = {}
     if lowest < 0 and dh is not None:
-        dh = cast(dh, input.dtype).view(input.shape)
+        dh = cast(dh, input.dtype).view(input.shape).detach()  # no view
         if input.is_leaf and input not in totals:
             totals[input] = Total(input.dtype, dh)
         else:
@@ -285,7 +284,7 @@ class _Objective:
             raise ValueError("expected a target that requires no grad: loss.backward() would give it one")
         _check_gradient(gradient, like)
         self.loss, self.like, self.mean = loss, like, reduction == "mean"
-        self.gradient = gradient
+        self.gradient = float(gradient) if isinstance(gradient, int) else gradient
         self.each: Tensor | None = None  # what comes back for every row or entry, if they are not added up
         if reduction == "none" or isinstance(gradient, Tensor):
             shape = (*like.shape[:-1], *[d_out] * loss.by_entry) if reduction == "none" else ()
@@ -364,15 +363,14 @@ def _is_free(trace: Trace) -> bool:
 def _sums(layers: Sequence[Layer], one: bool) -> tuple[Sums, dict[Tensor, Total]]:
     """Make a sum for each parameter that requires grad, and list what is not added to ``.grad`` itself.
 
-    That is what many tiles are added to, and what a hook waits for.
+    That is what many tiles are added to, what a hook waits for, and what a gradient cannot take in as it is.
     """
     totals: dict[Tensor, Total] = {}
 
     def of(p: Tensor | None) -> Sum | None:
         if p is None or not p.requires_grad:
             return None
-        _make_addable(p)
-        if one and not has_gradient_hooks(p):
+        if one and not has_gradient_hooks(p) and _is_addable(p.grad):
             return Sum(p)
         if p not in totals:
             totals[p] = Total(p.dtype, None) if one else Total.of(p)
@@ -381,16 +379,14 @@ def _sums(layers: Sequence[Layer], one: bool) -> tuple[Sums, dict[Tensor, Total]
     return [(of(w), of(b)) for w, b, *_ in layers], totals
 
 
-def _make_addable(p: Tensor) -> None:
-    """Turn a gradient that cannot be added to in place, such as a sparse one, into an equal one that can."""
-    grad = p.grad
-    if grad is not None and (
+def _is_addable(grad: Tensor | None) -> bool:
+    """Tell whether a gradient can be added to in place, if there is one."""
+    return grad is None or not (
         grad.layout is not torch.strided
         or has_class(grad)
         or grad.is_inference()
         or any(stride == 0 and size > 1 for size, stride in zip(grad.shape, grad.stride(), strict=True))
-    ):
-        p.grad = laid_out(grad.to_dense().clone(memory_format=torch.contiguous_format), p)
+    )
 
 
 def _accumulate(totals: dict[Tensor, Total], watched: dict[Tensor, Tensor]) -> None:
@@ -398,6 +394,8 @@ def _accumulate(totals: dict[Tensor, Total], watched: dict[Tensor, Tensor]) -> N
     for p, total in totals.items():
         if total.grad is None:
             continue
+        if p.grad is not None and not _is_addable(p.grad):
+            p.grad = laid_out(p.grad.to_dense().clone(memory_format=torch.contiguous_format), p)
         if has_gradient_hooks(p):
             grad = cast(total.grad, grad_dtype(p))
             watched[p] = watched[p] + grad if p in watched else grad

@@ -20,7 +20,6 @@ from manual_mlp.transforms import (
     is_dispatched,
     may_autocast,
     needed_now,
-    no_view,
     plain,
     without_jvp,
 )
@@ -142,7 +141,8 @@ class _EagerDenseFunction(Function):
             return y.clone() if y is z else y, z
         if activation is IDENTITY:
             ctx.save_for_backward(for_dw, for_dh, None)
-            return no_view(y)
+            # F.linear's result may be a view, and what a Function returns as one could not be changed in place.
+            return y.detach()
         ctx.save_for_backward(for_dw, for_dh, y)
         return y
 

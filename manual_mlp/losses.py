@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import ClassVar, TypeVar
 
 import torch
@@ -102,8 +102,13 @@ class Loss(RowLoss):
 
     def _as_torchs(self, value: Tensor, y: Tensor) -> Tensor:
         """Give a value of this output the dtype that torch's loss has."""
-        beside = [t.dtype for t in self.tensors() if t is not None] if self.target.is_floating_point() else []
-        return value if autocasting(y) else cast(value, reduce(torch.promote_types, beside, y.dtype))
+        if autocasting(y):
+            return value
+        dtype = y.dtype
+        for t in self.tensors() if self.target.is_floating_point() else ():
+            if t is not None and t.dtype is not dtype:
+                dtype = torch.promote_types(dtype, t.dtype)
+        return cast(value, dtype)
 
     def tensors(self) -> list[Tensor | None]:
         """List the target and the weights, None where one is missing."""

@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Iterable
-from typing import Any, SupportsIndex, TypeAlias
+from typing import SupportsIndex, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -40,9 +40,6 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return dense(input, self.weight, self.bias)
-
-
-_LINEAR: dict[type[nn.Module], Any] = {kind: kind.forward for kind in (nn.Linear, Linear)}
 
 
 class Dense(nn.Module):
@@ -199,7 +196,7 @@ class LinearCrossEntropyLoss(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         linear, options = self.linear, (self.weight, self.ignore_index, self.label_smoothing)
-        if not _is_linear(linear) or not called_as_it_is(linear) or modules_are_watched():
+        if not (_is_linear(linear) and called_as_it_is(linear)) or modules_are_watched():
             return cross_entropy_of(linear(input), target, self.reduction, *options)
         return linear_cross_entropy(
             input,
@@ -295,7 +292,7 @@ class MLP(nn.Module):
 
     def chain(self) -> list[Layer] | None:
         """List the layers as one network may compute them; None if a module was replaced, hooked or parametrised."""
-        if type(self).forward is not MLP.forward or modules_are_watched():
+        if not (_has_forward_of(self, MLP) and _is_as_written(Dense)) or modules_are_watched():
             return None
         found = []
         for layer, p in zip(self.layers, (*self.dropout, 0.0), strict=True):
@@ -322,7 +319,7 @@ class MLP(nn.Module):
         if not isinstance(sequential, nn.Sequential):
             raise TypeError(f"expected nn.Sequential, got {type(sequential).__name__}")
         _refuse_changed("the whole", sequential)
-        if type(sequential).forward is not nn.Sequential.forward:
+        if not _has_forward_of(sequential, nn.Sequential) or not called_as_it_is(sequential):
             raise TypeError(f"expected the forward of nn.Sequential itself, got that of {type(sequential).__name__}")
         if len({module.training for module in sequential.modules()}) > 1:
             raise TypeError("expected all modules in training mode or all in evaluation mode, got both")
@@ -355,6 +352,8 @@ class MLP(nn.Module):
             TypeError: a layer was replaced, or a module has hooks or a forward of its own.
         """
         _refuse_changed("the whole", self)
+        if not _has_forward_of(self, MLP):
+            raise TypeError(f"expected the forward of MLP itself, got that of {type(self).__name__}")
         modules: list[nn.Module] = []
         for name, (layer, p) in enumerate(zip(self.layers, (*self.dropout, 0.0), strict=True)):
             _refuse_changed(name, layer)
@@ -382,21 +381,32 @@ def _parse(block: list[nn.Module]) -> tuple[nn.Linear, Activation, float]:
     p = 0.0
     if rest and type(rest[-1]) is nn.Dropout:
         p = rest.pop().p  # type: ignore[assignment]
-    activation = get(rest.pop() if rest else None)
+    module = rest.pop() if rest else None
+    activation = get(module)
+    if module is not None and not _is_as_written(type(module)):
+        raise TypeError(f"expected a module with the forward of its class, got another for {module}")
     if rest:
         raise TypeError(f"expected Linear, an activation and Dropout, in this order, got {nn.Sequential(*block)}")
     return linear, activation, p
 
 
+def _is_as_written(kind: type[nn.Module]) -> bool:
+    """Tell whether nobody put another forward in the place of the one that stands beside a class."""
+    return kind.forward.__module__ == kind.__module__
+
+
+def _has_forward_of(module: nn.Module, kind: type[nn.Module]) -> bool:
+    return type(module).forward is kind.forward and _is_as_written(kind)
+
+
 def _is_linear(module: nn.Module) -> bool:
-    """Tell whether it is an ``nn.Linear``, or ours, whose forward nobody put another in the place of."""
-    return _LINEAR.get(type(module)) is type(module).forward
+    return type(module) in (nn.Linear, Linear) and _is_as_written(type(module))
 
 
 def _refuse_changed(name: int | str, module: nn.Module) -> None:
     if has_hooks(module):
         raise TypeError(f"expected a module without hooks, got hooks on {name}: {module}")
-    if not called_as_it_is(module):
+    if "forward" in vars(module):
         raise TypeError(f"expected a module with the forward of its class, got another for {name}: {module}")
 
 

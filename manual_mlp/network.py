@@ -103,7 +103,7 @@ class _NetworkFunction(Function):
         of_h, of_w, of_kept = _kept(ctx.forms, needed)
         # Where no gradient goes further down, the next layer's input is a constant, and is kept itself.
         ctx.constant = [not need_dh for need_dh, _, _ in needed]
-        outputs = [h if fixed else t for h, t, fixed in zip(trace.h[1:], trace.kept, ctx.constant[1:], strict=False)]
+        outputs = [x if fixed else t for x, t, fixed in zip(trace.h[1:], trace.kept, ctx.constant[1:], strict=False)]
         outputs.append(last)
         masks = [None if fixed else mask for mask, fixed in zip(trace.masks, ctx.constant[1:], strict=False)]
         factor = [mask.factor if mask else None for mask in masks]

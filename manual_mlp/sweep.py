@@ -105,7 +105,7 @@ class Sum:
         if grad is None:
             across = isinstance(self.of, Tensor) and not self.of.is_contiguous() and self.of.t().is_contiguous()
             found = torch.mm(h.t(), delta).t() if across else torch.mm(delta.t(), h)  # (B3)
-            self.of.grad = cast(found, grad_dtype(self.of))
+            self.of.grad = cast(found, grad_dtype(self.of)).detach()  # no view
         elif grad.dtype is delta.dtype:
             product(delta.t(), h, out=grad, plus=grad)  # (B3)
         else:

@@ -192,14 +192,6 @@ def version(t: Tensor) -> int:
     return 0 if t.is_inference() else t._version
 
 
-def no_view(t: Tensor) -> Tensor:
-    """Return what may be a view, as ``F.linear``'s result may, as none: a Function's could not be changed in place."""
-    try:
-        return torch.ops.aten._unsafe_view.default(t, t.shape) if t._is_view() else t
-    except AttributeError:
-        return t.clone()
-
-
 def without_jvp(function: type[Function], compute: Callable[..., Any] | None = None) -> type[Function]:
     """Make the twin of a Function that serves eager autograd and the compiler, with the same formulas.
 

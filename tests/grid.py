@@ -122,7 +122,7 @@ def _list(names: list[str]) -> str:
 
 
 def _short(message: str) -> str:
-    message = re.sub(r"\x1b\[\d*m", "", message)
+    message = re.sub(r"/\S*/(?=\w+\.onnx)", "", re.sub(r"\x1b\[\d*m", "", message))
     return message if len(message) <= 200 else message[:197] + "..."
 
 

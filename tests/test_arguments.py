@@ -401,6 +401,22 @@ def test_backprop_refuses_what_is_no_gradient(gradient: Any) -> None:
     assert all(p.grad is None for p in mlp.parameters())
 
 
+@pytest.mark.parametrize("tile_rows", [None, 2])
+def test_backprop_takes_a_number_of_any_size_as_gradient(tile_rows: int | None) -> None:
+    mlp = MLP([D, 6, V], dtype=torch.float64)
+    loss = F.cross_entropy(mlp(randn(N, D).double()), CLASSES)
+    expected = torch.autograd.grad(1e30 * loss, list(mlp.parameters()))
+    backprop(mlp, randn(N, D).double(), CLASSES, tile_rows=tile_rows, gradient=10**30)
+    torch.testing.assert_close([p.grad for p in mlp.parameters()], list(expected))
+
+
+def test_the_value_of_backprop_beside_probabilities_has_the_dtype_of_torchs() -> None:
+    mlp, x, p = MLP([D, V]), randn(N, D), randn(N, V).abs()
+    for weight in (torch.ones(V), torch.ones(V).double()):
+        expected = F.cross_entropy(mlp(x), p, weight)
+        torch.testing.assert_close(backprop(mlp, x, p, weight=weight), expected.detach())
+
+
 def test_backprop_of_float64_under_autocast_returns_what_torch_returns() -> None:
     mlp, x = MLP([D, 6, V], dtype=torch.float64), randn(N, D).double()
     with torch.autocast("cpu", torch.bfloat16):

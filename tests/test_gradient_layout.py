@@ -173,3 +173,34 @@ def test_what_is_refused_leaves_every_gradient_as_it_was(device: str, tile_rows:
         backprop(mlp, x, t, tile_rows=tile_rows, gradient=torch.ones(3, device=device))
     for p, was in zip(mlp.parameters(), before, strict=True):
         assert torch.equal(p.grad.to_dense(), was)
+
+
+@pytest.mark.parametrize("tile_rows", [None, 2])
+def test_a_gradient_is_no_view(tile_rows: int | None) -> None:
+    mlp, x = MLP([4, 5, 3]), torch.randn(6, 4, requires_grad=True)
+    for layer in mlp.layers:
+        layer.weight.data = layer.weight.data.t().contiguous().t()
+    backprop(mlp, x, torch.arange(6) % 3, tile_rows=tile_rows)
+    factor = torch.tensor(2.0, requires_grad=True)
+    for p in (x, *mlp.parameters()):
+        grad = p.grad
+        grad.detach_()
+        grad.mul_(factor)
+        assert grad.requires_grad
+
+
+@pytest.mark.parametrize("tile_rows", [None, 2])
+def test_a_gradient_stays_as_it_is_where_the_step_fails(tile_rows: int | None) -> None:
+    mlp, x = MLP([4, 5, 3]), torch.randn(6, 4, requires_grad=True)
+    given = [torch.randn(p.shape).to_sparse() for p in (x, *mlp.parameters())]
+    for p, grad in zip((x, *mlp.parameters()), given, strict=True):
+        p.grad = grad
+    with pytest.raises(IndexError):
+        backprop(mlp, x, torch.full((6,), 7), tile_rows=tile_rows)
+    assert [p.grad is grad for p, grad in zip((x, *mlp.parameters()), given, strict=True)] == [True] * 5
+    backprop(mlp, x, torch.arange(6) % 3, tile_rows=tile_rows)
+    copies = [p.detach().clone().requires_grad_() for p in (x, *mlp.parameters())]
+    x2, w1, b1, w2, b2 = copies
+    F.cross_entropy(F.linear(F.linear(x2, w1, b1).relu(), w2, b2), torch.arange(6) % 3).backward()
+    for p, grad, plain in zip((x, *mlp.parameters()), given, copies, strict=True):
+        torch.testing.assert_close(p.grad, grad.to_dense() + plain.grad)

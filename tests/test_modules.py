@@ -265,6 +265,33 @@ def test_what_was_put_in_the_place_of_every_linears_forward_is_honoured(monkeypa
         MLP.from_sequential(nn.Sequential(nn.Linear(4, 3)))
 
 
+def test_another_forward_for_a_whole_class_is_honoured_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    mlp, x = MLP([4, 7, 3]), torch.randn(5, 4)
+    expected = 4 * mlp(x).detach()
+    forward = Dense.forward
+    monkeypatch.setattr(Dense, "forward", lambda self, x: (1 + (self.in_features == 7)) * 2 * forward(self, x))
+    torch.testing.assert_close(mlp(x), mlp.layers[1](mlp.layers[0](x)))
+    assert not torch.allclose(mlp(x), expected)
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: 2 * x)
+    with pytest.raises(TypeError, match="with the forward of its class, got another for ReLU"):
+        MLP.from_sequential(nn.Sequential(nn.Linear(4, 3), nn.ReLU()))
+
+    class Twice(MLP):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    with pytest.raises(TypeError, match="expected the forward of MLP itself, got that of Twice"):
+        Twice([4, 3]).to_sequential()
+
+
+def test_layers_that_compile_are_converted() -> None:
+    mlp, x = MLP([4, 7, 3]), torch.randn(5, 4)
+    mlp.compile(backend="eager")
+    sequential = mlp.to_sequential()
+    sequential[0].compile(backend="eager")
+    torch.testing.assert_close(MLP.from_sequential(sequential)(x), sequential(x))
+
+
 def test_an_empty_sequential_and_a_changed_mlp_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected sizes \(D_in, ..., D_out\), got \[\]"):
         MLP.from_sequential(nn.Sequential())
