@@ -142,7 +142,7 @@ class _EagerDenseFunction(Function):
         if activation is IDENTITY:
             ctx.save_for_backward(for_dw, for_dh, None)
             # F.linear's result may be a view, and what a Function returns as one could not be changed in place.
-            return y.detach()
+            return y if y.dim() == 2 else y.detach()
         ctx.save_for_backward(for_dw, for_dh, y)
         return y
 

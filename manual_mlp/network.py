@@ -101,11 +101,13 @@ class _NetworkFunction(Function):
         ctx.forms = _forms(layers)
         needed = _by_layer(ctx.forms, ctx.needs_input_grad)
         of_h, of_w, of_kept = _kept(ctx.forms, needed)
-        # Where no gradient goes further down, the next layer's input is a constant, and is kept itself.
+        outputs, masks = trace.kept, trace.masks
+        # Where no gradient goes further down, a layer's input is a constant, and is kept itself.
         ctx.constant = [not need_dh for need_dh, _, _ in needed]
-        outputs = [x if fixed else t for x, t, fixed in zip(trace.h[1:], trace.kept, ctx.constant[1:], strict=False)]
-        outputs.append(last)
-        masks = [None if fixed else mask for mask, fixed in zip(trace.masks, ctx.constant[1:], strict=False)]
+        if True in ctx.constant[1:]:
+            fixed = [*ctx.constant[1:], False]
+            outputs = [x if k else t for x, t, k in zip([*trace.h[1:], y], outputs, fixed, strict=True)]
+            masks = [None if k else mask for mask, k in zip(masks, fixed, strict=True)]
         factor = [mask.factor if mask else None for mask in masks]
         ctx.masks = [mask and mask._replace(factor=None) for mask in masks]
         ctx.set_materialize_grads(False)
