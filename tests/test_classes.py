@@ -360,11 +360,11 @@ def test_a_cotangent_of_a_class_gives_torchs_gradients_at_any_size(kind: str, na
 def test_a_cotangent_of_a_class_gives_torchs_gradients_of_a_layer(kind: str, name: str) -> None:
     t = of_layer()
     f = activations.get(name).f
-    found = [
-        gradients_for(layer, COTANGENTS[kind], t)
-        for layer in (lambda h, w, b: dense(h, w, b, name), lambda h, w, b: f(F.linear(h, w, b)))
-    ]
-    assert_close(*found)
+    try:
+        theirs = gradients_for(lambda h, w, b: f(F.linear(h, w, b)), COTANGENTS[kind], t)
+    except RuntimeError as error:  # torch 2.11 for softsign
+        pytest.skip(f"torch itself raises: {error}")
+    assert_close(gradients_for(lambda h, w, b: dense(h, w, b, name), COTANGENTS[kind], t), theirs)
 
 
 def gradients_for(f: Step, wrap: Callable[[Tensor], Tensor], t: tuple[Tensor, ...]) -> list[Tensor]:

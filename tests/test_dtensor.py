@@ -114,8 +114,8 @@ def of_loss(name: str, how: str, rows: int | None, large: bool) -> Callable[[], 
         *operands, target = placed((h, w, b, t), PLACED[how])
         try:
             theirs(*operands, target)
-        except NotImplementedError as error:  # torch 2.11 has no rule for the logistic loss
-            with pytest.raises(NotImplementedError, match=re.escape(str(error))):
+        except RuntimeError as error:  # torch 2.11 has no rule for the logistic loss, nor for classes cut unevenly
+            with pytest.raises(type(error), match=re.escape(str(error)[:60])):
                 ours(rows, *operands, target)
             return 0.0
         with mock.patch("manual_mlp.fused.few_logits", return_value=not large):
