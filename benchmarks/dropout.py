@@ -2,7 +2,8 @@
 
 - forward: a layer's output (rows, width) without gradients;
 - backward: the same with gradients, forward and backward;
-- step: forward and backward of an MLP rows × 784-width-width-10 with dropout on both hidden layers;
+- step: forward and backward of an MLP rows × sizes, 784-width-width-10 if none are given, with dropout on its hidden
+  layers;
 - backprop: the same by ``backprop``, against autograd.
 """
 
@@ -38,11 +39,11 @@ def alone(x: Tensor, p: float) -> dict[str, Pair]:
     return {"forward": (lambda: theirs(x), lambda: ours(x)), "backward": (backward(theirs), backward(ours))}
 
 
-def network(rows: int, width: int, p: float, device: torch.device) -> dict[str, Pair]:
+def network(rows: int, sizes: Sequence[int], p: float, device: torch.device) -> dict[str, Pair]:
     """Take a step of a network without an optimizer."""
-    mlp = MLP([784, width, width, 10], dropout=p, device=device)
-    model, x = mlp.to_sequential(), torch.randn(rows, 784, device=device)
-    t = torch.randint(10, (rows,), device=device)
+    mlp = MLP(sizes, dropout=p, device=device)
+    model, x = mlp.to_sequential(), torch.randn(rows, sizes[0], device=device)
+    t = torch.randint(sizes[-1], (rows,), device=device)
 
     def step(of: torch.nn.Module) -> Step:
         return lambda: torch.autograd.grad(F.cross_entropy(of(x), t), list(of.parameters()))
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     flags = command.Parser(prog="python -m benchmarks dropout", description=__doc__.splitlines()[0])
     flags.add_argument("--rows", type=command.positive_int, default=4096)
     flags.add_argument("--width", type=command.positive_int, default=512)
+    flags.add_argument("--sizes", type=command.positive_int, nargs="+", help="of the network")
     flags.add_argument("--p", type=float, default=0.5)
     flags.add_argument("--threads", type=command.positive_int, nargs="+", default=[1])
     flags.add_argument("--seconds", type=command.positive_seconds, default=2.0, help="time a row")
@@ -66,6 +68,8 @@ def main(arguments: Sequence[str]) -> int:
     options = flags.parse_args(arguments)
     if not 0 < options.p < 1:
         flags.error(f"--p: expected a share between 0 and 1, got {options.p}")
+    if options.sizes and len(options.sizes) < 2:
+        flags.error(f"--sizes: expected two or more, got {options.sizes}")
     command.pick_device(flags, options)
     print(f"{machine.describe(options.device)}\n")
     lines = [line for threads in options.threads for line in measured(options, threads)]
@@ -77,7 +81,8 @@ def measured(options: argparse.Namespace, threads: int) -> list[tuple[str, ...]]
     """Time every pair with so many threads."""
     fix(threads)
     pairs = alone(torch.randn(options.rows, options.width, device=options.device), options.p)
-    pairs |= network(options.rows, options.width, options.p, options.device)
+    sizes = options.sizes or [784, options.width, options.width, 10]
+    pairs |= network(options.rows, sizes, options.p, options.device)
     lines = []
     for name, (theirs, ours) in pairs.items():
         seconds = time_rounds({"torch": theirs, "ours": ours}, options.seconds).seconds

@@ -135,7 +135,7 @@ def mix(u: int) -> int:
 
 def mix_(u: Tensor, scratch: Tensor) -> Tensor:
     """Hash int32 in place. torch shifts a sign in, which is taken out again."""
-    for shift, low, factor in _STEPS:
+    for shift, low, factor in _NUMBERS if operations_are_watched() else _tensors():
         torch.bitwise_right_shift(u, shift, out=scratch).bitwise_and_(low)
         u.bitwise_xor_(scratch).mul_(factor)
     return u
@@ -146,14 +146,13 @@ def _signed(u: int) -> int:
     return (u + 2**31) % 2**32 - 2**31
 
 
-# As tensors, since torch takes longer to make one of a number than to shift a few rows.
-_STEPS = [
-    [
-        torch.tensor(_signed(number), dtype=torch.int32, device="cpu")
-        for number in (shift, 2 ** (32 - shift) - 1, factor)
-    ]
-    for shift, factor in MIX
-]
+_NUMBERS = [(shift, 2 ** (32 - shift) - 1, _signed(factor)) for shift, factor in MIX]
+
+
+@lru_cache(maxsize=1)
+def _tensors() -> list[list[Tensor]]:
+    # torch takes longer to make a tensor of a number than to shift a few rows.
+    return [[torch.tensor(number, dtype=torch.int32, device="cpu") for number in step] for step in _NUMBERS]
 
 
 def _kernel(t: Tensor) -> ModuleType | None:

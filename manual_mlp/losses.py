@@ -48,7 +48,7 @@ class RowLoss(ABC):
         return values.sum(dtype=torch.float64), delta
 
     def reduced(self, z: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
-        """Compute the sum or the mean over all rows, and δ for the upstream gradient g of that, or 1."""
+        """Compute the sum or the mean over all rows, and δ for its upstream gradient g or 1; z may be overwritten."""
         total, delta = self.summed(z, slice(None))
         count, scale = self.mean() if mean else (1.0, 1.0)
         delta = delta.mul_(scale)

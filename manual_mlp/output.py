@@ -271,8 +271,10 @@ def _check_broadcast(name: str, t: Tensor | None, target: Tensor, mask: bool = F
 
 def _entries(t: Tensor | None, target: Tensor) -> Tensor | None:
     """Give a weight of the entries a row for each row of the target, or one for all."""
-    if t is None or t.shape[:-1].numel() == 1:
-        return None if t is None else t.reshape(1, -1)
+    if t is None:
+        return None
+    if t.shape[:-1].numel() == 1:
+        return t.reshape(1, -1)
     return rows(t.expand(*target.shape[:-1], t.shape[-1]))
 
 

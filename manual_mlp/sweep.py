@@ -104,8 +104,9 @@ class Sum:
         grad = self.of.grad
         if grad is None:
             across = isinstance(self.of, Tensor) and not self.of.is_contiguous() and self.of.t().is_contiguous()
-            found = torch.mm(h.t(), delta).t() if across else torch.mm(delta.t(), h)  # (B3)
-            self.of.grad = cast(found, grad_dtype(self.of)).detach()  # no view
+            # detach(), for a gradient that is a view could not be changed in place.
+            found = torch.mm(h.t(), delta).t().detach() if across else torch.mm(delta.t(), h)  # (B3)
+            self.of.grad = cast(found, grad_dtype(self.of))
         elif grad.dtype is delta.dtype:
             product(delta.t(), h, out=grad, plus=grad)  # (B3)
         else:
@@ -188,22 +189,20 @@ def backward(
 
     ``own`` allows dy to be overwritten.
     """
-    watched = operations_are_watched()
+    may_overwrite = not operations_are_watched()
+    own = own and may_overwrite
     for k in range(len(layers) - 1, max(lowest, 0) - 1, -1):
         w, _, activation, _ = layers[k]
         kept, delta = trace.kept[k], dy
         if kept is not None:
-            over = own and not watched
-            delta = (
-                times_slope_(dy, kept, activation) if over else times_slope(dy, kept, activation, plain=True)
-            )  # (B1)
+            delta = times_slope_(dy, kept, activation) if own else times_slope(dy, kept, activation, plain=True)  # (B1)
         dw, db = sums[k]
         if dw is not None:
             dw.add_outer(delta, trace.h[k])
         if db is not None:
             db.add_rows(delta)
         if k > lowest:
-            own = True
+            own = may_overwrite
             out = dh_out if k == 0 else space.delta[k - 1] if space is not None else None
             dy = torch.mm(delta, w) if out is None else product(delta, w, out=out)  # (B2)
             mask = trace.masks[k - 1] if k else None

@@ -85,7 +85,7 @@ def is_dispatched(t: Tensor) -> bool:
 def plain(*cotangents: Tensor | None) -> bool:
     """Tell whether nobody looks into what is done to the cotangents while grad mode is off.
 
-    So do transforms, a batch of cotangents (``is_grads_batched``), and a class of their own.
+    Transforms do, a batch of cotangents (``is_grads_batched``) does, and so does a class of their own.
     """
     try:
         return not transforming() and not any(

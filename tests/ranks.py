@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,18 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 RANKS, SECONDS = 2, 120
+
+
+def outcomes(cases: Mapping[str, Callable[[], float]]) -> dict[str, float | str]:
+    """Run every case in this process, and list the errors found, or what was raised: any exception is an answer."""
+    found: dict[str, float | str] = {}
+    for name, run in cases.items():
+        try:
+            found[name] = run()
+        except Exception as error:  # the other rank gets the same one
+            found[name] = f"{type(error).__name__}: {error}"
+        dist.barrier()
+    return found
 
 
 def answers(work: Callable[[int], Any], folder: Path) -> list[Any]:

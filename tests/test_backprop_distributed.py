@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manual_mlp import MLP, backprop
-from ranks import RANKS, answers
+from ranks import RANKS, answers, outcomes
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="no torch.distributed with gloo"
@@ -142,16 +143,11 @@ for made, take in (("backprop", explicit), ("loss.backward()", by_autograd)):
 def work(rank: int) -> dict[str, float | str]:
     """Run every case in one process of two, and return the largest errors, or what was raised."""
     expected = {name: whole((0, 1) if "without sync" in name else (0,)) for name in CASES}
-    found: dict[str, float | str] = {}
-    for name, run in CASES.items():
-        try:
-            gradients = run(rank)
-            found[name] = max((a - b).abs().max().item() for a, b in zip(gradients, expected[name], strict=True))
-        # Any exception is an answer; the other rank gets the same one.
-        except Exception as error:
-            found[name] = f"{type(error).__name__}: {error}"
-        dist.barrier()
-    return found
+
+    def error(name: str) -> float:
+        return max((a - b).abs().max().item() for a, b in zip(CASES[name](rank), expected[name], strict=True))
+
+    return outcomes({name: partial(error, name) for name in CASES})
 
 
 @pytest.fixture(scope="module")

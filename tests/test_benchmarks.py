@@ -568,11 +568,14 @@ def test_the_package_runs_with_torch_and_manual_mlp_alone():
 
 
 def test_dropout_is_timed_alone_and_in_a_step(capsys):
-    arguments = ["dropout", "--rows", "8", "--width", "16", "--seconds", "0.01", "--device", "cpu"]
-    assert main(arguments) == 0
+    arguments = ["dropout", "--rows", "8", "--width", "16", "--sizes", "9", "7", "3", "--seconds", "0.01"]
+    assert main([*arguments, "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     for row in ("forward", "backward", "step", "backprop"):
         assert row in printed
+    with pytest.raises(SystemExit, match="2"):
+        main(["dropout", "--sizes", "9"])
+    assert "--sizes: expected two or more, got [9]" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["dropout", "--p", "1"])
     assert "--p: expected a share between 0 and 1, got 1.0" in capsys.readouterr().err

