@@ -325,6 +325,22 @@ def test_an_output_may_be_changed_in_place_where_torch_lets_it(name: str, shape:
         torch.testing.assert_close(results[1], results[0], rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "silu"])
+@pytest.mark.parametrize("tile_rows", [None, 3])
+def test_saved_tensors_that_may_be_changed_are_kept_as_they_were(activation: str, tile_rows: int | None) -> None:
+    mlp = MLP([D, 6, 5, 3], activation, tile_rows=tile_rows, dtype=torch.float64)
+    model, parameters = mlp.to_sequential(), list(mlp.parameters())
+    results = []
+    for of in (mlp, model):
+        x = torch.linspace(-1, 2, N * D, dtype=torch.float64).view(N, D).requires_grad_()
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            y = of(x)
+            with torch.no_grad():
+                x.mul_(2)
+            results.append(torch.autograd.grad(y.sin().sum(), [x, *parameters]))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+
+
 def test_an_activation_in_place_behind_a_layer_is_torchs() -> None:
     model = nn.Sequential(Linear(4, 5), nn.ReLU(inplace=True), Dense(5, 3), nn.SiLU(inplace=True))
     x = torch.randn(2, 3, 4)
