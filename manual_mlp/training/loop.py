@@ -134,20 +134,23 @@ class Trainer:
                 if not all(p.isfinite().all() for p in self.model.parameters()):
                     raise self._diverged("weight", math.nan, self.step)
                 line = f"epoch {self.epoch + 1}: training {train}"
+                whole = self.step == (self.epoch + 1) * self.steps_per_epoch
                 better = not len(self.data.validation)  # without validation the last are the best
                 if len(self.data.validation):
                     validation = self.evaluate(self.data.validation)
                     log.metrics(self.step, "validation", validation)
                     line += f", validation {validation}"
-                    better = validation.accuracy > self.best
-                    self.best = max(self.best, validation.accuracy)
+                    # An epoch that was cut short does not compete: a run that was never interrupted has none.
+                    better = whole and validation.accuracy > self.best
+                    if better:
+                        self.best = validation.accuracy
                 log.model(self.step, self.model, self.data.image_shape)
-                if self.processes.first:
-                    bar.write(line, file=sys.stdout)
-                if self.step == (self.epoch + 1) * self.steps_per_epoch:
+                if whole:
                     self.epoch += 1
                 if folder is not None and self.processes.first:
                     state.save(folder, self.step, self.model.state_dict(), self.state_dict(), better)
+                if self.processes.first:
+                    bar.write(line, file=sys.stdout)
         self.graph = None  # and its memory is free
         seconds = time.perf_counter() - start
         return Result(self.step, self.epoch, seconds, float(self.check.worst), self.check.count)
