@@ -20,16 +20,14 @@ def forgive(encoding: str | None = None) -> None:
     Args:
         encoding: of both; None: their own.
     """
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            # Else the next file that is opened takes the number, and what is written to stderr lands in it.
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    # Where 0, 1 or 2 is free, the next file that is opened takes it, and what is written to stderr lands in that.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+            setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(io.FileIO(os.devnull, "w")), "utf-8", "replace"))
         elif stream is getattr(sys, f"__{name}__"):
             setattr(sys, name, _forgiving(stream, encoding or stream.encoding))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
+import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from manual_mlp.modules import MLP
-from manual_mlp.training import figures, report
+from manual_mlp.training import figures, files, report
 from manual_mlp.training.data import Data, Split
 from manual_mlp.training.distributed import Processes
 from manual_mlp.training.git import git_state
@@ -37,6 +38,7 @@ _SHARE = 0.01  # of the time that histograms, and pictures, may take
 _BUCKETS = 64
 _PICTURES = 64
 _POINTS = 400  # test images in the projector: a sprite of 20 x 20
+_PROJECTOR = ("00000", "last_hidden_layer")  # its folder: of a step, and of a tag
 
 
 class Log:
@@ -54,6 +56,7 @@ class Log:
     def writer(self) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._threads, threading.excepthook = threading.excepthook, self._of_thread
         # TensorBoard takes a second start as a restart: so the first, too, says that it is one.
         return SummaryWriter(str(self.folder), purge_step=self.begun, flush_secs=_FLUSH)
 
@@ -64,14 +67,26 @@ class Log:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if "writer" in vars(self):
-            self.writer.close()
+            try:
+                self.writer.close()
+            finally:
+                threading.excepthook = self._threads
+
+    def _of_thread(self, raised: threading.ExceptHookArgs) -> None:
+        """Keep silent of a full disk in the thread that writes the events: the next event raises it here."""
+        if not isinstance(raised.exc_value, OSError):
+            self._threads(raised)
 
     def start(self, settings: Mapping[str, object], model: MLP, data: Data, step: int = 0) -> None:
         """Write what is known before the first step: settings, hyperparameters, state of git, graph and layout.
 
         Args:
             step: after which a run is resumed; what was logged later is dropped.
+
+        Raises:
+            OSError: a file or a link is in the place of the projector's folder, which is written last.
         """
+        files.subfolder(self.folder, *_PROJECTOR)
         self.begun = step + 1 if step else 0
         block = "\n".join("    " + line for line in json.dumps(settings, indent=2).splitlines())
         self.writer.add_text("config", block, self.begun)
@@ -188,16 +203,23 @@ class Log:
 
     def _projector(self, found: report.Predictions, pictures: Tensor) -> None:
         """Write the last hidden layer's activations as points with their images, in place of what a run before left."""
-        tag = "last_hidden_layer"
-        shutil.rmtree(self.folder / "00000" / tag, ignore_errors=True)
+        from torch.utils.tensorboard import SummaryWriter
+
         names = [[str(value) for value in pair] for pair in zip(found.labels, found.predicted, strict=True)]
-        self.writer.add_embedding(
-            found.hidden[:_POINTS],
-            names[:_POINTS],
-            figures.squares(pictures[:_POINTS]).unsqueeze(1),
-            tag=tag,
-            metadata_header=["true", "predicted"],
-        )
+        # The writer follows links. So it writes elsewhere.
+        with tempfile.TemporaryDirectory() as temporary, SummaryWriter(temporary) as writer:
+            writer.add_embedding(
+                found.hidden[:_POINTS],
+                names[:_POINTS],
+                figures.squares(pictures[:_POINTS]).unsqueeze(1),
+                tag=_PROJECTOR[1],
+                metadata_header=["true", "predicted"],
+            )
+            made, folder = Path(temporary).joinpath(*_PROJECTOR), files.subfolder(self.folder, *_PROJECTOR)
+            for file in made.iterdir():
+                files.write(folder / file.name, file.read_bytes())
+            config = "projector_config.pbtxt"
+            files.write(self.folder / config, (Path(temporary) / config).read_bytes())
 
 
 class NoLog(Log):
