@@ -149,8 +149,7 @@ def data_dir(values: Mapping[str, Any]) -> Path:
     Args:
         values: the settings.
     """
-    default = Config().data_dir
-    saved = values.get("data_dir")
+    saved, default = values["data_dir"], Config().data_dir
     if os.environ.get("MANUAL_MLP_DATA") or not isinstance(saved, str):
         return default
     return Path(saved) if sources.holds(str(values.get("dataset")), Path(saved)) else default
