@@ -10,9 +10,11 @@ from contextlib import contextmanager
 
 import pytest
 
-fcntl = pytest.importorskip("fcntl")
+pytest.importorskip("fcntl")
 pytest.importorskip("tyro")
 pytest.importorskip("torchvision")
+
+import fcntl
 
 from manual_mlp.training import load_run
 from manual_mlp.training.errors import InputError
