@@ -116,8 +116,7 @@ def test_kill_9_at_any_moment_then_resume_is_the_run_that_was_not_killed(tmp_pat
             assert all(same(weights(folder, kind), whole[kind]) for kind in whole)
             shutil.rmtree(folder)
     assert refused >= kills
-    status, out, err = run("--resume", folder) if folder.exists() else run(*flags, "--name", "killed")
-    assert status == 0, err
+    assert run(*(("--resume", folder) if folder.exists() else (*flags, "--name", "killed")))[0] == 0
     assert all(same(weights(folder, kind), whole[kind]) for kind in whole)
 
 
