@@ -3,8 +3,6 @@
 import sys
 from importlib import import_module
 
-from manual_mlp import streams
-
 # A command is a module of this package, "_" for "-", with ``main(arguments) -> exit status``.
 COMMANDS = ("dense", "second-order", "transforms", "output", "network", "dropout", "train", "report")
 
@@ -24,5 +22,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    streams.forgive()
     sys.exit(main(sys.argv[1:]))
