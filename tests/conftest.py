@@ -42,12 +42,15 @@ def draw(device: str) -> Callable[..., Tensor]:
 
 # The suite draws the same cases every time; "make fuzz" draws others, and more.
 with suppress(ImportError):
-    from hypothesis import settings
+    from hypothesis import HealthCheck, settings
 
-    settings.register_profile("suite", max_examples=300, derandomize=True, database=None, deadline=None)
+    # How long a draw takes is a matter of the machine.
+    timeless = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+
+    settings.register_profile("suite", max_examples=300, derandomize=True, database=None, **timeless)
     # Every setting is named: a profile inherits the rest, which Hypothesis itself changes where it sees a CI.
     settings.register_profile(
-        "fuzz", max_examples=1000, derandomize=False, database=None, deadline=None, print_blob=True
+        "fuzz", max_examples=1000, derandomize=False, database=None, print_blob=True, **timeless
     )
     settings.load_profile("suite")
 
