@@ -49,9 +49,7 @@ with suppress(ImportError):
 
     settings.register_profile("suite", max_examples=300, derandomize=True, database=None, **timeless)
     # Every setting is named: a profile inherits the rest, which Hypothesis itself changes where it sees a CI.
-    settings.register_profile(
-        "fuzz", max_examples=1000, derandomize=False, database=None, print_blob=True, **timeless
-    )
+    settings.register_profile("fuzz", max_examples=1000, derandomize=False, database=None, print_blob=True, **timeless)
     settings.load_profile("suite")
 
 
