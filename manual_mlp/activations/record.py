@@ -45,7 +45,7 @@ class Activation:
     Example::
 
         cubic = Activation(f=lambda z: z**3, df=lambda z: 3 * z**2, d2f=lambda z: 6 * z)
-        y = manual_mlp.dense(input, weight, bias, cubic)
+        mlp = manual_mlp.MLP([784, 128, 10], cubic)
     """
 
     f: Map
