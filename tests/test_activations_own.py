@@ -376,7 +376,7 @@ def test_one_that_torch_cannot_trace_is_refused_in_a_line():
         with pytest.raises(ValueError, match=expected):
             write(network, 64, "digits")
     # What is ours alone fails as it is: nobody's activation is to blame.
-    with pytest.raises(RuntimeError, match="dim|shape"):
+    with pytest.raises(RuntimeError, match=r"dim|shape"):
         export._torch_export(MLP([64, 11, 10], "sin").eval().to_sequential(), 63, "digits")
 
 
