@@ -54,6 +54,16 @@ def test_every_provider_computes_the_loss_and_its_gradients(name, loss):
         torch.testing.assert_close(found[part], value, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("loss", cases.LOSSES)
+def test_a_capture_is_asked_of_a_problem_on_the_gpu(monkeypatch, loss):
+    asked, problem = [], Case.problem
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Case, "problem", lambda self, device: asked.append(device) or problem(self, META))
+    with pytest.raises(RuntimeError, match=r"^it needs CUDA$"):
+        test_every_provider_computes_the_loss_and_its_gradients("cuda graph", loss)
+    assert asked == [torch.device("cuda")]
+
+
 def by_definition(problem):
     """Return the loss and its gradients, and nothing of their graph: a capture could not run its nodes."""
     output = problem.sequential()(problem.input)
