@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -28,6 +29,23 @@ def _seeded_and_poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def forget() -> Iterator[Callable[[], None]]:
+    """Forget at the end of a test, or when called, which activations were registered since its beginning."""
+    from manual_mlp.activations import lookup, record
+
+    tables: list[dict[Any, Any]] = [record.FACTORIES, record._MADE, lookup._RECORDS]
+    before = [dict(table) for table in tables]
+
+    def forgotten() -> None:
+        for table, kept in zip(tables, before, strict=True):
+            table.clear()
+            table.update(kept)
+
+    yield forgotten
+    forgotten()
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 
 from manual_mlp import MLP, Activation, Dense, DenseSquaredError, activations, backprop, dense, dense_squared_error
 from manual_mlp.__main__ import main as command
-from manual_mlp.activations import lookup, record
 from manual_mlp.explain import Network, check_my_backward, draw_network, explain, page, terminal
 from patience import SECONDS
 
@@ -28,19 +27,11 @@ def arctan(scale=1.0):
     )
 
 
-@pytest.fixture(autouse=True)
-def _forget():
-    """Forget what a test registers."""
-    tables = (record.FACTORIES, record._MADE, lookup._RECORDS)
-    before = [dict(table) for table in tables]
-    yield
-    for table, kept in zip(tables, before, strict=True):
-        table.clear()
-        table.update(kept)
+pytestmark = pytest.mark.usefixtures("forget")
 
 
 @pytest.fixture
-def named():
+def named(forget):
     """The factory of the activation "arctan"."""
     return activations.register(arctan)
 
@@ -322,16 +313,11 @@ def test_a_run_is_trained_resumed_read_back_explained_and_exported(named, train,
     assert not Path("runs/run/model.pt").exists()
 
 
-def test_where_it_is_not_registered_a_run_is_refused_by_its_name(train, run, monkeypatch, capsys):
+def test_where_it_is_not_registered_a_run_is_refused_by_its_name(named, forget, train, run):
     from manual_mlp.training import load_run
 
-    tables = (record.FACTORIES, record._MADE, lookup._RECORDS)
-    before = [dict(table) for table in tables]
-    activations.register(arctan)
     assert train(*DIGITS)[0] == 0
-    for table, kept in zip(tables, before, strict=True):
-        table.clear()
-        table.update(kept)
+    forget()
     with pytest.raises(ValueError, match=r"expected an activation among identity, .*, got 'arctan'"):
         load_run("runs/run")
     for words in (

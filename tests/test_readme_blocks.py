@@ -173,6 +173,7 @@ def test_the_examples_are_found():
     assert len(EXAMPLES) == sum(text.count("Example::") for text in texts) > 2
 
 
+@pytest.mark.usefixtures("forget")
 @pytest.mark.parametrize(("thing", "code"), EXAMPLES)
 def test_an_example_of_a_docstring_runs(clone, monkeypatch, thing, code):
     monkeypatch.chdir(clone)
