@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test explain gradcheck grid fuzz torchao lint tensorboard
+.PHONY: help train test quick explain gradcheck grid fuzz torchao lint tensorboard
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,6 +14,12 @@ train: .venv/installed  ## train on MNIST; flags by ARGS="--epochs 3 --activatio
 
 test: .venv/installed  ## run the whole suite
 	$(BIN)/python -m pytest $(ARGS)
+
+# The formulas against sums over indices, alone and in whole networks, then the documents and the commands.
+QUICK := reference derivation network backprop explain_steps architecture readme readme_blocks
+
+quick: .venv/installed  ## run the part of the suite that holds every formula and walks every command: two minutes
+	$(BIN)/python -m pytest $(QUICK:%=tests/test_%.py) $(ARGS)
 
 explain: .venv/installed  ## derive the gradients step by step, and write explain.html; flags by ARGS="--activation gelu"
 	$(BIN)/python -m manual_mlp explain --html explain.html $(ARGS)

@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -31,6 +32,23 @@ def _seeded_and_poisoned() -> Iterator[None]:
 
 
 @pytest.fixture
+def forget() -> Iterator[Callable[[], None]]:
+    """Forget at the end of a test, or when called, which activations were registered since its beginning."""
+    from manual_mlp.activations import lookup, record
+
+    tables: list[dict[Any, Any]] = [record.FACTORIES, record._MADE, lookup._RECORDS]
+    before = [dict(table) for table in tables]
+
+    def forgotten() -> None:
+        for table, kept in zip(tables, before, strict=True):
+            table.clear()
+            table.update(kept)
+
+    yield forgotten
+    forgotten()
+
+
+@pytest.fixture
 def draw(device: str) -> Callable[..., Tensor]:
     """Draw a float64 tensor of unit variance that requires grad."""
 
@@ -42,13 +60,14 @@ def draw(device: str) -> Callable[..., Tensor]:
 
 # The suite draws the same cases every time; "make fuzz" draws others, and more.
 with suppress(ImportError):
-    from hypothesis import settings
+    from hypothesis import HealthCheck, settings
 
-    settings.register_profile("suite", max_examples=300, derandomize=True, database=None, deadline=None)
+    # How long a draw takes is a matter of the machine.
+    timeless = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+
+    settings.register_profile("suite", max_examples=300, derandomize=True, database=None, **timeless)
     # Every setting is named: a profile inherits the rest, which Hypothesis itself changes where it sees a CI.
-    settings.register_profile(
-        "fuzz", max_examples=1000, derandomize=False, database=None, deadline=None, print_blob=True
-    )
+    settings.register_profile("fuzz", max_examples=1000, derandomize=False, database=None, print_blob=True, **timeless)
     settings.load_profile("suite")
 
 

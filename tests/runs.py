@@ -15,8 +15,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from patience import SECONDS
+
 SCRIPT = Path(__file__).parent.parent / "train.py"
-SECONDS = 120
+
+# train.py, but for what is called before: the names of `loop` and `os` are there, and the rank of the process.
+PATCHED = """
+    import os, runpy, signal, sys
+    from manual_mlp.training import loop
+    rank = int(os.environ.get("RANK", "0"))
+    exec(sys.argv[1], globals())
+    sys.argv = sys.argv[2:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 # train.py in forks of one process that has torch loaded: a child for each line of stdin, with what it calls.
 FORKS = """
@@ -51,10 +62,13 @@ FORKS = """
 """
 
 
-def start(*flags: object, processes: int = 0) -> "subprocess.Popen[str]":
-    """Start train.py, warnings being errors; by torchrun where processes are asked for."""
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes)) if processes else ("-W", "error")
-    command = [sys.executable, *torchrun, str(SCRIPT), *map(str, flags)]
+def start(*flags: object, processes: int = 0, before: str = "") -> "subprocess.Popen[str]":
+    """Start train.py, warnings being errors; by torchrun where processes are asked for, each of which calls before."""
+    script = ["-c", textwrap.dedent(PATCHED), before, str(SCRIPT)] if before else [str(SCRIPT)]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes else ["-W", "error"]
+    if before and processes:
+        torchrun += ["--no-python", sys.executable]
+    command = [sys.executable, *torchrun, *script, *map(str, flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
@@ -70,9 +84,9 @@ def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def run(*flags: object, processes: int = 0) -> tuple[int, str, str]:
+def run(*flags: object, processes: int = 0, before: str = "") -> tuple[int, str, str]:
     """Run train.py to its end: exit status, stdout, stderr."""
-    return finish(start(*flags, processes=processes))
+    return finish(start(*flags, processes=processes, before=before))
 
 
 def read_until(process: "subprocess.Popen[str]", text: str) -> str:
@@ -137,4 +151,4 @@ def train_in_forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callabl
     yield call
     forks.stdin.close()
     forks.stdout.close()
-    forks.wait(20)
+    forks.wait(SECONDS)

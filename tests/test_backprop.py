@@ -20,6 +20,7 @@ from torch.nn.utils import parametrizations
 
 from benchmarks.memory import peak_bytes
 from manual_mlp import MLP, Activation, Dense, activations, backprop
+from patience import SECONDS
 
 N, D, V = 7, 4, 3
 LOSSES = "cross_entropy", "squared_error", "binary_cross_entropy"
@@ -537,8 +538,8 @@ def test_a_pair_may_call_backprop_itself() -> None:
 
 
 def run_alone(code: str) -> int:
-    """Run code in a process of its own, for half a minute at most."""
-    return subprocess.run([sys.executable, "-c", code], check=False, timeout=30).returncode
+    """Run code in a process of its own, and end it if it hangs."""
+    return subprocess.run([sys.executable, "-c", code], check=False, timeout=SECONDS).returncode
 
 
 # Errors, and what they leave behind.
@@ -1148,7 +1149,7 @@ def test_several_threads_may_call_at_once() -> None:
         for caller in callers:
             caller.start()
         for caller in callers:
-            caller.join(60)
+            caller.join(SECONDS)
     assert found.keys() == expected.keys()
     for k, gradients in expected.items():
         torch.testing.assert_close(found[k], gradients)
@@ -1162,7 +1163,7 @@ def test_a_forked_child_computes_with_threads_of_its_own() -> None:
         "mlp, x, t = MLP([4, 7, 3]), torch.randn(64, 4), torch.zeros(64, dtype=torch.int64)\n"
         "def step():\n    mlp.zero_grad()\n    backprop(mlp, x, t, tile_rows=4)\n    return mlp.layers[0].weight.grad\n"
         "expected = step().clone()\nchild = os.fork()\n"
-        "if not child:\n    signal.alarm(20)\n"
+        f"if not child:\n    signal.alarm({SECONDS})\n"
         "torch.testing.assert_close(step(), expected)\n"
         "sys.exit(child and os.waitpid(child, 0)[1] != 0)"
     )

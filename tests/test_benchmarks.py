@@ -84,10 +84,13 @@ def test_summary_gives_times_in_microseconds_and_the_ratio_baseline_over_provide
 
 
 @pytest.mark.usefixtures("brief")
-def test_every_provider_has_its_turn_in_every_round_in_changing_order():
+def test_every_provider_has_its_turn_in_every_round_in_changing_order(monkeypatch):
     turns: list[str] = []
     steps = {name: lambda name=name: turns.append(name) for name in "abc"}
+    monkeypatch.setattr(harness, "now", lambda: 1e-6 * len(turns))  # a call takes a µs
     timing = harness.time_rounds(steps, seconds=0.01)
+    assert timing.number == 16
+    assert timing.seconds["a"].tolist() == pytest.approx([1e-6] * 209)
     calls = turns[-timing.number * 3 * len(timing.seconds["a"]) :: timing.number]
     rounds = ["".join(calls[i : i + 3]) for i in range(0, len(calls), 3)]
     assert len(rounds) >= harness.MIN_ROUNDS

@@ -81,8 +81,9 @@ def test_a_process_trains_what_it_is_told(tmp_path):
     flags = ["--time-to", "98", "--threads", "1", "--device", "cpu", "--data-dir", str(write_mnist(tmp_path))]
     found = time_to.in_a_process("manual_mlp", 3, time_to.read_options(flags))
     assert 0 <= found["accuracy"] <= 100
-    assert 0 < found["seconds"] < 60
-    assert 0 < found["ready"] < 60
+    # Of a real clock: they are there, and how long they are is what the command is for.
+    assert found["seconds"] > 0
+    assert found["ready"] > 0
 
 
 def test_in_memory_every_image_comes_once():

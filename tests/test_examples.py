@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from manual_mlp import MLP, activations
+from patience import SECONDS
 
 FOLDER = Path(__file__).parent.parent / "examples"
 POISSON, SIREN = FOLDER / "poisson_pinn.py", FOLDER / "siren_sdf.py"
@@ -53,7 +54,7 @@ def run(script, picture, *flags):
     pytest.importorskip("matplotlib")
     command = [sys.executable, "-W", "error", str(script), "--picture", str(picture), *map(str, flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=SECONDS)
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
     return process.stdout

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.memory import kept_bytes, peak_bytes
 from manual_mlp import MLP, activations
+from patience import SECONDS
 
 N, D, V = 7, 4, 3
 CPU = torch.device("cpu")
@@ -308,7 +309,7 @@ def test_backward_may_run_in_another_thread(device: str, tile_rows: int | None) 
     y = head(mlp(x))
     other = threading.Thread(target=y.backward)
     other.start()
-    other.join(60)
+    other.join(SECONDS)
     assert_close([x.grad, *(p.grad for p in mlp.parameters())], expected)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import manual_mlp
 from manual_mlp import activations
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,18 @@ def test_every_activation_is_listed() -> None:
 def test_every_make_target_that_is_named_exists() -> None:
     for target in re.findall(r"`?make (\w+)", README):
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
+
+
+def test_the_quick_part_of_the_suite_is_there_and_holds_every_formula() -> None:
+    files = [
+        ROOT / "tests" / f"test_{name}.py" for name in re.search(r"^QUICK := (.*)$", MAKEFILE, re.MULTILINE)[1].split()
+    ]
+    assert all(path.exists() for path in files)
+    # Each public function, and a whole network, is held in one of them, and so are the commands.
+    text = "".join(path.read_text() for path in files)
+    for name in ("MLP", *filter(str.islower, manual_mlp.__all__)):
+        assert re.search(rf"\b{name}\b", text), name
+    assert "test_a_command_runs_as_it_is_pasted" in text
 
 
 def test_every_link_and_every_file_of_the_layout_exists() -> None:

@@ -21,6 +21,7 @@ from manual_mlp.training import checkpoint
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import load
 from manual_mlp.training.recipes import RECIPES
+from patience import SECONDS
 from runs import SCRIPT, read_until, start
 from runs import main_here as main_here
 
@@ -41,7 +42,7 @@ def run(tmp_path_factory):
     """One finished run: process, stdout, stderr, folder."""
     logdir = tmp_path_factory.mktemp("a folder") / "runs"
     process = start(*SMALL, "--check-every", "5", "--activation", "gelu", "--logdir", logdir, "--name", "first")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, err
     return out, err, logdir / "first"
 
@@ -53,7 +54,7 @@ def interrupted(tmp_path_factory):
     process = start(*SMALL, "--epochs", "100000", "--logdir", logdir, "--name", "run")
     head = read_until(process, "epoch 1:")
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=SECONDS)
     return process, head + out, err, logdir / "run"
 
 

@@ -21,6 +21,7 @@ from manual_mlp import MLP, activations
 from manual_mlp.__main__ import main
 from manual_mlp.training import checkpoint, load_run
 from manual_mlp.training.sources import open_source
+from patience import SECONDS
 
 ROOT = Path(__file__).parent.parent
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "sequential": ".pt"}
@@ -72,7 +73,7 @@ def trained(tmp_path_factory):
     logdir = tmp_path_factory.mktemp("trained")
     flags = "--dataset digits --hidden 32 --epochs 5 --batch-size 32 --activation lecun_tanh --dropout 0.2 --name run"
     command = [sys.executable, str(ROOT / "train.py"), *flags.split(), "--logdir", str(logdir)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     return logdir / "run", re.search(r"test accuracy (\S+) %", done.stdout).group(1)
 
@@ -184,7 +185,7 @@ def test_the_command_says_in_one_line_what_it_wrote_and_how_to_use_it(run, to, c
 @needs_onnx
 def test_a_fresh_process_prints_that_line_alone(run):
     command = [sys.executable, "-W", "error", "-m", "manual_mlp", "export", str(run), "--to", "onnx"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=ROOT, check=False)
     assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
 
 
@@ -204,7 +205,7 @@ def test_the_files_of_torch_need_no_manual_mlp(tmp_path):
         "saved = torch.load('model.pt', weights_only=True); exec(saved['code']);"
         "model.load_state_dict(saved['state_dict']); torch.testing.assert_close(model(pixels), other)"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, timeout=SECONDS)
 
 
 def test_the_code_of_a_sequential_is_what_one_would_write(run):
@@ -332,4 +333,4 @@ def test_importing_training_needs_torch_alone():
         "'safetensors', 'onnx', 'onnxscript', 'matplotlib'))); from manual_mlp.training import load_run; "
         "import manual_mlp.__main__"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True, timeout=SECONDS)

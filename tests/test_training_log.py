@@ -1,14 +1,16 @@
 """What TensorBoard finds in a run: everything is read back from its event files."""
 
 import io
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
-import time
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,6 +40,7 @@ from manual_mlp.training.interrupt import Interrupt
 from manual_mlp.training.log import Log, open_log
 from manual_mlp.training.loop import Trainer
 from manual_mlp.training.trace import profiler
+from patience import SECONDS
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -67,9 +70,24 @@ def plugin(events, tag):
     return HParamsPluginData.FromString(metadata.plugin_data.content)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _patient():
+    """Wait for git as long as it takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[git_state.__module__], "_TIMEOUT", SECONDS)
+        yield
+
+
 @pytest.fixture(scope="module")
 def digits():
     return load("digits", Path("unused"), CPU)
+
+
+def older(folder):
+    """Put back the second in the names of event files, by which TensorBoard tells which is newer."""
+    for path in folder.glob("events.out.tfevents.*"):
+        head, second, tail = re.fullmatch(r"(events\.out\.tfevents\.)(\d+)(\..*)", path.name).groups()
+        path.rename(folder / f"{head}{int(second) - 1:010d}{tail}")
 
 
 def train(digits, folder, config=CONFIG, interrupt=None, resume=False, processes=None):
@@ -77,9 +95,10 @@ def train(digits, folder, config=CONFIG, interrupt=None, resume=False, processes
     torch.manual_seed(config.seed)
     trainer = Trainer(build.build_model(config, digits, CPU), digits, config)
     settings = checkpoint.settings(config, digits)
+    if resume:
+        older(folder)
     with open_log(folder, processes or Processes()) as log:
         if resume:
-            time.sleep(1.0)  # the seconds in a file's name tell TensorBoard which is newer
             trainer.resume(folder)
         log.start(settings, trainer.model, digits, trainer.step)
         result = trainer.fit(log, interrupt or Interrupt(), folder)
@@ -378,15 +397,19 @@ def test_a_diverged_run_keeps_its_events(digits, tmp_path):
     assert read(tmp_path).Scalars("gradients/max_abs_error")
 
 
-def test_pictures_of_many_short_epochs_take_a_small_share_of_the_time(tmp_path, digits):
-    model = MLP([64, 5, 10])
+def test_pictures_of_many_short_epochs_take_a_small_share_of_the_time(tmp_path, digits, monkeypatch):
+    # Each picture takes 2 ms of this thread's time, hence 200 ms must pass until the next; an epoch takes 50 ms.
+    wall, work, model = [0.0], itertools.count(step=0.002), MLP([64, 5, 10])
+    clocks = SimpleNamespace(perf_counter=lambda: wall[0], thread_time=lambda: next(work))
+    monkeypatch.setattr(sys.modules[Log.__module__], "time", clocks)
     with Log(tmp_path) as log:
         for step in range(1, 30):
             log.images(step, digits.train.images[:64], digits)
             log.model(step, model, (8, 8))
+            wall[0] += 0.0501
     events = read(tmp_path)
-    assert 1 <= len(events.Images("filters")) < 10
-    assert 1 <= len(events.Images("training_images")) < 10
+    for pictures in ("filters", "training_images"):
+        assert [event.step for event in events.Images(pictures)] == list(range(1, 30, 4))
 
 
 def test_only_the_first_process_writes(digits, tmp_path):
@@ -443,7 +466,7 @@ def test_profile_writes_a_chrome_trace_without_a_warning_or_a_display(tmp_path, 
     environment["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, "-W", "error", ROOT / "train.py", "--dataset", "digits", "--hidden", "16", "--epochs"]
     command += ["1", "--profile", "--logdir", tmp_path, "--name", "run", *flags]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr.lower() + done.stdout.lower()
     assert "ERROR" not in done.stderr

@@ -24,7 +24,7 @@ from manual_mlp.activations.catalogue import (
     squared_relu,
     tanh,
 )
-from manual_mlp.activations.lookup import IDENTITY, Entrywise, get, names, to_module
+from manual_mlp.activations.lookup import IDENTITY, Entrywise, get, names, register, to_module
 from manual_mlp.activations.record import Activation
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "logsigmoid",
     "mish",
     "names",
+    "register",
     "relu",
     "relu6",
     "selu",

@@ -1,12 +1,14 @@
 """Find an activation by its name or nn module, and the nn module of an activation."""
 
 import inspect
+from collections.abc import Callable
 from contextlib import suppress
 
 from torch import Tensor, nn
 
 from manual_mlp.activations.catalogue import identity
-from manual_mlp.activations.record import FACTORIES, Activation
+from manual_mlp.activations.record import FACTORIES, Activation, P
+from manual_mlp.activations.record import register as add
 
 IDENTITY = identity()
 _RECORDS = {name: factory() for name, factory in FACTORIES.items()}
@@ -58,6 +60,52 @@ class Entrywise(nn.Module):
 def names() -> tuple[str, ...]:
     """List the activations known by name."""
     return tuple(_RECORDS)
+
+
+def register(make: Callable[P, Activation]) -> Callable[P, Activation]:
+    """List an activation of your own under the name of the function that makes it.
+
+    The name is then known wherever a name is taken, in this process: also to ``--activation`` of ``train.py`` and of
+    ``python -m manual_mlp explain`` where they are run in it. A run that was trained with it is read back where it is
+    registered again.
+
+    Args:
+        make: a function that returns an :class:`Activation`; its arguments, if it has any, have defaults.
+
+    Returns:
+        The function to call in its place: equal arguments give the same object.
+
+    Raises:
+        ValueError: the name is taken or no identifier, or an argument has no default.
+        TypeError: it is no function, or returns something else.
+
+    Example::
+
+        @manual_mlp.activations.register
+        def cube(scale=1.0):
+            return manual_mlp.Activation(
+                f=lambda z: scale * z**3, df=lambda z: 3 * scale * z**2, d2f=lambda z: 6 * scale * z
+            )
+
+
+        mlp = manual_mlp.MLP([784, 128, 10], "cube", output_activation=cube(0.5))
+    """
+    if not callable(make):
+        raise TypeError(f"expected a function that makes an Activation, got {type(make).__name__}")
+    name = getattr(make, "__name__", repr(make))
+    if not name.isidentifier():
+        raise ValueError(f"expected a function whose name is an identifier, got {name!r}")
+    if name in FACTORIES:
+        raise ValueError(f"expected a name that is not yet known, got {name!r}")
+    required = [p.name for p in inspect.signature(make).parameters.values() if p.default is p.empty]
+    if required:
+        raise ValueError(f"expected a default for every argument of {name}, got none for {', '.join(required)}")
+    made = make()  # type: ignore[call-arg]
+    if not isinstance(made, Activation):
+        raise TypeError(f"expected {name} to return an Activation, got {type(made).__name__}")
+    factory = add(make)
+    _RECORDS[name] = factory()  # type: ignore[call-arg]
+    return factory
 
 
 def get(activation: str | nn.Module | Activation | None) -> Activation:

@@ -40,12 +40,13 @@ class Activation:
         params: the arguments that made it, shown by ``repr``.
 
     Raises:
-        ValueError: one of ``df_y`` and ``d2f_y`` is given without the other.
+        TypeError: what should be a function is none.
+        ValueError: one of ``df_y`` and ``d2f_y`` is given without the other, or the name cannot be printed.
 
     Example::
 
         cubic = Activation(f=lambda z: z**3, df=lambda z: 3 * z**2, d2f=lambda z: 6 * z)
-        y = manual_mlp.dense(input, weight, bias, cubic)
+        mlp = manual_mlp.MLP([784, 128, 10], cubic)
     """
 
     f: Map
@@ -61,6 +62,12 @@ class Activation:
     params: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("f", "df", "d2f", "df_y", "d2f_y", "kernel", "kernel_out", "f_out", "kernel2"):
+            given = getattr(self, name)
+            if not (callable(given) or (given is None and name not in ("f", "df", "d2f"))):
+                raise TypeError(f"expected {name} to be a function of tensors, got {given!r}")
+        if not (isinstance(self.name, str) and self.name.isprintable()):
+            raise ValueError(f"expected a name that can be printed, got {self.name!r}")
         if (self.df_y is None) != (self.d2f_y is None):
             raise ValueError("expected both of df_y and d2f_y, or neither: f″ would be taken of the wrong variable")
 

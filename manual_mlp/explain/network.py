@@ -11,6 +11,7 @@ from torch import Tensor
 
 from manual_mlp import activations
 from manual_mlp.activations import Activation
+from manual_mlp.explain.blocks import literal
 from manual_mlp.explain.compare import autograd
 from manual_mlp.explain.formulas import LOSSES, cost
 
@@ -92,7 +93,7 @@ class Network:
     def name_of_f(self) -> str:
         """The activation's name, with its parameters if they are not the usual ones."""
         usual = self.f.name in activations.names() and self.f is activations.get(self.f.name)
-        return self.f.name if usual else repr(self.f).removesuffix("()")
+        return literal(self.f.name if usual else repr(self.f).removesuffix("()"))
 
     @cached_property
     def z1(self) -> Tensor:

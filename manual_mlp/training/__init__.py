@@ -1,6 +1,6 @@
 """Train an MLP on MNIST: data, recipe, loop and TensorBoard. Needs the extra `train`.
 
-A trained network in three lines::
+Example::
 
     from manual_mlp.training import load_run
 

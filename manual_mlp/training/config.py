@@ -7,16 +7,17 @@ import os
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from manual_mlp import activations
 from manual_mlp.training.errors import InputError
 
-# The command line lists the names and refuses others; mypy cannot read a computed Literal.
+# The command line lists the names and refuses others; mypy cannot read a computed Literal. As text it is read whenever
+# the fields' types are asked for: a name that was registered meanwhile is one of them.
 if TYPE_CHECKING:
     ActivationName = str
 else:
-    ActivationName = Literal[activations.names()]
+    ActivationName: TypeAlias = "Literal[activations.names()]"
 
 
 def _data_dir() -> Path:

@@ -7,6 +7,8 @@ import importlib.util
 import io
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from manual_mlp.activations import Entrywise
+from manual_mlp.activations import Entrywise, get
 from manual_mlp.modules import MLP, Dense
 from manual_mlp.training import checkpoint, files
 from manual_mlp.training.errors import InputError
@@ -136,8 +138,28 @@ def export(folder: Path, to: str, output: Path | None = None, best: bool = False
     return path
 
 
+def _unwritten(network: nn.Sequential) -> list[str]:
+    """List the activations that have neither a module in torch.nn nor a formula here: a user's own."""
+    found = [module.activation for module in network if isinstance(module, Entrywise)]
+    return [str(f.name) for f in found if f.name not in _FORMULAS or f is not get(f.name)]
+
+
+@contextmanager
+def _refusing(network: nn.Sequential, to: str) -> Iterator[None]:
+    """Say in a line that a user's own activation does not let itself be written."""
+    try:
+        yield
+    except Exception as error:
+        own = _unwritten(network)
+        if not own:
+            raise
+        cause = error.__cause__ or error  # of the ONNX exporter's own, which tells what to do next
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        raise InputError(f"expected activations that --to {to} can write, got {', '.join(own)}: {reason}") from error
+
+
 def _onnx(network: nn.Sequential, inputs: int, dataset: str) -> bytes:
-    with warnings.catch_warnings():
+    with _refusing(network, "onnx"), warnings.catch_warnings():
         # torch 2.11 calls what it has itself deprecated.
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
         program = torch.onnx.export(
@@ -156,7 +178,8 @@ def _onnx(network: nn.Sequential, inputs: int, dataset: str) -> bytes:
 
 def _torch_export(network: nn.Sequential, inputs: int, dataset: str) -> bytes:
     buffer = io.BytesIO()
-    program = torch.export.export(network, (torch.zeros(2, inputs),), dynamic_shapes=({0: torch.export.Dim("N")},))
+    with _refusing(network, "torch-export"):
+        program = torch.export.export(network, (torch.zeros(2, inputs),), dynamic_shapes=({0: torch.export.Dim("N")},))
     torch.export.save(program, buffer, extra_files={"dataset": dataset})
     return buffer.getvalue()
 
@@ -168,7 +191,17 @@ def _sequential(network: nn.Sequential, inputs: int, dataset: str) -> bytes:
 
 
 def _code(network: nn.Sequential) -> str:
-    """Write the Python text that builds a network, as `model`."""
+    """Write the Python text that builds a network, as `model`.
+
+    Raises:
+        InputError: an activation is a user's own.
+    """
+    own = _unwritten(network)
+    if own:
+        raise InputError(
+            f"expected activations of manual_mlp itself for --to sequential, got {', '.join(own)}, whose text is not "
+            "known: take --to onnx or --to torch-export"
+        )
     classes: dict[str, str] = {}
     lines = []
     for module in network:
