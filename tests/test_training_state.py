@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from manual_mlp.training import state
 from manual_mlp.training.errors import InputError
 from manual_mlp.training.packed import pack, unpack, unpack_tensors
+from patience import SECONDS
 from runs import weights
 
 # Save the checkpoint of step 2 in a child that is killed at its n-th call, before or after it, for every n.
@@ -95,7 +96,7 @@ def check_published(folder, last, best):
 
 def test_a_kill_at_every_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path):
     driver = [sys.executable, "-c", textwrap.dedent(KILLED), tmp_path]
-    done = subprocess.run(driver, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(driver, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     stops = int(done.stdout)
     assert stops > 30
@@ -241,7 +242,7 @@ def test_who_reads_while_another_process_saves_gets_whole_weights(tmp_path):
             assert child.poll() is None
     finally:
         child.kill()
-        child.wait()
+        child.wait(SECONDS)
     for steps in seen.values():
         assert steps == sorted(steps)
     assert all(step % 3 == 0 for step in seen[True])
