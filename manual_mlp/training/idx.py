@@ -77,13 +77,13 @@ def read(path: Path, rank: int, keep: bool = True) -> Idx:
     """
     as_it_lies, unpacked = (hashlib.md5(usedforsecurity=False) for _ in range(2))
     shape, blocks = _whole(path, rank, _blocks(path, as_it_lies.update))
-    values, at = bytearray(_length(shape) if keep else 0), 0
+    # It grows with what comes: what a header announces need not.
+    values = bytearray()
     for block in blocks:
         unpacked.update(block)
         if keep:
-            values[at : at + len(block)] = block
-        at += len(block)
-    content = torch.frombuffer(values, dtype=torch.uint8)[at - math.prod(shape) :].view(shape) if keep else None
+            values += block
+    content = torch.frombuffer(values, dtype=torch.uint8)[4 + 4 * rank :].view(shape) if keep else None
     return Idx(path, shape, content, unpacked.hexdigest(), as_it_lies.hexdigest())
 
 
@@ -203,6 +203,6 @@ def _called(path: Path) -> str:
 
 
 def _advice(path: Path) -> str:
-    if os.access(path.parent, os.W_OK):
+    if os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         return "replace it, or delete it, and the published one is downloaded"
     return "its folder cannot be written: name another by --data-dir or MANUAL_MLP_DATA"

@@ -98,7 +98,8 @@ class _Part:
     def read(self) -> Images:
         images, labels = self.images, self.labels
         if images.values is None:
-            images = idx.read(images.path, 3)
+            # It may have been packed or unpacked since.
+            images = idx.read(_place(images.path.parent, images.path.name.removesuffix(".gz")) or images.path, 3)
             if images.md5 != self.images.md5:
                 raise InputError(f"expected {images.path} as it was when training began, got another file")
         assert images.values is not None
