@@ -130,7 +130,7 @@ def test_a_tuple_may_be_of_no_other_length(name):
 
 
 @pytest.mark.parametrize("flag", [name for name, hint in FIELDS.items() if {str, Path} & {hint, *get_args(hint)}])
-@pytest.mark.parametrize("letter", ["\0", "\n", "\r", "\x1b", "\x7f", "\x85", "\u2028", "\udcff", "\ud800"], ids=ascii)
+@pytest.mark.parametrize("letter", ["\0", "\n", "\r", "\x1b", "\x7f", "\x85", "\u2028", "\udcff"], ids=ascii)
 def test_text_with_letters_that_break_lines_or_files_is_refused(flag, letter):
     value = f"a{letter}b"
     refused(**{flag: Path(value) if Path in (FIELDS[flag], *get_args(FIELDS[flag])) else value})
@@ -171,8 +171,9 @@ BAD = [
     *[(f"--{flag}", "a\udcffb", f"expected --{flag}") for flag in ("data-dir", "logdir", "resume", "device")],
     *[
         ("--device", value, "expected --device to be auto")
-        for value in ("cuda:-1", "cuda:" + "9" * 20, "meta", "", "cuda:", "cuda:0:0", "CPU", "cpu:0", " cpu", "a\nb")
+        for value in ("cuda:-1", "cuda:" + "9" * 20, "meta", "", "cuda:", "cuda:0:0", "CPU", "cpu:0", " cpu")
     ],
+    ("--device", "a\nb", "expected --device to be text in UTF-8 without control characters, got 'a\\nb'"),
     *[("--recipe", value, "expected --recipe among") for value in ("", "nobody", "None")],
     ("--activation", "a\nb", "--activation"),
     ("--dataset", "", "--dataset"),

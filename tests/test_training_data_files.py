@@ -105,7 +105,10 @@ print(*{{"torchvision", "manual_mlp.training.download"}} & sys.modules.keys())
 def test_whether_a_folder_holds_a_data_set_is_told_without_reading(tmp_path, ending, monkeypatch):
     monkeypatch.setattr(idx, "read", None)
     assert holds("digits", tmp_path / "none")
-    assert not holds("auto", tmp_path / "none")
+    for dataset in ("auto", "mnist", "fashion-mnist", "nonsense", ""):
+        assert not holds(dataset, tmp_path / "none")
+        assert not holds(dataset, Path("a\0b"))
+        assert not holds(dataset, Path("a" * 300))
     for folder, datasets in (("MNIST", ("auto", "mnist")), ("FashionMNIST", ("fashion-mnist",))):
         write_mnist(tmp_path, folder)
         if ending:

@@ -67,8 +67,12 @@ def open_source(dataset: str, data_dir: Path) -> Source:
 
 
 def holds(dataset: str, data_dir: Path) -> bool:
-    """Tell whether a folder has all files of a data set, unpacked or as .gz; they are not read."""
-    return dataset == "digits" or not _missing(_folder(PUBLISHED[_name(dataset)], data_dir))
+    """Tell whether a folder has all files of a data set, unpacked or as .gz: they are not read, and none is written.
+
+    The digits need none; of a data set that is not known, no folder holds any.
+    """
+    published = PUBLISHED.get(_name(dataset))
+    return dataset == "digits" or (published is not None and not _missing(_folder(published, data_dir)))
 
 
 def _name(dataset: str) -> str:
