@@ -10,6 +10,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     import torch
 
+    from manual_mlp import streams
     from manual_mlp.training import build, checkpoint, state
     from manual_mlp.training.cli import one_line_errors, parse
     from manual_mlp.training.data import load
@@ -18,6 +19,7 @@ def main() -> int:
     from manual_mlp.training.log import open_log
     from manual_mlp.training.loop import Trainer
 
+    streams.forgive()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with one_line_errors(), processes() as group:
         config = parse()

@@ -1,11 +1,11 @@
 """The commands: ``python -m manual_mlp explain | export``."""
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from manual_mlp import streams
 from manual_mlp.explain import cli
 from manual_mlp.training import export
 
@@ -32,8 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        # The formulas need more than ASCII, whatever the locale.
-        with contextlib.suppress(AttributeError):
-            stream.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    # The formulas need more than ASCII, whatever the locale.
+    streams.forgive("utf-8")
     sys.exit(main())

@@ -23,6 +23,7 @@ ROOMS = {
     "reference": set(),
     "rules": GROUND,
     "engines": set(),
+    "streams": set(),
     "dropout": GROUND | {"rules", "engines"},
     "dense": GROUND | {"rules"},
     "losses": GROUND | {"dense"},

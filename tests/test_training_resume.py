@@ -204,7 +204,7 @@ def test_a_folder_without_a_run_is_one_line_with_status_2(main, tmp_path):
 
 def test_damage_is_one_line_with_status_2_and_the_checkpoint_before_it_goes_on(train, finished, tmp_path):
     folder = copied(finished, tmp_path / "run")
-    part = folder / "checkpoints" / "44.safetensors"
+    (part,) = folder.glob("checkpoints/44-*.safetensors")
     part.write_bytes(part.read_bytes()[:-1])
     status, err = train("--resume", folder)
     assert status == 2

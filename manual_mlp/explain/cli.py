@@ -95,16 +95,12 @@ def _run(options: argparse.Namespace) -> int:
         "" if mistake is None else f"Told with a mistake, {mistake.name}: {mistake.wrong}, instead of {mistake.right}."
     )
     failed = any(step.failed for step in steps)
-    try:
-        if options.html is not None:
-            _write(options.html, page.render(steps, _about(options), note))
-            print(f"wrote {options.html}: {verdict}", flush=True)
-        else:
-            width = min(_WIDEST, shutil.get_terminal_size().columns)
-            print(note + terminal.render(steps, width, _colour()) + "\n" + verdict, flush=True)
-    except BrokenPipeError:
-        # Whoever read the output has read enough. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if options.html is not None:
+        _write(options.html, page.render(steps, _about(options), note))
+        print(f"wrote {options.html}: {verdict}", flush=True)
+    else:
+        width = min(_WIDEST, shutil.get_terminal_size().columns)
+        print(note + terminal.render(steps, width, _colour()) + "\n" + verdict, flush=True)
     if failed:
         print(f"failed: {verdict}", file=sys.stderr)
     return int(failed)
@@ -125,9 +121,4 @@ def _about(options: argparse.Namespace) -> str:
 
 
 def _colour() -> bool:
-    return (
-        sys.stdout is not None
-        and sys.stdout.isatty()
-        and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM") != "dumb"
-    )
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

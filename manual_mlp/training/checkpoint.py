@@ -3,57 +3,63 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from manual_mlp.modules import MLP
-from manual_mlp.training import state
+from manual_mlp.training import files, sources, state
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data
 from manual_mlp.training.distributed import ALONE, Processes
-from manual_mlp.training.errors import InputError
+from manual_mlp.training.errors import InputError, first_line
+from manual_mlp.training.lock import writer
+from manual_mlp.training.packed import unpack_tensors
+from manual_mlp.training.restore import require_shapes
 
 _CONFIG = "config.json"
 # What a resumed run may do in another way than the one it goes on with.
 _MAY_CHANGE = ("data_dir", "device", "logdir", "name", "profile", "check_every", "log_every")
 # What a resumed run does only where it is asked again.
 _OF_A_CALL = ("resume", "dry_run", "cuda_graph")
+_MOST = 2**20  # bytes of it
 _DATA = ("dataset", "sizes", "mean", "std", "image_shape")
 
 
 @contextmanager
 def run_folder(config: Config, processes: Processes = ALONE) -> Iterator[Path]:
-    """Make the folder `logdir/name`, or take that of the run to be resumed; for a dry run a temporary one.
+    """Make the folder `logdir/name`, or take that of the run to be resumed, and lock it; for a dry run a temporary one.
 
-    Only the first of several processes makes and uses it.
+    Only the first of several processes makes, locks and uses it.
 
     Raises:
-        InputError: it exists, or it cannot be made.
+        InputError: it exists, it cannot be made or written, or another process is writing it.
     """
     if config.dry_run:
         with tempfile.TemporaryDirectory() as temporary:
             yield Path(temporary)
         return
-    if config.resume is not None or not processes.first:
-        yield config.resume.absolute() if config.resume else config.logdir.absolute() / config.name
-        return
-    folder = config.logdir.absolute() / config.name
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise InputError(f"expected a new --name, got {config.name}: {folder} exists") from None
-    except OSError as error:
-        raise InputError(f"expected a writable --logdir, got {config.logdir}: {error.strerror}") from None
-    yield folder
+    folder = config.resume.absolute() if config.resume else config.logdir.absolute() / config.name
+    if processes.first and config.resume is None:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            raise InputError(f"expected a new --name, got {config.name}: {folder} exists") from None
+        except OSError as error:
+            raise InputError(f"expected a writable --logdir, got {config.logdir}: {error.strerror}") from None
+    with writer(folder) if processes.first else nullcontext():
+        # The others read nothing before the first has locked it.
+        processes.any(False)
+        yield folder
 
 
 def settings(config: Config, data: Data) -> dict[str, Any]:
@@ -83,7 +89,7 @@ def fixed(config: Config) -> dict[str, Any]:
 
 def save_settings(folder: Path, values: dict[str, Any]) -> None:
     """Write `config.json`."""
-    state.write(folder / _CONFIG, json.dumps(values, indent=2).encode() + b"\n")
+    files.write(folder / _CONFIG, json.dumps(values, indent=2).encode() + b"\n")
 
 
 def load_settings(folder: Path) -> dict[str, Any]:
@@ -94,8 +100,9 @@ def load_settings(folder: Path) -> dict[str, Any]:
     """
     path = folder / _CONFIG
     try:
-        found = json.loads(path.read_text())
-        if not isinstance(found, dict) or "sizes" not in found:
+        found: dict[str, Any] = json.loads(files.read(path, _MOST))
+        sizes = found.get("sizes") if isinstance(found, dict) else None
+        if not (isinstance(sizes, list) and len(sizes) > 1 and all(type(n) is int and n > 0 for n in sizes)):
             raise ValueError("no settings of a run")
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -117,15 +124,13 @@ def resumed(config: Config, given: AbstractSet[str]) -> Config:
         raise InputError("expected --resume without --dry-run, which has no run to go on with")
     saved = load_settings(config.resume)
     began = dataclasses.asdict(config)
-    if os.environ.get("MANUAL_MLP_DATA"):
-        given = {*given, "data_dir"}
     for name, asked in dataclasses.asdict(config).items():
         if name in _OF_A_CALL or name not in saved or (name in _MAY_CHANGE and name in given):
             continue
-        value = saved[name]
+        value = data_dir(saved) if name == "data_dir" else saved[name]
         if isinstance(value, list):
             value = tuple(value)
-        if isinstance(asked, Path):
+        if isinstance(asked, Path) and isinstance(value, str):
             value = Path(value)
         if name in given and value != asked:
             raise InputError(
@@ -133,10 +138,21 @@ def resumed(config: Config, given: AbstractSet[str]) -> Config:
                 "leave it out, or begin another run"
             )
         began[name] = value
-    try:
-        return Config(**began)
-    except TypeError as error:
-        raise InputError(f"expected the settings of a run in {config.resume / _CONFIG}, got: {error}") from None
+    return Config(**began)
+
+
+def data_dir(values: Mapping[str, Any]) -> Path:
+    """Return where a run's images are: in `MANUAL_MLP_DATA`, in the folder it began with, or in the default one.
+
+    The folder that its settings name is one to read from: what is missing there is not downloaded into it.
+
+    Args:
+        values: the settings.
+    """
+    saved, default = values["data_dir"], Config().data_dir
+    if os.environ.get("MANUAL_MLP_DATA") or not isinstance(saved, str):
+        return default
+    return Path(saved) if sources.holds(str(values.get("dataset")), Path(saved)) else default
 
 
 def require_same(config: Config, values: dict[str, Any]) -> None:
@@ -171,17 +187,23 @@ def load_model(folder: Path, best: bool = False) -> MLP:
         best: whether to take the weights that were best on the validation images, not the last ones.
 
     Raises:
-        InputError: there is no run, or its weights are missing or damaged.
+        InputError: there is no run, or its weights are missing, damaged, or of another network.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     values, path = load_settings(folder), folder / (state.BEST if best else state.LAST)
+    sizes = values["sizes"]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, (columns, rows) in enumerate(itertools.pairwise(sizes)):
+        shapes |= {f"layers.{i}.weight": (rows, columns), f"layers.{i}.bias": (rows,)}
     try:
-        model = MLP(values["sizes"], values["activation"], values.get("output_activation"), dropout=values["dropout"])
-        model.load_state_dict(load_file(path))
-    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"expected the weights of a run in {path}, got: {' '.join(str(error).split())}") from None
+        weights = unpack_tensors(state.published(folder, best))
+        # Before there is a network: it is as large as the file, whatever the settings say.
+        require_shapes(weights, shapes)
+        model = MLP(sizes, values["activation"], values.get("output_activation"), dropout=values["dropout"])
+        model.load_state_dict(weights)
+    except InputError:
+        raise
+    except (OSError, LookupError, RuntimeError, TypeError, ValueError, MemoryError) as error:
+        raise InputError(f"expected the weights of a run in {path}, got: {first_line(error)}") from None
     return model.eval()
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from manual_mlp.activations import Entrywise
 from manual_mlp.modules import MLP, Dense
-from manual_mlp.training import checkpoint, state
+from manual_mlp.training import checkpoint, files
 from manual_mlp.training.errors import InputError
 
 _DESCRIPTION = """\
@@ -125,7 +125,7 @@ def export(folder: Path, to: str, output: Path | None = None, best: bool = False
     content = {"onnx": _onnx, "torch-export": _torch_export, "sequential": _sequential}[to]
     written = content(network, settings["sizes"][0], str(settings.get("dataset")))
     try:
-        state.write(path, written)
+        files.write(path, written)
     except OSError as error:
         raise InputError(f"expected an output file that can be written, got {path}: {error.strerror}") from None
     return path

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
+import sys
+import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from manual_mlp.modules import MLP
-from manual_mlp.training import figures, report
+from manual_mlp.training import figures, files, report
 from manual_mlp.training.data import Data, Split
 from manual_mlp.training.distributed import Processes
 from manual_mlp.training.git import git_state
 from manual_mlp.training.metrics import Metrics
+
+P = ParamSpec("P")
 
 _PARTS = ("train", "validation", "test")
 _LAYOUT = {
@@ -37,23 +41,41 @@ _SHARE = 0.01  # of the time that histograms, and pictures, may take
 _BUCKETS = 64
 _PICTURES = 64
 _POINTS = 400  # test images in the projector: a sprite of 20 x 20
+_PROJECTOR = ("00000", "last_hidden_layer")  # its folder: of a step, and of a tag
+
+
+def _spoken(method: Callable[Concatenate[Log, P], None]) -> Callable[Concatenate[Log, P], None]:
+    """Let a log end at what a method cannot write, and not the run."""
+
+    @wraps(method)
+    def speak(log: Log, /, *args: P.args, **options: P.kwargs) -> None:
+        try:
+            if not log.lost:
+                method(log, *args, **options)
+        except OSError as error:
+            log.end(error)
+
+    return speak
 
 
 class Log:
     """Write the events of a run into its folder; closing it, on any exit, writes all that is pending.
+
+    A log that cannot be written ends, with a line on stderr; the run does not.
 
     What is written after the checkpoint of a step bears a later step: TensorBoard then forgets it when the run goes on
     from there.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.begun = folder, 0
+        self.folder, self.begun, self.lost = folder, 0, False
         self._due = {"images": 0.0, "model": 0.0}
 
     @cached_property
     def writer(self) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._threads, threading.excepthook = threading.excepthook, self._of_thread
         # TensorBoard takes a second start as a restart: so the first, too, says that it is one.
         return SummaryWriter(str(self.folder), purge_step=self.begun, flush_secs=_FLUSH)
 
@@ -64,8 +86,25 @@ class Log:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if "writer" in vars(self):
-            self.writer.close()
+            try:
+                self.writer.close()
+            except OSError as failure:
+                self.end(failure)
+            threading.excepthook = self._threads
 
+    def end(self, error: OSError) -> None:
+        """Write nothing more, and say why."""
+        if not self.lost:
+            reason = error.strerror or error
+            print(f"WARNING: the log in {self.folder} ends here ({reason}); the run goes on", file=sys.stderr)
+        self.lost = True
+
+    def _of_thread(self, raised: threading.ExceptHookArgs) -> None:
+        """Keep silent of a full disk in the thread that writes the events: the next event raises it here."""
+        if not isinstance(raised.exc_value, OSError):
+            self._threads(raised)
+
+    @_spoken
     def start(self, settings: Mapping[str, object], model: MLP, data: Data, step: int = 0) -> None:
         """Write what is known before the first step: settings, hyperparameters, state of git, graph and layout.
 
@@ -88,6 +127,7 @@ class Log:
                 self.writer.add_graph(trace(model.to_sequential().eval(), images, check_trace=False), images)
         self.writer.flush()
 
+    @_spoken
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write numbers by tag."""
         for tag, value in values.items():
@@ -97,6 +137,7 @@ class Log:
         """Write loss and accuracy of `train`, `validation` or `test`."""
         self.scalars(step, {f"loss/{part}": metrics.loss, f"accuracy/{part}": metrics.accuracy})
 
+    @_spoken
     def images(self, step: int, images: Tensor, data: Data) -> None:
         """Write a batch of training images as the network sees them, unless the last was just written."""
         with self._now_and_then("images") as now:
@@ -104,6 +145,7 @@ class Log:
                 pictures = _pixels(images[:_PICTURES], data)
                 self._picture("training_images", figures.grid(pictures).numpy(), step)
 
+    @_spoken
     def model(self, step: int, model: MLP, image_shape: tuple[int, int]) -> None:
         """Write histograms and filters, unless the last ones were just written; flush."""
         with self._now_and_then("model") as now:
@@ -111,6 +153,7 @@ class Log:
                 self._parameters(step, model, image_shape)
         self.writer.flush()
 
+    @_spoken
     def finish(
         self, step: int, model: MLP, test: Split, data: Data, metrics: Metrics, settings: Mapping[str, object]
     ) -> None:
@@ -188,16 +231,23 @@ class Log:
 
     def _projector(self, found: report.Predictions, pictures: Tensor) -> None:
         """Write the last hidden layer's activations as points with their images, in place of what a run before left."""
-        tag = "last_hidden_layer"
-        shutil.rmtree(self.folder / "00000" / tag, ignore_errors=True)
+        from torch.utils.tensorboard import SummaryWriter
+
         names = [[str(value) for value in pair] for pair in zip(found.labels, found.predicted, strict=True)]
-        self.writer.add_embedding(
-            found.hidden[:_POINTS],
-            names[:_POINTS],
-            figures.squares(pictures[:_POINTS]).unsqueeze(1),
-            tag=tag,
-            metadata_header=["true", "predicted"],
-        )
+        # The writer follows links. So it writes elsewhere.
+        with tempfile.TemporaryDirectory() as temporary, SummaryWriter(temporary) as writer:
+            writer.add_embedding(
+                found.hidden[:_POINTS],
+                names[:_POINTS],
+                figures.squares(pictures[:_POINTS]).unsqueeze(1),
+                tag=_PROJECTOR[1],
+                metadata_header=["true", "predicted"],
+            )
+            made, folder = Path(temporary).joinpath(*_PROJECTOR), files.subfolder(self.folder, *_PROJECTOR)
+            for file in made.iterdir():
+                files.write(folder / file.name, file.read_bytes())
+            config = "projector_config.pbtxt"
+            files.write(self.folder / config, (Path(temporary) / config).read_bytes())
 
 
 class NoLog(Log):

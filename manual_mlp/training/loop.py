@@ -18,13 +18,13 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from manual_mlp.modules import MLP
-from manual_mlp.training import build, checkpoint, state
+from manual_mlp.training import build, checkpoint, restore, state
 from manual_mlp.training.augment import Deformation
 from manual_mlp.training.check import GradientCheck
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data, Split, drop, shift
 from manual_mlp.training.distributed import ALONE, Processes
-from manual_mlp.training.errors import DivergedError, InputError
+from manual_mlp.training.errors import DivergedError
 from manual_mlp.training.graph import StepGraph, require
 from manual_mlp.training.interrupt import Interrupt
 from manual_mlp.training.log import Log
@@ -134,20 +134,23 @@ class Trainer:
                 if not all(p.isfinite().all() for p in self.model.parameters()):
                     raise self._diverged("weight", math.nan, self.step)
                 line = f"epoch {self.epoch + 1}: training {train}"
+                whole = self.step == (self.epoch + 1) * self.steps_per_epoch
                 better = not len(self.data.validation)  # without validation the last are the best
                 if len(self.data.validation):
                     validation = self.evaluate(self.data.validation)
                     log.metrics(self.step, "validation", validation)
                     line += f", validation {validation}"
-                    better = validation.accuracy > self.best
-                    self.best = max(self.best, validation.accuracy)
+                    # An epoch that was cut short does not compete: a run that was never interrupted has none.
+                    better = whole and validation.accuracy > self.best
+                    if better:
+                        self.best = validation.accuracy
                 log.model(self.step, self.model, self.data.image_shape)
-                if self.processes.first:
-                    bar.write(line, file=sys.stdout)
-                if self.step == (self.epoch + 1) * self.steps_per_epoch:
+                if whole:
                     self.epoch += 1
                 if folder is not None and self.processes.first:
                     state.save(folder, self.step, self.model.state_dict(), self.state_dict(), better)
+                if self.processes.first:
+                    bar.write(line, file=sys.stdout)
         self.graph = None  # and its memory is free
         seconds = time.perf_counter() - start
         return Result(self.step, self.epoch, seconds, float(self.check.worst), self.check.count)
@@ -160,7 +163,7 @@ class Trainer:
         """
         weights, found = state.load(folder)
         self.load_state_dict(found)
-        self.model.load_state_dict(weights)
+        restore.weights(self.model, weights)
         if self.processes.first:
             state.publish(folder)
 
@@ -171,7 +174,8 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
+            # The rest of what an optimizer knows comes from the flags.
+            "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
         }
 
@@ -179,15 +183,12 @@ class Trainer:
         """Take over what :meth:`state_dict` returned.
 
         Raises:
-            InputError: it is that of other settings.
+            InputError: it is that of other settings, or does not fit.
         """
-        began = {**checkpoint.fixed(Config()), **found["config"]}  # a flag that is newer than the run has its default
-        for name, value in checkpoint.fixed(self.config).items():
-            if began[name] != value:
-                raise InputError(f"expected {name} {began[name]} as in the checkpoint, got {value}")
-        self.epoch, self.step, self.best = found["epoch"], found["step"], found["best"]
-        self.optimizer.load_state_dict(found["optimizer"])
-        self.scaler.load_state_dict(found["scaler"])
+        restore.require_config(found, checkpoint.fixed(self.config), checkpoint.fixed(Config()))
+        self.epoch, self.step, self.best = restore.progress(found, self.epochs, self.steps_per_epoch)
+        restore.optimizer(self.optimizer, found, build.make_optimizer(self.config, nn.Linear(1, 1, device=self.device)))
+        restore.scaler(self.scaler, found)
 
     @torch.no_grad()
     def evaluate(self, split: Split) -> Metrics:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import os
+import re
+import secrets
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from manual_mlp.training import files
 from manual_mlp.training.errors import InputError
+from manual_mlp.training.packed import pack, pack_tensors, unpack, unpack_tensors
 
 _MANIFEST, _BEFORE = "manifest.json", "manifest.before.json"
-_PARTS = "checkpoints"  # a folder of the run's, with the files of the two latest sets
+_MOST = 2**20  # bytes of a manifest
+_PARTS = "checkpoints"  # a folder of the run's, or a link to one, with the files of the two latest sets
 LAST, BEST = "last.safetensors", "best.safetensors"
+# What a run writes beside them, and may leave half done.
+_WRITTEN = (_MANIFEST, _BEFORE, LAST, BEST, "config.json", "trace.json", "projector_config.pbtxt")
+# No path, and nothing hidden.
+_NAME, _DIGEST, _TOKEN = re.compile(r"\w[\w.-]{0,99}", re.ASCII), re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{16}")
 
 
 def save(folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any], best: bool) -> None:
@@ -26,29 +32,32 @@ def save(folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, A
     Args:
         folder: of the run.
         weights: of the model.
-        state: whatever else is needed to go on, in what ``torch.save`` writes without pickling classes.
+        state: whatever else is needed to go on, in what :func:`manual_mlp.training.packed.pack` takes.
         best: whether these weights are the best so far; so they are, too, where those were deleted.
 
     Raises:
         OSError: the disk is full, or not writable; what was there before still is.
     """
-    from safetensors.torch import save as to_bytes
-
     parts = folder / _PARTS
-    parts.mkdir(exist_ok=True)
-    before = _manifest(_current(folder)) if _current(folder).exists() else None
-    weights_name, state_name = f"{step}.safetensors", f"{step}.pt"
+    if not parts.is_symlink():
+        parts.mkdir(exist_ok=True)
+    before = _manifest(_current(folder)) if files.is_file(_current(folder)) else None
+    run = _run(folder, before)
+    # A name that nobody else has: other runs, and whatever else, may lie in the same folder.
+    name = f"{step}-{run['token']}-{secrets.token_hex(4)}"
     try:
-        weights_digest = write(
-            parts / weights_name, to_bytes({name: value.contiguous() for name, value in weights.items()})
-        )
-        state_digest = write(parts / state_name, _pickled(state))
-        last = {"weights": [weights_name, weights_digest], "state": [state_name, state_digest]}
-        keeps = not best and before is not None and (parts / before["best"]["weights"][0]).exists()
-        found = {"last": last, "best": before["best"] if before and keeps else {"weights": last["weights"]}}
-        write(folder / _MANIFEST, _as_json(found))
+        last = {
+            "weights": _write_part(parts / f"{name}.safetensors", pack_tensors(weights)),
+            "state": _write_part(parts / f"{name}.state", pack(state)),
+        }
+        keeps = not best and before is not None and files.is_file(parts / before["best"]["weights"][0])
+        found = {"last": last, "best": before["best"] if before and keeps else {"weights": last["weights"]}, "run": run}
         if before:
-            write(folder / _BEFORE, _as_json(before))
+            # What last.safetensors and best.safetensors hold until publish() has replaced them.
+            found["replaced"] = {kind: before[kind]["weights"][1] for kind in ("last", "best")}
+        files.write(folder / _MANIFEST, _as_json(found))
+        if before:
+            files.write(folder / _BEFORE, _as_json(before))
     except BaseException:
         with suppress(InputError):  # a damaged manifest, whose files then stay
             _sweep(folder)
@@ -61,15 +70,17 @@ def publish(folder: Path) -> None:
     """Let `last.safetensors` and `best.safetensors` be what the manifest names; a kill may have come before that."""
     found = _manifest(_current(folder))
     for name, kind in ((LAST, "last"), (BEST, "best")):
-        part, temporary = folder / _PARTS / found[kind]["weights"][0], folder / f".{name}"
-        temporary.unlink(missing_ok=True)
-        if not part.exists() or ((folder / name).exists() and os.path.samefile(folder / name, part)):
+        part, path = folder / _PARTS / found[kind]["weights"][0], folder / name
+        if not files.is_file(part) or (files.is_file(path) and os.path.samefile(path, part)):
             continue
-        try:
-            os.link(part, temporary)
-        except OSError:  # a file system without links
-            temporary.write_bytes(part.read_bytes())
-        os.replace(temporary, folder / name)
+
+        def link(temporary: Path, part: Path = part) -> None:
+            try:
+                os.link(part, temporary)
+            except OSError:  # a file system without links, or another one
+                files.write_new(temporary, files.read(part))
+
+        files.replace(path, link)
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -78,8 +89,6 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         InputError: there is none, or a file of it is missing or damaged; how to go on all the same.
     """
-    from safetensors.torch import load as from_bytes
-
     try:
         found = _manifest(_current(folder))
         weights, state = (_read(folder / _PARTS, found["last"][part]) for part in ("weights", "state"))
@@ -88,13 +97,40 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not (manifest.exists() and (folder / _BEFORE).exists()):
             raise
         raise InputError(f"{error}; delete {manifest} to go on from the checkpoint before this one") from None
-    best = folder / _PARTS / found["best"]["weights"][0]
-    if best.exists():
+    best = found["best"]["weights"]
+    if files.is_file(folder / _PARTS / best[0]):
         try:
-            _read(folder / _PARTS, found["best"]["weights"])
+            _read(folder / _PARTS, best)
         except InputError as error:
             raise InputError(f"{error}; delete it to go on without these best weights") from None
-    return from_bytes(weights), torch.load(io.BytesIO(state), weights_only=True)
+    try:
+        return unpack_tensors(weights), unpack(state)
+    except ValueError as error:
+        raise InputError(f"expected the weights and the state of a run in {folder / _PARTS}, got: {error}") from None
+
+
+def published(folder: Path, best: bool = False) -> bytes:
+    """Read `last.safetensors` or `best.safetensors`, whatever a process that trains is doing meanwhile.
+
+    Raises:
+        OSError: it cannot be read.
+        InputError: its SHA-256 is not that of the manifest.
+    """
+    path, kind = (folder / BEST, "best") if best else (folder / LAST, "last")
+    seen = ""
+    while True:
+        data = files.read(path)
+        manifests = [_manifest(m) for name in (_MANIFEST, _BEFORE) if files.is_file(m := folder / name)]
+        known = {digest for found in manifests for digest in (found[kind]["weights"][1], found["replaced"].get(kind))}
+        digest = files.digest(data)
+        if digest in known or not manifests:
+            return data
+        if digest == seen:
+            raise InputError(
+                f"expected {path} with a SHA-256 that the manifest names, got {digest[:12]}…: the file is damaged; "
+                "--resume writes it anew"
+            )
+        seen = digest  # it may just have been replaced
 
 
 def _current(folder: Path) -> Path:
@@ -103,78 +139,82 @@ def _current(folder: Path) -> Path:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """Read `last` and `best`: names and SHA-256 of weights and state."""
+    """Read a manifest: `last` and `best`, names and SHA-256 of weights and state; and which `run` names its files."""
     try:
-        content = path.read_bytes()
+        content = files.read(path, _MOST)
     except FileNotFoundError:
         raise InputError(
             f"expected a checkpoint in {path.parent}, got none: the run ended before its first one; begin it again"
         ) from None
+    except OSError as error:
+        raise InputError(f"expected the manifest of a checkpoint, got {path}: {error.strerror}") from None
     try:
         found: dict[str, Any] = json.loads(content)["sets"]
-        if _as_json(found) != content:
+        if _as_json(found) != content or not _is_complete(found):
             raise ValueError
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"expected the manifest of a checkpoint, got {path}, which is damaged") from None
-    return found
+    return {"replaced": {}, "run": {}, **found}
+
+
+def _is_complete(found: dict[str, Any]) -> bool:
+    """Tell whether a manifest has all that is read of it, and no name in it leads anywhere else."""
+    parts = [found["last"]["weights"], found["last"]["state"], found["best"]["weights"]]
+    return (
+        all(len(part) == 2 and _NAME.fullmatch(part[0]) and _DIGEST.fullmatch(part[1]) for part in parts)
+        and all(_DIGEST.fullmatch(digest) for digest in found.get("replaced", {}).values())
+        and found.get("run", {}).keys() <= {"token", "folder"}
+    )
+
+
+def _run(folder: Path, before: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what marks the files that are written for this very folder, and not for one it was copied from."""
+    number = folder.stat().st_ino
+    known = before["run"] if before else {}
+    if known.get("folder") == number and _TOKEN.fullmatch(str(known.get("token"))):
+        return known
+    return {"token": secrets.token_hex(8), "folder": number}
 
 
 def _as_json(sets: dict[str, Any]) -> bytes:
     """Write a manifest, with a SHA-256 of its own."""
-    digest = hashlib.sha256(json.dumps(sets).encode()).hexdigest()
+    digest = files.digest(json.dumps(sets).encode())
     return json.dumps({"sets": sets, "sha256": digest}, indent=2).encode() + b"\n"
 
 
-def write(path: Path, data: bytes) -> str:
-    """Write a file so that it is whole or not there, even after a power cut; return its SHA-256."""
-    temporary = path.with_name(f".{path.name}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-    return hashlib.sha256(data).hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _write_part(path: Path, data: bytes) -> list[str]:
+    """Write a file of a set, and return its name and SHA-256."""
+    digest = files.write_new(path, data)
+    files.sync_folder(path.parent)
+    return [path.name, digest]
 
 
 def _read(parts: Path, entry: tuple[str, str]) -> bytes:
     """Read a file by its name and SHA-256."""
     name, digest = entry
     path = parts / name
+    if path.suffix == ".pt":
+        raise InputError(f"expected a checkpoint of this version, got {path}: an earlier one wrote it, as a pickle")
     try:
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:
+        data = files.read(path)
+    except (OSError, ValueError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"expected {path}, which the manifest names: {reason}") from None
-    found = hashlib.sha256(data).hexdigest()
+    found = files.digest(data)
     if found != digest:
         raise InputError(f"expected {path} with SHA-256 {digest[:12]}…, got {found[:12]}…: the file is damaged")
     return data
 
 
-def _pickled(state: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
-
-
 def _sweep(folder: Path) -> None:
-    """Delete what neither manifest names: of a save that did not end, or of an older set."""
-    manifests = [_manifest(path) for name in (_MANIFEST, _BEFORE) if (path := folder / name).exists()]
-    kept = {name for sets in manifests for parts in sets.values() for name, _ in parts.values()}
+    """Delete, of what was written for this folder, what neither manifest names, and what a kill has left half done."""
+    manifests = [_manifest(path) for name in (_MANIFEST, _BEFORE) if files.is_file(path := folder / name)]
+    files.sweep(folder, _WRITTEN)
+    if not manifests:
+        return
+    kept = {sets[kind][part][0] for sets in manifests for kind in ("last", "best") for part in sets[kind]}
+    token = _run(folder, manifests[0])["token"]
     for path in (folder / _PARTS).iterdir():
-        if path.name not in kept:
+        ours = re.fullmatch(rf"\d+-{token}-[0-9a-f]{{8}}\.(safetensors|state)", path.name)
+        if ours and path.name not in kept and files.is_file(path):
             path.unlink(missing_ok=True)

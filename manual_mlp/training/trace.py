@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
+
+from manual_mlp.training import files
 
 _WARMUP, _TRACED = 5, 15  # steps
 
 
 def profiler(path: Path, steps: int, device: torch.device) -> profile:
     """Return what writes a trace of a few of so many steps, each ended by ``step()``; of all if they are few."""
+
+    def export(profiler: profile) -> None:
+        with TemporaryDirectory() as temporary:
+            exported = Path(temporary) / path.name
+            profiler.export_chrome_trace(str(exported))
+            files.write(path, exported.read_bytes())
+
     # It would tell of a GPU that is not there.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
@@ -20,6 +30,6 @@ def profiler(path: Path, steps: int, device: torch.device) -> profile:
     return profile(
         activities=activities,
         schedule=None if few else schedule(wait=0, warmup=_WARMUP, active=_TRACED, repeat=1),
-        on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(path)),
+        on_trace_ready=export,
         acc_events=True,  # of the one cycle that there is; without it torch 2.11 warns that a second would lose them
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,15 +62,16 @@ def trained_picture(run: Path, digit: int = 7, data_dir: Path | None = None) -> 
     from manual_mlp.training.errors import InputError
 
     try:
-        from manual_mlp.training.checkpoint import load_model, load_settings
+        from manual_mlp.training import checkpoint
         from manual_mlp.training.data import load
 
-        settings, model = load_settings(run), load_model(run)
+        settings, model = checkpoint.load_settings(run), checkpoint.load_model(run)
         loss, mean, std = settings["loss"], settings["mean"], settings["std"]
         if loss not in LOSSES:
             raise ValueError(f"its loss is {loss}, and only {' and '.join(LOSSES)} can be explained")
-        folder = data_dir or Path(os.environ.get("MANUAL_MLP_DATA") or settings["data_dir"])
-        data = load(settings["dataset"], folder, torch.device("cpu"), normalised=False)
+        data = load(
+            settings["dataset"], data_dir or checkpoint.data_dir(settings), torch.device("cpu"), normalised=False
+        )
         found = (data.validation.labels == digit).nonzero()
         if not len(found):
             raise ValueError(f"no validation image of class {digit} in {data.name}")
