@@ -111,7 +111,12 @@ def test_recipes_are_listed_in_ascii_with_question_marks():
 @pytest.mark.parametrize("redirect", [CLOSED, FULL])
 @pytest.mark.parametrize(
     "command",
-    [(*TRAIN, "--lr", "nan"), (*EXPLAIN, "--loss", "none"), (*EXPLAIN, "--break", "mean-for-sum"), (*EXPLAIN, "--seed")],
+    [
+        (*TRAIN, "--lr", "nan"),
+        (*EXPLAIN, "--loss", "none"),
+        (*EXPLAIN, "--break", "mean-for-sum"),
+        (*EXPLAIN, "--seed"),
+    ],
     ids=["train", "choice", "mistake", "argument"],
 )
 def test_the_exit_status_of_an_error_is_the_same_whatever_the_streams_are(command, redirect):

@@ -235,11 +235,3 @@ def _digits() -> Source:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     test, train = order[: len(order) // 6], order[len(order) // 6 :]
     return Source("digits", (images[train], labels[train]), lambda: (images[test], labels[test]))
-
-
-def holds(dataset: str, data_dir: Path) -> bool:
-    """Tell whether a folder has all files of a data set."""
-    if dataset not in _FOLDERS:
-        return True
-    folder = data_dir / _FOLDERS[dataset] / "raw"
-    return all(any((folder / f"{file}{end}").is_file() for end in ("", ".gz")) for file in _FILES)
