@@ -138,6 +138,7 @@ def test_text_with_letters_that_break_lines_or_files_is_refused(flag, letter):
 
 def test_a_wrong_type_is_told_from_a_right_value():
     assert "got '4'" in refused(epochs="4")
+    assert "got 'a\\nb'" in refused(logdir=Path("a\nb"))
     assert "expected --epochs to be a whole number below 2**63, got 4.0" in refused(epochs=4.0)
     assert "expected --compile to be True or False, got 1" in refused(compile=1)
     assert "expected --logdir to be a path in UTF-8 without control characters, got None" in refused(logdir=None)

@@ -4,7 +4,10 @@ import functools
 import hashlib
 import http.server
 import itertools
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 
 import pytest
@@ -143,11 +146,13 @@ def serve():
     """Start a mirror: its address, and the list of the files it is asked for."""
     servers, over = [], threading.Event()
 
-    def start(files, fault=None):
+    def start(files, fault=None, tls=None):
         asked = []
         handler = functools.partial(Mirror, files, fault, asked, over)
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         server.daemon_threads = False
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         servers.append((server, thread))
@@ -274,6 +279,31 @@ def test_no_read_waits_longer_than_the_time_that_is_left(monkeypatch):
         budget.seconds()
 
 
+@pytest.fixture
+def certificate(tmp_path):
+    """Sign a certificate for 127.0.0.1 ourselves."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl")
+    path = tmp_path / "certificate.pem"
+    asked = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost -addext"
+    command = [*asked.split(), "subjectAltName=IP:127.0.0.1", "-keyout", path, "-out", path.with_suffix(".crt")]
+    subprocess.run(command, check=True, capture_output=True)
+    path.write_text(path.read_text() + path.with_suffix(".crt").read_text())
+    return path
+
+
+def test_a_server_is_believed_by_its_certificate_alone(tmp_path, packed, serve, certificate, monkeypatch):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    address = serve(packed, tls=context)[0].replace("http:", "https:")
+    md5 = hashlib.md5(packed[NAME]).hexdigest()
+    with pytest.raises(DownloadError, match="CERTIFICATE_VERIFY_FAILED"):
+        download.download(address + NAME, tmp_path / "file", md5, 10**6)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    download.download(address + NAME, tmp_path / "file", md5, 10**6)
+    assert (tmp_path / "file").read_bytes() == packed[NAME]
+
+
 @pytest.mark.parametrize("address", ["file:///etc/hostname", "ftp://127.0.0.1/", "data:,x", "nonsense"])
 def test_only_http_is_spoken(tmp_path, address):
     with pytest.raises((DownloadError, ValueError)):
@@ -341,7 +371,9 @@ def test_a_file_or_a_dead_link_where_a_folder_should_be_is_told_in_one_line(tmp_
         path = tmp_path / "data" / place
         path.parent.mkdir(parents=True, exist_ok=True)
         make(path)
-        with pytest.raises(InputError, match=r"expected --data-dir that leads to a folder, .*, which is none") as error:
+        with pytest.raises(
+            InputError, match=r"expected --data-dir with a folder MNIST/raw, got .*, which is no folder"
+        ) as error:
             load(dataset, tmp_path / "data", CPU)
         assert f"got {path}, which" in str(error.value)
         path.unlink()

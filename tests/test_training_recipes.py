@@ -1,8 +1,8 @@
 """The literature's MLPs: their records, and that each trains."""
 
 import json
-from pathlib import Path
 from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest

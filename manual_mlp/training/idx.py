@@ -155,7 +155,7 @@ def _opened(path: Path) -> BinaryIO:
     file = open(path, "rb", 0, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise OSError("Not a file of bytes")
+        raise OSError("it is no regular file")
     return file
 
 

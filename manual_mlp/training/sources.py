@@ -173,7 +173,7 @@ def _complete(published: Published, folder: Path) -> None:
         return
     above = next(path for path in (folder, *folder.parents) if os.path.lexists(path) or path == path.parent)
     if not os.path.isdir(above):
-        raise InputError(f"expected --data-dir that leads to a folder, {folder}, got {above}, which is none")
+        raise InputError(f"expected --data-dir with a folder {published.folder}/raw, got {above}, which is no folder")
     mirrors = list(published.mirrors)
     with _workplace(folder) as workplace:
         for file in _missing(folder):

@@ -68,6 +68,8 @@ def shown(value: object, quoted: bool = False) -> str:
     """
     if isinstance(value, tuple):
         value, quoted = " ".join(shown(each, quoted) for each in value), False
+    if isinstance(value, Path):
+        value = str(value)
     try:
         text = reprlib.repr(value) if quoted or isinstance(value, list | dict | set) else str(value)
     except ValueError:  # Python writes no number of so many digits
