@@ -1,6 +1,7 @@
 """A run's folder has one writer at a time, who is named to a second one."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -10,9 +11,11 @@ from contextlib import contextmanager
 
 import pytest
 
-fcntl = pytest.importorskip("fcntl")
+pytest.importorskip("fcntl")
 pytest.importorskip("tyro")
 pytest.importorskip("torchvision")
+
+import fcntl
 
 from manual_mlp.training import load_run
 from manual_mlp.training.errors import InputError
@@ -103,12 +106,25 @@ def test_where_files_cannot_be_locked_that_is_said_and_the_run_goes_on(tmp_path,
         raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with writer(tmp_path):
-        pass
-    err = capsys.readouterr().err
     reason = os.strerror(getattr(errno, code))
-    assert err.startswith(f"WARNING: {tmp_path} lies where files cannot be locked ({reason}): see to it")
-    assert err.count("\n") == 1
+    expected = f"WARNING: see to it that no other process writes {tmp_path} meanwhile: it cannot be locked, {reason}"
+    with writer(tmp_path):
+        assert capsys.readouterr().err == expected + "\n"
+        with writer(tmp_path):
+            assert capsys.readouterr().err.startswith(
+                f"{expected}; process {os.getpid()} on {socket.gethostname()} since"
+            )
+
+
+def test_a_writer_on_another_host_that_did_not_say_that_it_ended_is_told_of(tmp_path, capsys):
+    said = {"host": "elsewhere", "process": 7, "since": "2026-01-02 03:04:05 +0000"}
+    for host, told in (("elsewhere", True), (socket.gethostname(), False)):
+        (tmp_path / "writer.lock").write_text(json.dumps({**said, "host": host}))
+        with writer(tmp_path):
+            pass
+        expected = f"WARNING: see to it that no other process writes {tmp_path} meanwhile: process 7 on elsewhere "
+        expected += "since 2026-01-02 03:04:05 +0000 did not say that it has ended\n"
+        assert capsys.readouterr().err == (expected if told else "")
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling", "pipe", "folder"])

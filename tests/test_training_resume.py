@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import sys
@@ -44,30 +45,79 @@ loop.Trainer._step = step
 """
 
 
+# A stop is not where validation is best: cut short, an epoch scores higher than any whole one.
+TOO_GOOD = """
+evaluate = loop.Trainer.evaluate
+def praised(self, split):
+    metrics = evaluate(self, split)
+    return dataclasses.replace(metrics, accuracy=1.0) if self.step % self.steps_per_epoch else metrics
+loop.Trainer.evaluate = praised
+import dataclasses
+"""
+
+
+@pytest.mark.parametrize("stops", [(9,), (30,), (9, 30, 50), (22, 44)])
+def test_best_after_interrupts_is_that_of_the_run_that_was_not_interrupted(train, stops):
+    flags = (*DIGITS, "--epochs", "3", "--hidden", "20", "--lr", "0.05")
+    name = "best-" + "-".join(map(str, stops))
+    assert train(*flags, "--name", name + "-whole")[0] == 0
+    folder = train.at / name
+    for stop in stops:
+        signals = AT_STEP.format(stop=stop - 1, signal=int(signal.SIGINT))
+        begin = ("--resume", folder) if folder.exists() else (*flags, "--name", name)
+        assert train(*begin, before=TOO_GOOD + signals)[0] == 130
+    assert train("--resume", folder, before=TOO_GOOD)[0] == 0
+    for kind in ("last", "best"):
+        assert same(weights(folder, kind), weights(train.at / (name + "-whole"), kind))
+
+
+def contest(rivals):
+    """Wait until one of several processes is left, which holds the run; of the others, count those that were refused.
+
+    Who is not refused has come to the end of the run.
+    """
+    ended = []
+    while len(ended) < len(rivals) - 1:
+        ended += [rival for rival in rivals if rival not in ended and rival.poll() is not None]
+        time.sleep(0.01)
+    refused = 0
+    for rival in ended:
+        status, out, err = finish(rival)
+        if status:
+            assert status == 2, err
+            assert re.search(r"written by process (\d+) on", err.splitlines()[-1])[1] in {str(r.pid) for r in rivals}
+            refused += 1
+        else:
+            assert "test accuracy" in out
+    return refused, [rival for rival in rivals if rival not in ended]
+
+
 def test_kill_9_at_any_moment_then_resume_is_the_run_that_was_not_killed(tmp_path, request):
-    """`--kills 20` kills so many times."""
-    flags = (*DIGITS, *DEFORMED, "--epochs", "12", "--hidden", "300", "--logdir", tmp_path)
-    process = start(*flags, "--name", "whole")
-    read_until(process, "MLP(")
-    begun = time.monotonic()
-    assert finish(process)[0] == 0
-    seconds = time.monotonic() - begun
-    folder, kills, resumes = tmp_path / "killed", request.config.getoption("--kills"), 0
+    """`--kills 20` kills so many times. Two more processes want to go on with the run, each time."""
+    flags = (*DIGITS, *DEFORMED, "--epochs", "60", "--hidden", "300", "--logdir", tmp_path)
+    assert run(*flags, "--name", "whole")[0] == 0
+    whole = {kind: weights(tmp_path / "whole", kind) for kind in ("last", "best")}
+    folder, kills, refused = tmp_path / "killed", request.config.getoption("--kills"), 0
     draw = random.Random(kills)
     for _ in range(kills):
         if not (folder / "manifest.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-        resumes += folder.exists()
-        process = start("--resume", folder) if folder.exists() else start(*flags, "--name", "killed")
-        read_until(process, "resumed after" if folder.exists() and resumes else "MLP(")
-        time.sleep(draw.uniform(0.1, 0.7) * seconds)
-        process.kill()
-        finish(process)
-    status, out, err = run("--resume", folder) if (folder / "manifest.json").exists() else run(*flags, "--name", "k2")
-    assert status == 0, err
-    assert "resumed after epoch" in out
-    assert same(weights(folder), weights(tmp_path / "whole"))
-    assert same(weights(folder, "best"), weights(tmp_path / "whole", "best"))
+            rivals = [start(*flags, "--name", "killed")]
+            read_until(rivals[0], "epoch 1:")
+            rivals += [start("--resume", folder) for _ in range(2)]
+        else:
+            rivals = [start("--resume", folder) for _ in range(3)]
+        told, holders = contest(rivals)
+        refused += told
+        time.sleep(draw.uniform(0, 2))
+        for holder in holders:
+            holder.kill()
+            finish(holder)
+        if told < 2:  # one of them has finished it
+            assert all(same(weights(folder, kind), whole[kind]) for kind in whole)
+            shutil.rmtree(folder)
+    assert refused >= kills
+    assert run(*(("--resume", folder) if folder.exists() else (*flags, "--name", "killed")))[0] == 0
+    assert all(same(weights(folder, kind), whole[kind]) for kind in whole)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from manual_mlp.training import state
 from manual_mlp.training.errors import InputError
+from manual_mlp.training.packed import pack, unpack, unpack_tensors
 from runs import weights
 
 # Save the checkpoint of step 2 in a child that is killed at its n-th call, before or after it, for every n.
@@ -214,6 +215,90 @@ def test_best_weights_that_are_damaged_are_named_and_can_be_given_up(tmp_path):
     assert found(tmp_path) == 2
     save(tmp_path, 3, best=False)
     check_published(tmp_path, 3, 3)
+
+
+SAVING = """
+    import sys
+    from pathlib import Path
+    import torch
+    from manual_mlp.training import state
+
+    for step in range(1, 100_000):
+        state.save(Path(sys.argv[1]), step, {"w": torch.full((3000,), float(step))}, {"step": step}, step % 3 == 0)
+"""
+
+
+def test_who_reads_while_another_process_saves_gets_whole_weights(tmp_path):
+    save(tmp_path, 0)
+    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(SAVING), tmp_path])
+    try:
+        seen = {False: [0.0], True: [0.0]}
+        while len(set(seen[False])) < 100:
+            for best, steps in seen.items():
+                w = unpack_tensors(state.published(tmp_path, best))["w"]
+                assert (w == w[0]).all()
+                steps.append(w[0].item())
+            assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+    for steps in seen.values():
+        assert steps == sorted(steps)
+    assert all(step % 3 == 0 for step in seen[True])
+
+
+def test_a_kill_between_the_manifest_and_what_is_published_leaves_weights_that_can_be_read(tmp_path, monkeypatch):
+    save(tmp_path, 0)
+    save(tmp_path, 1)
+    monkeypatch.setattr(state, "publish", lambda folder: None)
+    save(tmp_path, 2)
+    for best in (False, True):
+        assert (unpack_tensors(state.published(tmp_path, best))["w"] == 1).all()
+    monkeypatch.undo()
+    state.publish(tmp_path)
+    check_published(tmp_path, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {},
+        {"step": 3, "best": -1.0, "none": None, "flag": True, "text": "größe\n"},
+        {0: {"exp": torch.ones(2, 3), "step": torch.tensor(4.0)}, 1: {}},
+        {"list": [1, [2.5, (3, torch.zeros(0))]], "tuple": (), "betas": (0.9, 0.99)},
+        {
+            "dict": {"tensor": "0"},
+            "tensor": {"list": 3},
+            "plain": torch.arange(5),
+            "0": torch.ones(1, dtype=torch.bool),
+        },
+        {"float": 0.1 + 0.2, "large": 10**30, "inf": float("inf")},
+    ],
+)
+def test_packed_values_come_back_as_they_were(tree):
+    def same(a, b):
+        if isinstance(a, torch.Tensor):
+            return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+        if isinstance(a, dict):
+            return type(b) is dict and list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+        if isinstance(a, list | tuple):
+            return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+        return type(a) is type(b) and a == b
+
+    assert same(tree, unpack(pack(tree)))
+
+
+def test_files_left_by_a_kill_are_swept_and_others_stay(tmp_path):
+    save(tmp_path, 1)
+    (token,) = {path.name.split("-")[1] for path in (tmp_path / "checkpoints").iterdir()}
+    left = [".manifest.json.0123456789abcdef.tmp", f"checkpoints/9-{token}-01234567.state"]
+    kept = [".model.onnx.0123456789abcdef.tmp", ".manifest.json.tmp", ".manifest.json.0123456789abcdeg.tmp", "x.tmp"]
+    kept += [f"checkpoints/9-{token}-01234567.pt", f"checkpoints/9-{token}-0123.state", "checkpoints/9-.state"]
+    for name in left + kept:
+        (tmp_path / name).write_bytes(b"?")
+    save(tmp_path, 2)
+    assert not any((tmp_path / name).exists() for name in left)
+    assert all((tmp_path / name).exists() for name in kept)
 
 
 def test_no_checkpoint_yet_is_said(tmp_path):

@@ -195,7 +195,8 @@ def load_model(folder: Path, best: bool = False) -> MLP:
     for i, (columns, rows) in enumerate(itertools.pairwise(sizes)):
         shapes |= {f"layers.{i}.weight": (rows, columns), f"layers.{i}.bias": (rows,)}
     try:
-        weights = unpack_tensors(state.published(folder, best))
+        most = state.most_bytes(sum(map(math.prod, shapes.values())))
+        weights = unpack_tensors(state.published(folder, best, most))
         # Before there is a network: it is as large as the file, whatever the settings say.
         require_shapes(weights, shapes)
         model = MLP(sizes, values["activation"], values.get("output_activation"), dropout=values["dropout"])

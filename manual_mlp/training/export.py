@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +64,9 @@ def load_run(folder: Path | str, best: bool = False) -> MLP:
     if importlib.util.find_spec("safetensors") is None:
         raise ImportError("expected the packages for training, got no safetensors: pip install 'manual_mlp[train]'")
     model = checkpoint.load_model(folder, best)
-    try:
-        mean, std = float(settings["mean"]), float(settings["std"])
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"expected mean and std, two numbers, in the config.json of {folder}") from None
+    mean, std = _number(settings, "mean"), _number(settings, "std")
+    if mean is None or std is None or std <= 0:
+        raise InputError(f"expected mean and std, two finite numbers, std above 0, in the config.json of {folder}")
     first = model.layers[0]
     assert isinstance(first, Dense)
     assert first.bias is not None
@@ -76,6 +76,11 @@ def load_run(folder: Path | str, best: bool = False) -> MLP:
         first.bias.copy_(first.bias.double() - mean * weight.sum(1))
         first.weight.copy_(weight)
     return model
+
+
+def _number(settings: dict[str, Any], name: str) -> float | None:
+    value: Any = settings.get(name)
+    return value if type(value) in (int, float) and abs(value) <= sys.float_info.max else None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -18,12 +20,33 @@ _LOCK = "writer.lock"
 _MOST = 4096  # bytes of what a holder says of itself
 
 
+@dataclass(frozen=True)
+class _Holder:
+    """Who holds a lock."""
+
+    host: str
+    process: int
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host} since {self.since}"
+
+    @classmethod
+    def read(cls, descriptor: int) -> _Holder | None:
+        """Read who says to hold it, if somebody does."""
+        try:
+            found = cls(**json.loads(os.pread(descriptor, _MOST, 0)))
+        except (ValueError, TypeError, RecursionError):
+            return None
+        return found if isinstance(found.process, int) and f"{found.host}{found.since}".isprintable() else None
+
+
 @contextmanager
 def writer(folder: Path) -> Iterator[None]:
     """Be the only process that writes into the folder of a run; reading takes no lock.
 
-    The kernel frees the lock with the process, however that ends. Where the file system has no locks, a line on stderr
-    says so, and the run goes on.
+    The kernel frees the lock with the process, however that ends. Where the file system has no locks, or may keep those
+    of each machine apart, a line on stderr says so, and the run goes on.
 
     Raises:
         InputError: another process holds it, or the folder cannot be written.
@@ -58,40 +81,27 @@ def _take(descriptor: int, folder: Path) -> None:
         return
     import fcntl
 
+    here, doubts = socket.gethostname(), []
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise InputError(
             f"expected a run that no other process writes, got {folder}, which is written by "
-            f"{_holder(os.pread(descriptor, _MOST, 0))}: wait until that has ended, or end it, and --resume again"
+            f"{_Holder.read(descriptor) or 'a process that has not said which'}: "
+            "wait until that has ended, or end it, and --resume again"
         ) from None
     except OSError as error:  # of a file system without locks, a network's above all
-        _warn(folder, str(error.strerror))
-        return
-    said = {
-        "host": socket.gethostname(),
-        "process": os.getpid(),
-        "since": f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}",
-    }
+        doubts.append(f"it cannot be locked, {error.strerror}")
+    before = _Holder.read(descriptor)
+    if before and (doubts or before.host != here):
+        # It was killed. Or the locks are none, or those of this machine alone, as a network's file system may have it.
+        doubts.append(f"{before} did not say that it has ended")
+    if doubts:
+        _warn(folder, "; ".join(doubts))
+    said = dataclasses.asdict(_Holder(here, os.getpid(), f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}"))
     # Never empty in between: who comes second may read it at any moment.
     os.ftruncate(descriptor, os.pwrite(descriptor, json.dumps(said).encode(), 0))
 
 
 def _warn(folder: Path, reason: str) -> None:
-    print(
-        f"WARNING: {folder} lies where files cannot be locked ({reason}): "
-        "see to it that no other process writes this run meanwhile",
-        file=sys.stderr,
-    )
-
-
-def _holder(said: bytes) -> str:
-    """Return who holds a lock, in words."""
-    try:
-        found = json.loads(said)
-        host, process, since = found["host"], found["process"], found["since"]
-        if not (isinstance(process, int) and f"{host}{since}".isprintable()):
-            raise ValueError
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return "a process that has not said which"
-    return f"process {process} on {host} since {since}"
+    print(f"WARNING: see to it that no other process writes {folder} meanwhile: {reason}", file=sys.stderr)

@@ -161,7 +161,7 @@ class Trainer:
         Raises:
             InputError: there is none, it is damaged, or it is that of other settings.
         """
-        weights, found = state.load(folder)
+        weights, found = state.load(folder, state.most_bytes(sum(p.numel() for p in self.model.parameters())))
         self.load_state_dict(found)
         restore.weights(self.model, weights)
         if self.processes.first:

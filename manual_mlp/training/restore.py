@@ -51,7 +51,7 @@ def require_config(found: Mapping[str, Any], config: Mapping[str, Any], default:
     _require(isinstance(found.get("config"), dict), "config, flags by name,", found.get("config"))
     began = {**default, **found["config"]}
     for name, value in config.items():
-        if began[name] != value:
+        if repr(began[name]) != repr(value):  # whatever a checkpoint has there, it can be shown
             raise InputError(f"expected {name} {began[name]} as in the checkpoint, got {value}")
 
 

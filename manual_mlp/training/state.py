@@ -41,7 +41,8 @@ def save(folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, A
     parts = folder / _PARTS
     if not parts.is_symlink():
         parts.mkdir(exist_ok=True)
-    before = _manifest(_current(folder)) if files.is_file(_current(folder)) else None
+    manifests = _manifests(folder)
+    before = manifests[0] if manifests else None
     run = _run(folder, before)
     # A name that nobody else has: other runs, and whatever else, may lie in the same folder.
     name = f"{step}-{run['token']}-{secrets.token_hex(4)}"
@@ -68,7 +69,7 @@ def save(folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, A
 
 def publish(folder: Path) -> None:
     """Let `last.safetensors` and `best.safetensors` be what the manifest names; a kill may have come before that."""
-    found = _manifest(_current(folder))
+    found = _current(folder)
     for name, kind in ((LAST, "last"), (BEST, "best")):
         part, path = folder / _PARTS / found[kind]["weights"][0], folder / name
         if not files.is_file(part) or (files.is_file(path) and os.path.samefile(path, part)):
@@ -83,15 +84,18 @@ def publish(folder: Path) -> None:
         files.replace(path, link)
 
 
-def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(folder: Path, most: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the latest checkpoint: weights and state.
+
+    Args:
+        most: bytes that a file of it may have.
 
     Raises:
         InputError: there is none, or a file of it is missing or damaged; how to go on all the same.
     """
     try:
-        found = _manifest(_current(folder))
-        weights, state = (_read(folder / _PARTS, found["last"][part]) for part in ("weights", "state"))
+        found = _current(folder)
+        weights, state = (_read(folder / _PARTS, found["last"][part], most) for part in ("weights", "state"))
     except InputError as error:
         manifest = folder / _MANIFEST
         if not (manifest.exists() and (folder / _BEFORE).exists()):
@@ -100,7 +104,7 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     best = found["best"]["weights"]
     if files.is_file(folder / _PARTS / best[0]):
         try:
-            _read(folder / _PARTS, best)
+            _read(folder / _PARTS, best, most)
         except InputError as error:
             raise InputError(f"{error}; delete it to go on without these best weights") from None
     try:
@@ -109,8 +113,16 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"expected the weights and the state of a run in {folder / _PARTS}, got: {error}") from None
 
 
-def published(folder: Path, best: bool = False) -> bytes:
+def most_bytes(numbers: int) -> int:
+    """Return how long a file of a checkpoint can be, for a network of so many parameters: with two moments of each."""
+    return 2**20 + 16 * numbers
+
+
+def published(folder: Path, best: bool = False, most: int | None = None) -> bytes:
     """Read `last.safetensors` or `best.safetensors`, whatever a process that trains is doing meanwhile.
+
+    Args:
+        most: bytes that it may have.
 
     Raises:
         OSError: it cannot be read.
@@ -119,8 +131,8 @@ def published(folder: Path, best: bool = False) -> bytes:
     path, kind = (folder / BEST, "best") if best else (folder / LAST, "last")
     seen = ""
     while True:
-        data = files.read(path)
-        manifests = [_manifest(m) for name in (_MANIFEST, _BEFORE) if files.is_file(m := folder / name)]
+        data = files.read(path, most)
+        manifests = _manifests(folder)
         known = {digest for found in manifests for digest in (found[kind]["weights"][1], found["replaced"].get(kind))}
         digest = files.digest(data)
         if digest in known or not manifests:
@@ -133,19 +145,27 @@ def published(folder: Path, best: bool = False) -> bytes:
         seen = digest  # it may just have been replaced
 
 
-def _current(folder: Path) -> Path:
-    """Return the manifest that counts: the latest, or the one before where that was deleted."""
-    return next((path for name in (_MANIFEST, _BEFORE) if (path := folder / name).exists()), folder / _MANIFEST)
+def _manifests(folder: Path) -> list[dict[str, Any]]:
+    """Read the manifests that are there: first the one that counts, the one before it where the latest was deleted."""
+    return [_manifest(path) for name in (_MANIFEST, _BEFORE) if os.path.lexists(path := folder / name)]
+
+
+def _current(folder: Path) -> dict[str, Any]:
+    """Read the manifest that counts.
+
+    Raises:
+        InputError: it is damaged, or there is none.
+    """
+    for name in (_MANIFEST, _BEFORE):
+        if os.path.lexists(folder / name):
+            return _manifest(folder / name)
+    raise InputError(f"expected a checkpoint in {folder}, got none: the run ended before its first one; begin it again")
 
 
 def _manifest(path: Path) -> dict[str, Any]:
     """Read a manifest: `last` and `best`, names and SHA-256 of weights and state; and which `run` names its files."""
     try:
         content = files.read(path, _MOST)
-    except FileNotFoundError:
-        raise InputError(
-            f"expected a checkpoint in {path.parent}, got none: the run ended before its first one; begin it again"
-        ) from None
     except OSError as error:
         raise InputError(f"expected the manifest of a checkpoint, got {path}: {error.strerror}") from None
     try:
@@ -189,14 +209,14 @@ def _write_part(path: Path, data: bytes) -> list[str]:
     return [path.name, digest]
 
 
-def _read(parts: Path, entry: tuple[str, str]) -> bytes:
+def _read(parts: Path, entry: tuple[str, str], most: int | None) -> bytes:
     """Read a file by its name and SHA-256."""
     name, digest = entry
     path = parts / name
     if path.suffix == ".pt":
         raise InputError(f"expected a checkpoint of this version, got {path}: an earlier one wrote it, as a pickle")
     try:
-        data = files.read(path)
+        data = files.read(path, most)
     except (OSError, ValueError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"expected {path}, which the manifest names: {reason}") from None
@@ -208,7 +228,7 @@ def _read(parts: Path, entry: tuple[str, str]) -> bytes:
 
 def _sweep(folder: Path) -> None:
     """Delete, of what was written for this folder, what neither manifest names, and what a kill has left half done."""
-    manifests = [_manifest(path) for name in (_MANIFEST, _BEFORE) if files.is_file(path := folder / name)]
+    manifests = _manifests(folder)
     files.sweep(folder, _WRITTEN)
     if not manifests:
         return
