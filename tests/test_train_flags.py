@@ -136,6 +136,11 @@ def test_text_with_letters_that_break_lines_or_files_is_refused(flag, letter):
     refused(**{flag: Path(value) if Path in (FIELDS[flag], *get_args(FIELDS[flag])) else value})
 
 
+@pytest.mark.parametrize("device", ["", "tpu", "cuda:", "cuda:-1", "cuda:0:0", "CPU", "cpu:0", " cpu", "auto "])
+def test_a_device_that_no_machine_has_is_refused(device):
+    assert "auto, cpu, cuda or cuda:N" in refused(device=device)
+
+
 def test_a_wrong_type_is_told_from_a_right_value():
     assert "got '4'" in refused(epochs="4")
     assert "got 'a\\nb'" in refused(logdir=Path("a\nb"))

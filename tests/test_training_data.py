@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from manual_mlp.training import idx
 from manual_mlp.training.data import Split, drop, load, shift
@@ -169,13 +170,15 @@ def test_shift_moves_each_image_by_an_offset_of_its_own_and_fills_with_backgroun
     assert seen == {(first, second) for first in places for second in places}
 
 
-def test_a_shift_past_the_height_leaves_background_and_takes_no_wider_margin():
-    images, pixels = torch.ones(2000, 9), 7
+def test_a_shift_past_the_height_leaves_background_and_takes_no_wider_margin(monkeypatch):
+    images, pixels, pad, padded = torch.ones(2000, 9), 7, F.pad, []
+    monkeypatch.setattr(F, "pad", lambda *args, **kwargs: padded.append(pad(*args, **kwargs)) or padded[-1])
     moved = shift(images, (1, 9), pixels, -1.0, torch.Generator().manual_seed(0))
     gone = (moved == -1).all(1).double().mean().item()
     assert gone == pytest.approx(1 - 1 / 15, abs=0.02)  # one row of 15 places is seen
     right = {int((row == 1).nonzero()[0]) - int((row.flip(0) == 1).nonzero()[0]) for row in moved if row.max() == 1}
     assert right == set(range(-7, 8))
+    assert padded[0].shape == (2000, 3, 23)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
