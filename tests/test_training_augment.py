@@ -233,9 +233,11 @@ def test_gradients_do_not_flow_into_the_images():
         ({"shear": 90}, "shear to be degrees in"),
         ({"translation": -0.5}, "translation to be pixels"),
         ({"translation": math.inf}, "got inf"),
-        ({"alpha": -1}, "alpha to be a finite"),
+        ({"translation": 2e6}, r"translation to be pixels in \[0, 1,000,000\]"),
+        ({"sigma": 101}, "got 101"),
+        ({"alpha": -1}, "alpha to be pixels in"),
         ({"alpha": math.nan}, "got nan"),
-        ({"sigma": 0}, "sigma to be pixels from 0.5 up, got 0"),
+        ({"sigma": 0}, r"sigma to be pixels in \[0.5, 100\], got 0"),
     ],
 )
 def test_parameters_out_of_range_are_refused(parameters, message):
@@ -247,3 +249,34 @@ def test_parameters_out_of_range_are_refused(parameters, message):
 def test_images_of_another_size_are_refused(shape):
     with pytest.raises(InputError, match=r"expected images \(N, 64\), got"):
         Deformation()(torch.zeros(shape), (8, 8), 0.0, seeded())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2)])
+@pytest.mark.parametrize("kind", [{"rotation": 180}, {"alpha": 34}, {"alpha": 34, "sigma": 0.5}, {"translation": 1e6}])
+def test_images_of_one_pixel_a_side_are_deformed_too(shape, kind):
+    images = pictures(600, shape)
+    moved = Deformation(**kind)(images, shape, -0.4, seeded())
+    assert moved.isfinite().all()
+    assert not torch.equal(moved, images)
+
+
+def test_a_pixel_is_moved_by_its_elastic_field():
+    """What one pixel of a width of one reads from a bright neighbour tells how far it moved."""
+    column = torch.tensor([[0.0] * 5 + [1.0] + [0.0] * 5], dtype=torch.float64).expand(4000, -1)
+    moved = Deformation(alpha=4.0)(column, (11, 1), 0.0, seeded())
+    wide = Deformation(alpha=4.0)(torch.eye(11, dtype=torch.float64)[5:6].expand(4000, -1), (1, 11), 0.0, seeded())
+    torch.testing.assert_close(moved.mean(0), wide.mean(0), rtol=0, atol=0.02)
+    assert moved[:, 5].std() > 0.05
+
+
+def test_a_scaling_next_to_one_leaves_no_image_without_a_width(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *shape, **kwargs: torch.zeros(*shape))  # the lowest that is drawn
+    images = pictures(3, (4, 4), torch.float32)
+    moved = Deformation(scaling=math.nextafter(1, 0), translation=1e6, shear=89.9)(images, (4, 4), 0.0, seeded())
+    assert moved.isfinite().all()
+
+
+def test_an_elastic_field_over_too_many_pixels_is_refused():
+    with pytest.raises(InputError, match="sides of at most 4096 pixels for an elastic deformation, got 1x4097"):
+        Deformation(alpha=1.0)(torch.zeros(2, 4097), (1, 4097), 0.0, seeded())
+    assert Deformation(rotation=1.0)(torch.zeros(2, 4097), (1, 4097), 0.0, seeded()).shape == (2, 4097)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -85,9 +86,9 @@ def test_the_table_judges_a_recipe_once_and_on_what_its_source_reports(monkeypat
     monkeypatch.setattr(literature, "load", lambda *args: rows)
     monkeypatch.setattr(Trainer, "fit", lambda self, log, interrupt: SimpleNamespace(seconds=1.0))
     monkeypatch.setattr(Trainer, "evaluate", lambda self, split: judged.append(split) or SimpleNamespace(accuracy=0.98))
-    error, seconds = literature.train("simard", 0, None, CPU)
+    error, seconds = literature.train("simard", 0, Path(), CPU)
     assert (round(error, 9), seconds) == (2.0, 1.0)
-    literature.train("nielsen-100-cross-entropy", 0, None, CPU)
+    literature.train("nielsen-100-cross-entropy", 0, Path(), CPU)
     assert judged[0] is rows.train
     assert judged[1] is rows.validation
     assert len(judged) == 2

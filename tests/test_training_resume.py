@@ -230,7 +230,7 @@ def test_a_resumed_run_keeps_the_settings_that_may_change(main, finished, tmp_pa
         ({"lr": 1.0}, "expected lr 0.004 as in the checkpoint, got 1.0"),
         ({"hidden": [30]}, "expected the images with which"),
         ({"mean": 0.5}, "expected the images with which"),
-        ({"epochs": "4"}, "expected the settings of a run in"),
+        ({"epochs": "4"}, "expected --epochs to be a whole number below 2**63, got '4'"),
         ({"lr": -1}, "expected --lr to be a positive finite number, got -1"),
     ],
 )

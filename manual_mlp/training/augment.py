@@ -21,6 +21,9 @@ from torch import Tensor
 
 from manual_mlp.training.errors import InputError
 
+FARTHEST = 10**6  # pixels that any of an image may move; float32 still knows such places, and an image has none there
+_LONGEST = 4096  # pixels of a side that an elastic field is made for: its basis takes time with the cube of them
+_THINNEST = 2.0**-20  # share of its width, or height, that an image keeps
 _BLOCK = 512  # images whose places are in the cache at once
 _REACH = 4  # standard deviations of the Gaussian; beyond lie 6e-5 of it
 _DROPPED = 1e-6  # share of an elastic field's variance that need not be kept
@@ -68,9 +71,9 @@ class Deformation:
         self._require("rotation", 0 <= self.rotation <= 180, "degrees in [0, 180]")
         self._require("scaling", 0 <= self.scaling < 1, "a share in [0, 1)")
         self._require("shear", 0 <= self.shear < 90, "degrees in [0, 90)")
-        self._require("translation", 0 <= self.translation < math.inf, "pixels from 0 up")
-        self._require("alpha", 0 <= self.alpha < math.inf, "a finite number from 0 up")
-        self._require("sigma", 0.5 <= self.sigma < math.inf, "pixels from 0.5 up")
+        self._require("translation", 0 <= self.translation <= FARTHEST, f"pixels in [0, {FARTHEST:,}]")
+        self._require("alpha", 0 <= self.alpha <= FARTHEST, f"pixels in [0, {FARTHEST:,}]")
+        self._require("sigma", 0.5 <= self.sigma <= 100, "pixels in [0.5, 100]")
 
     @torch.no_grad()
     def __call__(
@@ -80,6 +83,10 @@ class Deformation:
         height, width = image_shape
         if images.dim() != 2 or images.size(1) != height * width:
             raise InputError(f"expected images (N, {height * width}), got {tuple(images.shape)}")
+        if self.alpha and max(image_shape) > _LONGEST:
+            raise InputError(
+                f"expected sides of at most {_LONGEST} pixels for an elastic deformation, got {height}x{width}"
+            )
         n = images.size(0)
         factors = torch.rand(n, 6, generator=generator, device=images.device).mul_(2).sub_(1)
         limits = (math.radians(self.rotation), self.scaling, self.scaling, self.shear, *[self.translation] * 2)
@@ -89,7 +96,8 @@ class Deformation:
         )
         coefficients = affine(
             angle,
-            torch.stack((1 + wider, 1 + taller), 1),
+            # Rounded, a scaling just below 1 would make an image of no width.
+            torch.stack((1 + wider, 1 + taller), 1).clamp_(min=_THINNEST),
             (slant * (math.pi / 180)).tan(),
             torch.stack((right, down), 1),
         )
@@ -199,7 +207,9 @@ def _functions(
     rows, columns = (_basis(size, sigma).to(dtype) for size in image_shape)
     # From pixels to grid_sample's units: the edges of the image lie at ±1.
     unit = torch.tensor((2 / width, 2 / height), dtype=dtype)
-    return rows.to(device), torch.kron(columns.mT.contiguous(), unit.diag()).to(device)
+    # Not torch.kron, which fails for one pixel.
+    pairs = columns.mT[:, None, :, None] * unit.diag()[:, None]
+    return rows.to(device), pairs.reshape(2 * columns.size(1), 2 * width).to(device)
 
 
 def _basis(size: int, sigma: float | None) -> Tensor:

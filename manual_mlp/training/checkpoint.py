@@ -138,7 +138,10 @@ def resumed(config: Config, given: AbstractSet[str]) -> Config:
                 "leave it out, or begin another run"
             )
         began[name] = value
-    return Config(**began)
+    try:
+        return Config(**began)
+    except InputError as error:
+        raise InputError(f"{error}; it stands in {config.resume / _CONFIG}") from None
 
 
 def data_dir(values: Mapping[str, Any]) -> Path:

@@ -41,7 +41,9 @@ def parse(args: Sequence[str] | None = None) -> Config:
     except SystemExit as exit:
         if not exit.code:
             raise
-        raise InputError(_one_line(complaint.getvalue())) from None
+        # What a Config says, without the frame that tyro draws around it, in which long words are broken.
+        said = exit.__context__
+        raise said if isinstance(said, InputError) else InputError(_one_line(complaint.getvalue())) from None
     return config if config.resume is None else checkpoint.resumed(config, given)
 
 
@@ -80,10 +82,12 @@ def one_line_errors() -> Iterator[None]:
 
 def _one_line(box: str) -> str:
     """Return the first paragraph of tyro's framed message."""
-    inside = [line.strip("│ ") for line in box.splitlines()[1:]]
-    paragraph = " ".join(line for line in inside[: _index_of_rule(inside)])
+    # Where stdout is not UTF-8, there is a line under the title, and no frame.
+    inside = [line.strip("│ ") for line in box.strip().splitlines()[1:]]
+    inside = inside[1:] if _index_of_rule(inside) == 0 else inside
+    paragraph = " ".join(inside[: _index_of_rule(inside)])
     return paragraph.removeprefix("Error parsing Config: ") or box.strip()
 
 
 def _index_of_rule(lines: list[str]) -> int:
-    return next((i for i, line in enumerate(lines) if line.startswith(("─", "╰"))), len(lines))
+    return next((i for i, line in enumerate(lines) if line.startswith(("─", "╰", "---"))), len(lines))

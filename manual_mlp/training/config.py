@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_origin, get_type_hints
 
 from manual_mlp import activations
+from manual_mlp.training import values
+from manual_mlp.training.augment import FARTHEST
 from manual_mlp.training.errors import InputError
+from manual_mlp.training.recipes import RECIPES
 
 # The command line lists the names and refuses others; mypy cannot read a computed Literal. As text it is read whenever
 # the fields' types are asked for: a name that was registered meanwhile is one of them.
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
     ActivationName = str
 else:
     ActivationName: TypeAlias = "Literal[activations.names()]"
+
+_LONGEST_NAME = 255  # bytes, of a folder
 
 
 def _data_dir() -> Path:
@@ -160,32 +166,31 @@ class Config:
 
     def __post_init__(self) -> None:
         for field_name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal:
-                choices = get_args(hint)
-                self._require(field_name, getattr(self, field_name) in choices, "one of " + ", ".join(choices))
+            value = getattr(self, field_name)
+            # A choice is always text; elsewhere '4' is to be told from 4.
+            quoted = get_origin(hint) is not Literal
+            self._require(field_name, values.fits(value, hint), values.described(hint), quoted)
+        self._require("recipe", self.recipe in (None, *RECIPES), "one of " + ", ".join(RECIPES))
         self._require("hidden", all(width >= 1 for width in self.hidden), "widths of at least 1")
-        self._require("epochs", self.epochs >= 1, "at least 1")
-        self._require("held_out", self.held_out is None or self.held_out >= 0, "at least 0")
-        self._require("batch_size", self.batch_size >= 1, "at least 1")
+        for least, names in ((0, ("held_out", "check_every", "seed")), (1, ("epochs", "batch_size", "log_every"))):
+            for name in names:
+                self._require(name, getattr(self, name) is None or getattr(self, name) >= least, f"at least {least}")
         self._require("lr", 0 < self.lr < math.inf, "a positive finite number")
         self._require("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number from 0 up")
-        for share in ("warmup", "momentum", "scaling", "dropout", "input_dropout", "label_smoothing"):
-            self._require(share, 0 <= getattr(self, share) < 1, "a number in [0, 1)")
-        self._require("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
+        for share in ("warmup", "momentum", "scaling", "dropout", "input_dropout", "label_smoothing", "shift"):
+            self._require(share, 0 <= (getattr(self, share) or 0) < 1, "a number in [0, 1)")
+        self._require("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
         self._require("rotation", 0 <= self.rotation <= 180, "degrees in [0, 180]")
         self._require("shear", 0 <= self.shear < 90, "degrees in [0, 90)")
         for pixels in ("translation", "elastic_alpha"):
-            self._require(pixels, 0 <= getattr(self, pixels) < math.inf, "a finite number from 0 up")
+            self._require(pixels, 0 <= getattr(self, pixels) <= FARTHEST, f"pixels in [0, {FARTHEST:,}]")
         self._require("elastic_sigma", 0.5 <= self.elastic_sigma <= 100, "pixels in [0.5, 100]")
-        self._require("log_every", self.log_every >= 1, "at least 1")
-        self._require("shift", self.shift is None or 0 <= self.shift < 1, "a number in [0, 1)")
-        self._require("seed", 0 <= self.seed < 2**63, "a number in [0, 2**63)")
-        self._require("check_every", self.check_every >= 0, "at least 0")
+        self._require("device", re.fullmatch("auto|cpu|cuda(:[0-9]+)?", self.device), "auto, cpu, cuda or cuda:N")
         is_name = self.name not in ("", "..") and Path(self.name).name == self.name
         self._require("name", is_name, "a folder name without a path")
+        self._require("name", len(os.fsencode(self.name)) <= _LONGEST_NAME, f"at most {_LONGEST_NAME} bytes long")
 
-    def _require(self, field_name: str, holds: bool, expected: str) -> None:
+    def _require(self, field_name: str, holds: object, expected: str, quoted: bool = False) -> None:
         if not holds:
-            value = getattr(self, field_name)
-            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            raise InputError(f"expected --{field_name.replace('_', '-')} to be {expected}, got {shown}")
+            got = values.shown(getattr(self, field_name), quoted)
+            raise InputError(f"expected --{field_name.replace('_', '-')} to be {expected}, got {got}")

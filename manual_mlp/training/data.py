@@ -124,10 +124,16 @@ def shift(
     height, width = image_shape
     n, side = len(images), 2 * pixels + 1
     offsets = torch.randint(side * side, (n,), generator=generator, device=images.device)
-    padded = F.pad(images.view(n, height, width), (pixels,) * 4, value=background)
+    # An image that is moved by its whole height, or width, is gone: wider margins hold nothing.
+    tall, wide = min(pixels, height), min(pixels, width)
+    padded = F.pad(images.view(n, height, width), (wide, wide, tall, tall), value=background)
     # All places of the window over an image, as a view.
-    windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # (N, side, side, height, width)
-    moved = windows[torch.arange(n, device=images.device), offsets // side, offsets % side]
+    windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # (N, 2 tall + 1, 2 wide + 1, height, width)
+    down, right = (
+        (offset - pixels).clamp_(-margin, margin).add_(margin)
+        for offset, margin in ((offsets // side, tall), (offsets % side, wide))
+    )
+    moved = windows[torch.arange(n, device=images.device), down, right]
     return moved.flatten(1)
 
 

@@ -82,7 +82,7 @@ def load_run(folder: Path | str, best: bool = False) -> MLP:
 
 def _number(settings: dict[str, Any], name: str) -> float | None:
     value: Any = settings.get(name)
-    return value if type(value) in (int, float) and abs(value) <= sys.float_info.max else None
+    return float(value) if type(value) in (int, float) and abs(value) <= sys.float_info.max else None
 
 
 @dataclass(frozen=True)

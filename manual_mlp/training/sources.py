@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
-import hashlib
-import http.client
-import math
 import os
-import shutil
-import socket
-import struct
 import sys
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,36 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from manual_mlp.training import idx
 from manual_mlp.training.errors import InputError
+from manual_mlp.training.published import FILES, PUBLISHED, Published
 
 Images = tuple[Tensor, Tensor]  # (N, height, width) in [0, 1], (N,) labels
 
-_FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
-# The files, and how long those are that were published.
-_FILES = {
-    "train-images-idx3-ubyte": 47_040_016,
-    "train-labels-idx1-ubyte": 60_008,
-    "t10k-images-idx3-ubyte": 7_840_016,
-    "t10k-labels-idx1-ubyte": 10_008,
-}
-# MD5 of the published files. Of the packed ones torchvision lists it; for Fashion-MNIST there are no others.
-_SUMS = {
-    "mnist": {
-        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-    }
-}
-# Tried after torchvision's own.
-_MORE_MIRRORS = {
-    "mnist": ("https://storage.googleapis.com/cvdf-datasets/mnist/",),
-    "fashion-mnist": (
-        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
-        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
-    ),
-}
-_NETWORK_TIMEOUT = 10.0  # seconds without a byte
+_OVERHEAD = 2**16  # bytes that a packed file, or what is sent with it, may be longer than the file
 
 
 @dataclass(frozen=True)
@@ -65,20 +34,23 @@ class Source:
 def open_source(dataset: str, data_dir: Path) -> Source:
     """Find the images of `auto`, `mnist`, `fashion-mnist` or `digits`.
 
+    Files are read as they lie there, unpacked or as .gz; what is downloaded is put there unpacked.
+
     Raises:
-        InputError: the files are missing and cannot be downloaded, or they are damaged.
+        InputError: the files are missing and cannot be downloaded, or they are damaged, or hold no image.
     """
     if dataset == "digits":
         return _digits()
-    name = "mnist" if dataset == "auto" else dataset
-    folder = data_dir / _FOLDERS[name] / "raw"
+    name = _name(dataset)
+    published = PUBLISHED[name]
+    folder = _folder(published, data_dir)
     try:
-        _complete(name, folder)
-    except _Unavailable as error:
-        if dataset != "auto" or any((folder / f"{file}{end}").exists() for file in _FILES for end in ("", ".gz")):
+        _complete(published, folder)
+    except _UnavailableError as error:
+        if dataset != "auto" or len(_missing(folder)) < len(FILES):
             raise InputError(
-                f"expected {name} in {folder.absolute()} or a network to download it, got {error}; put the missing "
-                "files there, unpacked or as .gz, or name another folder by --data-dir or MANUAL_MLP_DATA"
+                f"expected {name} in {folder.absolute()} or {error.wanted}, got {error}; {error.advice} by --data-dir "
+                "or MANUAL_MLP_DATA"
             ) from None
         print(
             f"WARNING: no MNIST in {folder.absolute()} and no download ({error}): "
@@ -86,149 +58,172 @@ def open_source(dataset: str, data_dir: Path) -> Source:
             file=sys.stderr,
         )
         return _digits()
-    train_images, train_labels, test_images, test_labels = (_shape(folder / file) for file in _FILES)
-    for images, labels, part in ((train_images, train_labels, "train"), (test_images, test_labels, "t10k")):
-        if images[0] != labels[0]:
-            raise InputError(f"expected as many labels as {part} images in {folder}, got {labels[0]} for {images[0]}")
-    if test_images[1:] != train_images[1:]:
-        raise InputError(f"expected test images of {train_images[1:]} pixels in {folder}, got {test_images[1:]}")
-    for file, md5 in _SUMS.get(name, {}).items():
-        _compare(folder / file, folder / file, md5)
-    return Source(name, _read(folder, "train"), lambda: _read(folder, "t10k"))
+    train, test = (_part(published, folder, part) for part in ("train", "t10k"))
+    if test.images.shape[1:] != train.images.shape[1:]:
+        raise InputError(
+            f"expected test images of {train.images.shape[1:]} pixels in {folder}, got {test.images.shape[1:]}"
+        )
+    return Source(name, train.read(), test.read)
 
 
-class _Unavailable(Exception):
-    """Files are missing and could not be had."""
+def holds(dataset: str, data_dir: Path) -> bool:
+    """Tell whether a folder has all files of a data set, unpacked or as .gz: they are not read, and none is written.
+
+    The digits need none; of a data set that is not known, no folder holds any.
+    """
+    published = PUBLISHED.get(_name(dataset))
+    return dataset == "digits" or (published is not None and not _missing(_folder(published, data_dir)))
 
 
-def _complete(name: str, folder: Path) -> None:
-    """Unpack the files that lie in the folder as .gz, and download those that do not."""
-    if not _missing(folder):
-        return
-    from torchvision import datasets
+def _name(dataset: str) -> str:
+    return "mnist" if dataset == "auto" else dataset
 
-    published = getattr(datasets, _FOLDERS[name])
-    packed_sums = {file.removesuffix(".gz"): md5 for file, md5 in published.resources}
-    mirrors = list(dict.fromkeys((*published.mirrors, *_MORE_MIRRORS[name])))
-    with _workplace(folder) as workplace:
-        for file in _missing(folder):
-            archive = folder / f"{file}.gz"
-            if archive.is_file():
-                unpacked, called = workplace / file, f"{archive}, unpacked"
-                _unpack(archive, unpacked)
-                _shape(unpacked, called)
-                if name in _SUMS:
-                    _compare(unpacked, unpacked, _SUMS[name][file], called)
-                else:
-                    _compare(unpacked, archive, packed_sums[file])
-                os.replace(unpacked, folder / file)
-        for file in _missing(folder):
-            try:
-                archive = _download(f"{file}.gz", packed_sums[file], mirrors, workplace)
-            except _Unavailable as error:
-                raise _Unavailable(f"no {', '.join(_missing(folder))}; tried {error}") from None
-            _unpack(archive, workplace / file)
-            os.replace(workplace / file, folder / file)
+
+def _folder(published: Published, data_dir: Path) -> Path:
+    return data_dir / published.folder / "raw"
+
+
+def _place(folder: Path, file: str) -> Path | None:
+    """Return where a file is, unpacked or packed; whether it can be read is seen later."""
+    return next((path for end in ("", ".gz") if os.path.lexists(path := folder / f"{file}{end}")), None)
 
 
 def _missing(folder: Path) -> list[str]:
-    return [file for file in _FILES if not (folder / file).is_file()]
+    return [file for file in FILES if _place(folder, file) is None]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Training or test images, seen to be whole; the former in memory."""
+
+    images: idx.Idx
+    labels: idx.Idx
+
+    def read(self) -> Images:
+        images, labels = self.images, self.labels
+        if images.values is None:
+            # It may have been packed or unpacked since.
+            images = idx.read(_place(images.path.parent, images.path.name.removesuffix(".gz")) or images.path, 3)
+            if images.md5 != self.images.md5:
+                raise InputError(f"expected {images.path} as it was when training began, got another file")
+        assert images.values is not None
+        assert labels.values is not None
+        return images.values.float().div_(255), labels.values.long()
+
+
+def _part(published: Published, folder: Path, part: str) -> _Part:
+    images = _examined(published, folder, f"{part}-images-idx3-ubyte", keep=part == "train")
+    labels = _examined(published, folder, f"{part}-labels-idx1-ubyte")
+    count, height, width = images.shape
+    if not count * height * width:
+        raise InputError(
+            f"expected at least one image, and one pixel, in {images.path}, got {count} of {height}x{width} pixels"
+        )
+    if labels.shape != (count,):
+        raise InputError(f"expected as many labels as {part} images in {folder}, got {labels.shape[0]} for {count}")
+    assert labels.values is not None
+    if labels.values.max() > 9:
+        raise InputError(f"expected labels 0 to 9 in {labels.path}, got {labels.values.max()}")
+    return _Part(images, labels)
+
+
+def _examined(published: Published, folder: Path, file: str, keep: bool = True) -> idx.Idx:
+    """Read a file, and compare it with the published one if it is as long; images of one's own need not be.
+
+    Raises:
+        InputError: it is another, or damaged.
+    """
+    found = idx.read(_place(folder, file) or folder / file, _rank(file), keep)
+    if found.length != FILES[file]:
+        return found
+    if file in published.unpacked:
+        md5, expected, called = found.md5, published.unpacked[file], found.called
+    else:
+        md5, expected, called = found.packed_md5, published.packed[file], str(found.path)
+        if not found.is_packed:
+            return found
+    if md5 != expected:
+        raise InputError(
+            f"expected MD5 {expected} of {called}, got {md5}: the file is damaged, or of another data set; "
+            f"{found.advice}"
+        )
+    return found
+
+
+def _rank(file: str) -> int:
+    return 3 if "idx3" in file else 1
+
+
+class _UnavailableError(Exception):
+    """Files are missing and could not be had.
+
+    Attributes:
+        wanted: what would have helped.
+        advice: what may be done.
+    """
+
+    def __init__(self, folder: Path, reason: str, wanted: str, advice: str) -> None:
+        super().__init__(f"no {', '.join(_missing(folder))}; {reason}")
+        self.wanted, self.advice = wanted, advice
+
+
+def _complete(published: Published, folder: Path) -> None:
+    """Download the files that do not lie in the folder."""
+    if not _missing(folder):
+        return
+    above = next(path for path in (folder, *folder.parents) if os.path.lexists(path) or path == path.parent)
+    if not os.path.isdir(above):
+        raise InputError(f"expected --data-dir with a folder {published.folder}/raw, got {above}, which is no folder")
+    mirrors = list(published.mirrors)
+    with _workplace(folder) as workplace:
+        for file in _missing(folder):
+            archive = workplace / f"{file}.gz"
+            _download(archive, published.packed[file], mirrors, FILES[file] + _OVERHEAD, folder)
+            idx.unpack(archive, _rank(file), workplace / file)
+            os.replace(workplace / file, folder / file)
 
 
 @contextlib.contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
     """Make a folder inside a folder, for files that are not complete; afterwards nothing is left that is empty."""
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    created = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as workplace:
             yield Path(workplace)
     except OSError as error:
-        raise _Unavailable(f"no {', '.join(_missing(folder))}; {error}") from None
+        raise _UnavailableError(
+            folder,
+            f"{folder} cannot be written: {error.strerror or error}",
+            "a folder to download it into",
+            "make it writable, or name another",
+        ) from None
     finally:
         for path in created:
-            if path.is_dir() and not any(path.iterdir()):
+            with contextlib.suppress(OSError):  # it is not empty, or was not made
                 path.rmdir()
 
 
-def _download(file: str, md5: str, mirrors: list[str], folder: Path) -> Path:
+def _download(archive: Path, md5: str, mirrors: list[str], most_bytes: int, folder: Path) -> None:
     """Download a file from the first mirror that has it whole, which moves to the front."""
-    from torchvision.datasets.utils import download_url
+    from manual_mlp.training.download import DownloadError, download
 
     failures = []
     for mirror in mirrors:
-        before = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(_NETWORK_TIMEOUT)
         try:
-            download_url(mirror + file, str(folder), md5=md5)
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
-            failures.append(f"{mirror} ({' '.join(str(error).split()).strip('<>') or type(error).__name__})")
+            download(mirror + archive.name, archive, md5, most_bytes)
+        except DownloadError as error:
+            failures.append(f"{mirror} ({error})")
             continue
-        finally:
-            socket.setdefaulttimeout(before)
         mirrors.remove(mirror)
         mirrors.insert(0, mirror)
-        return folder / file
-    raise _Unavailable(", ".join(failures))
-
-
-def _unpack(archive: Path, path: Path) -> None:
-    try:
-        with gzip.open(archive) as packed, path.open("wb") as unpacked:
-            shutil.copyfileobj(packed, unpacked)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(
-            f"expected a gzip file in {archive}, got: {error}: the file is damaged; delete it to download it again"
-        ) from None
-
-
-def _shape(path: Path, called: str | None = None) -> tuple[int, ...]:
-    """Return the shape of an IDX file's content by its header; the file's size must agree."""
-    called = called or str(path)
-    rank = 3 if "idx3" in path.name else 1
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header = file.read(4 + 4 * rank)
-    if header[:4] != bytes((0, 0, 8, rank)) or len(header) < 4 + 4 * rank:
-        raise InputError(f"expected an IDX file of bytes with {rank} dimensions, got {called} starting {header[:4]!r}")
-    shape = struct.unpack(f">{rank}I", header[4:])
-    expected = len(header) + math.prod(shape)
-    if size != expected:
-        raise InputError(
-            f"expected {expected} bytes in {called}, got {size}: the file is damaged; delete it to download it again"
-        )
-    return shape
-
-
-def _compare(unpacked: Path, path: Path, md5: str, called: str | None = None) -> None:
-    """Compare a file with the published one, if it is as long unpacked; images of one's own need not be.
-
-    Raises:
-        InputError: it is another.
-    """
-    if unpacked.stat().st_size != _FILES[unpacked.name]:
         return
-    found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise InputError(
-            f"expected MD5 {md5} of {called or path}, got {found}: the file is damaged, or of another data set; "
-            "delete it to download it again"
-        )
-
-
-def _read(folder: Path, part: str) -> Images:
-    paths = [folder / f"{part}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
-    images, labels = map(_content, paths)
-    if labels.numel() and labels.max() > 9:
-        raise InputError(f"expected labels 0 to 9 in {paths[1]}, got {labels.max()}")
-    return images.float().div_(255), labels.long()
-
-
-def _content(path: Path) -> Tensor:
-    """Read the bytes of an IDX file: not by torchvision, whose import takes longer than this and all before it."""
-    shape = _shape(path)
-    content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-    return content[len(content) - math.prod(shape) :].view(shape)
+    raise _UnavailableError(
+        folder,
+        f"tried {', '.join(failures)}",
+        "a network to download it",
+        "put the missing files there, unpacked or as .gz, or name another folder",
+    )
 
 
 def _digits() -> Source:
@@ -240,11 +235,3 @@ def _digits() -> Source:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     test, train = order[: len(order) // 6], order[len(order) // 6 :]
     return Source("digits", (images[train], labels[train]), lambda: (images[test], labels[test]))
-
-
-def holds(dataset: str, data_dir: Path) -> bool:
-    """Tell whether a folder has all files of a data set."""
-    if dataset not in _FOLDERS:
-        return True
-    folder = data_dir / _FOLDERS[dataset] / "raw"
-    return all(any((folder / f"{file}{end}").is_file() for end in ("", ".gz")) for file in _FILES)
