@@ -247,7 +247,7 @@ def test_at_the_ends_of_its_range_a_flag_works(main, flags):
 def test_a_rate_that_no_network_bears_is_told_in_one_line(main, flags):
     status, _, err = main("--dataset", "digits", "--epochs", 2, "--hidden", 4, "--log-every", 1, *flags.split())
     assert status == 1
-    assert err.splitlines()[-1].startswith("error: expected ")
+    assert err.splitlines()[-1].startswith("error: expected a finite ")
     assert "Traceback" not in err
 
 

@@ -63,7 +63,8 @@ def lines(err):
 
 @pytest.mark.parametrize("value", ANYTHING, ids=repr)
 def test_a_setting_of_any_kind_is_taken_or_refused_in_one_line(main, finished, tmp_path, value):
-    for name in json.loads((finished / "config.json").read_text()):
+    names = set(json.loads((finished / "config.json").read_text()))
+    for name in names - ({"compile"} if value is True else set()):  # of which torch has its own to say
         folder = shutil.copytree(finished, tmp_path / name)
         edit(folder, **{name: value})
         status, _, err = main("--resume", folder)
