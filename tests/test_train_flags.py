@@ -14,7 +14,7 @@ pytest.importorskip("tyro")
 
 from manual_mlp.training.config import Config
 from manual_mlp.training.errors import InputError
-from mnist import path_of, write_idx
+from mnist import path_of, write_idx, write_mnist
 from runs import main_here as main_here
 
 FIELDS = {field.name: get_type_hints(Config)[field.name] for field in dataclasses.fields(Config)}
@@ -307,3 +307,12 @@ def test_images_without_a_pixel_are_refused_before_anything_is_made(main, tmp_pa
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith("error: expected at least one image, and one pixel, in ")
     assert [path.name for path in tmp_path.iterdir()] == ["MNIST"]
+
+
+def test_images_too_large_for_an_elastic_field_are_refused_before_anything_is_made(main, tmp_path):
+    data = write_mnist(tmp_path / "data", shape=(1, 4097))
+    flags = ("--data-dir", data, "--hidden", 4, "--batch-size", 8, "--elastic-alpha", 1)
+    status, _, err = main(*flags)
+    expected = "expected sides of at most 4096 pixels for an elastic deformation, got 1x4097"
+    assert (status, err) == (2, f"error: {expected}\n")
+    assert not (tmp_path / "runs").exists()

@@ -83,10 +83,7 @@ class Deformation:
         height, width = image_shape
         if images.dim() != 2 or images.size(1) != height * width:
             raise InputError(f"expected images (N, {height * width}), got {tuple(images.shape)}")
-        if self.alpha and max(image_shape) > _LONGEST:
-            raise InputError(
-                f"expected sides of at most {_LONGEST} pixels for an elastic deformation, got {height}x{width}"
-            )
+        self.require_size(image_shape)
         n = images.size(0)
         factors = torch.rand(n, 6, generator=generator, device=images.device).mul_(2).sub_(1)
         limits = (math.radians(self.rotation), self.scaling, self.scaling, self.shear, *[self.translation] * 2)
@@ -108,6 +105,18 @@ class Deformation:
         coefficients = F.pad(coefficients, (0, 0, 0, shape[2], 0, shape[1]))
         coefficients[:, 2:, 2:] = noise
         return resample(images, image_shape, coefficients, background, self.sigma)
+
+    def require_size(self, image_shape: tuple[int, int]) -> None:
+        """See that images are not too large to be deformed.
+
+        Raises:
+            InputError: they are.
+        """
+        if self.alpha and max(image_shape) > _LONGEST:
+            height, width = image_shape
+            raise InputError(
+                f"expected sides of at most {_LONGEST} pixels for an elastic deformation, got {height}x{width}"
+            )
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -94,6 +94,7 @@ class Trainer:
             config.elastic_alpha,
             config.elastic_sigma,
         )
+        self.deform.require_size(data.image_shape)
         share = (0.0 if data.name == "fashion-mnist" else _SHIFT) if config.shift is None else config.shift
         self.shift = round(share * data.image_shape[1])  # pixels
         # What autocast would do at each step is done once, if the images are trained on as they are, or moved.
