@@ -86,6 +86,21 @@ def test_an_epoch_is_saved_before_it_is_told_of(tmp_path):
     assert load_run(tmp_path / "runs/run")
 
 
+def test_a_log_that_cannot_be_written_ends_and_the_run_does_not(tmp_path):
+    # A file may have 60 kB: a checkpoint has less, the events of so many epochs have more.
+    flags = (*TRAIN, "--epochs", "20", "--log-every", "1")
+    whole, limited = tmp_path / "whole", tmp_path / "limited"
+    for at, limit in ((whole, "unlimited"), (limited, "60")):
+        at.mkdir()
+        status, out, err = call(("bash", "-c", f'ulimit -f {limit}; exec "$@"', "bash", *flags), cwd=at)
+        assert status == 0, err
+        assert out.splitlines()[-1].startswith(b"test accuracy")
+        assert "Traceback" not in err
+    warning = f"WARNING: the log in {limited / 'runs/run'} ends here (File too large); the run goes on"
+    assert err.count("WARNING") == err.count(warning) == 1
+    assert weights(limited / "runs/run") == weights(whole / "runs/run")
+
+
 @pytest.mark.parametrize("redirect", [CLOSED, GONE, FULL])
 def test_a_run_is_exported_whatever_the_streams_are(trained, tmp_path, redirect):
     command = (*PYTHON, "-m", "manual_mlp", "export", trained, "--to", "sequential", "--output", tmp_path / "net.pt")
