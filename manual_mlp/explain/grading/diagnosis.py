@@ -1,0 +1,200 @@
+"""The diagnosis of numbers that are wrong: what gives them is named once, or said not to be recognised."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from manual_mlp.explain.grading.call import LAYOUTS, STEPS, Answer
+from manual_mlp.explain.grading.case import Case, Grade, checks_of, runs
+from manual_mlp.explain.grading.mistakes import BY_OTHER_MEANS
+from manual_mlp.explain.grading.numbers import coarse, is_fine, probes, worlds
+from manual_mlp.explain.grading.search import CHAIN, Explanation, Found, Search, same, told_with
+from manual_mlp.explain.grading.show import beside, listed, not_finite, told
+
+UNKNOWN = "I do not recognise this."
+
+
+def diagnose(case: Case) -> Grade:
+    """Name the mistakes in a function that runs, or say that they are not recognised."""
+    search, answer = case.search, case.answer
+    assert isinstance(answer, Answer)
+    checks = checks_of(case)
+    rough = [name for name, dtype in answer.dtypes.items() if not is_fine(dtype)]
+    if rough:
+        return Grade(checks, (), ("Numbers of this kind are not compared.",))
+    wrong = search.wrong()
+    value, want = search.given[wrong[0]], search.truth[wrong[0]]
+    picture = beside(wrong[0], value, want, search.allowed * max(1.0, float(want.abs().max())))
+    mistakes, hints = _diagnosis(case, answer)
+    return Grade(checks, mistakes, hints, picture)
+
+
+def _diagnosis(case: Case, answer: Answer) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of the mistakes, and what to say of them."""
+    search = case.search
+    whole = _as_a_whole(case)
+    if whole:
+        return named(whole[0], whole[1])
+    found = _explained(case, (1,)) or _order(case, answer) or _world(case) or _explained(case, (2, 3))
+    if found:
+        return _said(search, answer, found, ())
+    return _partly(search, answer)
+
+
+def named(name: str, says: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return (name,), (f"{name}: {says}",)
+
+
+def _as_a_whole(case: Case) -> tuple[str, str] | None:
+    """Look for what is right but for the way it was called, or its digits."""
+    search, network = case.search, case.network
+    near = all(same(value, search.truth[name], coarse(network)) for name, value in search.given.items())
+    if near:
+        return (
+            "float32-inside",
+            "it agrees to 6 or 7 digits, and float64 has 16. Something was computed in float32, as torch.zeros(3, 2) "
+            "is, or by finite differences, or with a rounded constant. zeros_like(W) has W's dtype.",
+        )
+    other = replace(case, layout=other_layout(case.layout))
+    if network.w.shape[0] == network.w.shape[1] and runs(other) and other.right:
+        return "another-layout", layout_says(case.layout)
+    return None
+
+
+def other_layout(layout: str) -> str:
+    return next(name for name in LAYOUTS if name != layout)
+
+
+def layout_says(layout: str) -> str:
+    if layout == "torch":
+        return 'it takes W as the textbook stores it, (D_in, D_out), and is right so. Leave layout="torch" out.'
+    return 'it takes W as PyTorch stores it, (D_out, D_in), and is right so. Pass layout="torch".'
+
+
+def _explained(case: Case, sizes: tuple[int, ...]) -> Explanation:
+    """Find the fewest mistakes that give all the numbers; of several ways those that give others too."""
+    for size in sizes:
+        found = case.search.explanations(size)
+        if len(found) > 1:
+            found = _kept(case, found, size)
+        if found:
+            return found[0]
+    return ()
+
+
+def _kept(case: Case, found: list[Explanation], size: int) -> list[Explanation]:
+    for network in itertools.islice(probes(case.network), 2):
+        other = replace(case, network=network)
+        if not runs(other) or len(found) < 2:
+            break
+        keys = {tuple(mistake.key for mistake in made) for made in other.search.explanations(size)}
+        found = [made for made in found if tuple(mistake.key for mistake in made) in keys] or found
+    return found
+
+
+def _order(case: Case, answer: Answer) -> Explanation:
+    """Try the results under each other's names."""
+    search, names = case.search, tuple(case.search.given)
+    if len(names) > len(STEPS) - 2 and not answer.ordered:
+        swaps = [tuple({a: b, b: a}.get(name, name) for name in names) for a, b in itertools.combinations(names, 2)]
+    else:
+        swaps = list(itertools.permutations(names))
+    for swap in swaps:
+        if all(
+            same(search.given[mine], search.truth[name], search.allowed) for mine, name in zip(names, swap, strict=True)
+        ):
+            moved = [f"{mine} is {name}" for mine, name in zip(names, swap, strict=True) if mine != name]
+            row = replace(BY_OTHER_MEANS["wrong-order"], wrong=f"what you call {', '.join(moved)}")
+            return (Found(row, ()),)
+    return ()
+
+
+def _world(case: Case) -> Explanation:
+    """Try the results of another function or loss."""
+    search = case.search
+    for f, loss in worlds(case.network):
+        values = told_with(None, replace(search.start, f=f, loss=loss))
+        if all(same(value, values[name], search.allowed) for name, value in search.given.items()):
+            name = "another-activation" if loss == case.network.loss else "another-loss"
+            options = [f"activation={f.name!r}"] if f is not case.network.f else []
+            options += [f"loss={loss!r}"] if loss != case.network.loss else []
+            row = replace(
+                BY_OTHER_MEANS[name],
+                wrong=f"right for f = {f.name} and the {loss}",
+                why=f"If that is what you compute, pass {' and '.join(options)}.",
+            )
+            return (Found(row, ()),)
+    return ()
+
+
+def _said(
+    search: Search, answer: Answer, found: Explanation, rest: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    hints = [*told(found, search.start), *_after(search, found, rest)]
+    names = tuple(dict.fromkeys(mistake.row.name for mistake in found))
+    spoilt = () if "argument-overwritten" in names else overwritten(answer)
+    return names, (*hints, *spoilt)
+
+
+def _after(search: Search, found: Explanation, rest: tuple[str, ...]) -> list[str]:
+    """Say which results are wrong only because an earlier one is, and which may be so for themselves."""
+    placed = {step for mistake in found for step in mistake.steps}
+    wrong = search.wrong()
+    first = next((step for step in wrong if step in CHAIN), None)
+    hints = []
+    if first is not None:
+        later = [step for step in wrong if step not in placed and step != first and search.follows(step)]
+        if later:
+            name = "δ" if first == "delta" else first
+            hints.append(f"Mend {name}: {', '.join(later)} {_follow(later)} from it as {_it(later)} should.")
+    if rest:
+        hints.append(f"{listed(rest)} {'is' if len(rest) == 1 else 'are'} wrong too. Mend this first.")
+    return hints
+
+
+def _follow(names: list[str]) -> str:
+    return "follows" if len(names) == 1 else "follow"
+
+
+def _it(names: list[str]) -> str:
+    return "it" if len(names) == 1 else "they"
+
+
+def _partly(search: Search, answer: Answer) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Name what is wrong first, if it is known; else an argument that was changed; else say that it is not known."""
+    wrong = search.wrong()
+    right = [step for step in search.given if step not in wrong]
+    first = wrong[0]
+    if first in CHAIN:
+        tries = [[step for step in search.given if step in CHAIN and STEPS.index(step) <= STEPS.index(first)]]
+    else:
+        tries = [[*right, step] for step in wrong]
+    for steps in tries:
+        part = replace(search, given=_only(search.given, steps))
+        found = next((found[0] for size in (1, 2) if (found := part.explanations(size))), ())
+        if found:
+            rest = [step for step in wrong if step not in steps and not search.follows(step)]
+            return _said(search, answer, found, tuple(rest))
+    if answer.changed:
+        row = replace(BY_OTHER_MEANS["argument-overwritten"], wrong=f"the function changes {listed(answer.changed)}")
+        return ("argument-overwritten",), told((Found(row, ()),), search.start)
+    hints = [not_finite(step, search.given[step]) for step in wrong if not search.given[step].isfinite().all()]
+    return (), (UNKNOWN, *hints, *_after(search, (), ()))
+
+
+def _only(given: Mapping[str, Tensor], steps: list[str]) -> dict[str, Tensor]:
+    return {step: value for step, value in given.items() if step in steps}
+
+
+def overwritten(answer: Answer) -> tuple[str, ...]:
+    if not answer.changed:
+        return ()
+    it = "it" if len(answer.changed) == 1 else "them"
+    return (
+        f"It changes {listed(answer.changed)} in place, and the caller finds other numbers in {it} afterwards: "
+        "work on a copy, as clone() makes one.",
+    )
