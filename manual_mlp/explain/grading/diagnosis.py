@@ -10,7 +10,7 @@ from torch import Tensor
 
 from manual_mlp.explain.grading.call import LAYOUTS, STEPS, Answer
 from manual_mlp.explain.grading.case import Case, Grade, checks_of, runs
-from manual_mlp.explain.grading.mistakes import BY_OTHER_MEANS
+from manual_mlp.explain.grading.known import BY_OTHER_MEANS
 from manual_mlp.explain.grading.numbers import coarse, is_fine, probes, worlds
 from manual_mlp.explain.grading.search import CHAIN, Explanation, Found, Search, same, told_with
 from manual_mlp.explain.grading.show import beside, listed, not_finite, told

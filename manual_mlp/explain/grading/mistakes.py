@@ -158,6 +158,11 @@ ROWS: tuple[Known, ...] = (
     _one_of_eight("slope-at-output", "delta", lambda at: at.dy * at.f.df(at.y)),
     _one_of_eight("product-for-hadamard", "delta", lambda at: at.dy @ at.f.df(at.z)),
     Known(
+        *("function-for-slope", "delta", "δ = ∂J/∂Y ⊙ f(Z)", _DELTA),
+        "The error goes back through the slope f′, not through f.",
+        lambda at: at.dy * at.f.f(at.z),
+    ),
+    Known(
         *("softmax-slope-added", "delta", "δ = (p − t) ⊙ p ⊙ (1 − p)", "δ = p − t"),
         "p − t is what softmax and cross-entropy send back together: the softmax's slope is in it.",
         _loss("cross-entropy", lambda at: at.dy * _p(at.y) * (1 - _p(at.y)), "delta"),
@@ -202,11 +207,6 @@ ROWS: tuple[Known, ...] = (
         *("bias-forgotten", "delta", "δ = ∂J/∂Y ⊙ f′(H W)", _DELTA),
         "Z has the bias in it, in the slope too.",
         lambda at: at.dy * at.f.df(at.h @ at.w),
-    ),
-    Known(
-        *("function-for-slope", "delta", "δ = ∂J/∂Y ⊙ f(Z)", _DELTA),
-        "The error goes back through the slope f′, not through f.",
-        lambda at: at.dy * at.f.f(at.z),
     ),
     Known(
         *("slope-twice", "delta", "δ = ∂J/∂Y ⊙ f′(Z) ⊙ f′(Z)", _DELTA),

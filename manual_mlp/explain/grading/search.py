@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from manual_mlp.explain.grading.known import RIGHTLY, At, Known, Step
-from manual_mlp.explain.grading.mistakes import BY_OTHER_MEANS, ROWS
+from manual_mlp.explain.grading.known import BY_OTHER_MEANS
+from manual_mlp.explain.grading.mistakes import ROWS
 
 # A step of the chain rests on the one before; the gradients rest on the chain alone.
 CHAIN = {"Z": "z", "Y": "y", "dY": "dy", "delta": "delta"}
@@ -143,7 +144,7 @@ class Search:
         if step in self.given:
             value = self.given[step]
             right = self._same(value, self.truth[step])
-            for found in self._of_one(step, at, left):
+            for found in self._of_one(step, at, left, made):
                 aside = any(mistake.row.aside for mistake in found)
                 on = getattr(self.start, CHAIN[step]) if right else told if aside else value
                 if on.shape == told.shape:
@@ -167,14 +168,16 @@ class Search:
         factors = (self._multiple(step, tell(step, RIGHTLY[step], at)) for step in steps)
         common = next((found for found in factors if found is not None), None)
         if common is not None and common.factor is not None:
-            shared = replace(common, steps=tuple(steps))
-            yield from self._each(steps, put(at, "delta", common.factor * at.delta), left - 1, (*made, shared))
+            shared = replace(common, steps=("delta",))
+            scaled = put(at, "delta", common.factor * at.delta)
+            for found in self._each(steps, scaled, left - 1, (*made, shared)):
+                yield (*made, replace(shared, steps=tuple(steps)), *found[len(made) + 1 :])
 
     def _each(self, steps: list[str], at: At, left: int, made: Explanation) -> Iterator[Explanation]:
         options: list[list[Explanation]] = []
         least = 0
         for step in steps:
-            options.append(self._of_one(step, at, left - least))
+            options.append(self._of_one(step, at, left - least, made))
             if not options[-1]:
                 return
             least += min(map(len, options[-1]))
@@ -183,10 +186,12 @@ class Search:
             if len(found) <= left:
                 yield (*made, *found)
 
-    def _of_one(self, step: str, at: At, left: int) -> list[Explanation]:
+    def _of_one(self, step: str, at: At, left: int, made: Explanation) -> list[Explanation]:
         """List the ways to a result from what is at hand: none for a right one, else with fewest mistakes."""
         value, told = self.given[step], tell(step, RIGHTLY[step], at)
-        if self._same(value, told) or self._same(value, self.truth[step]):
+        # What is returned wrong may have been right where it was used. What is only supposed to be wrong was not.
+        supposed = any(step not in self.given for mistake in made for step in mistake.steps)
+        if self._same(value, told) or (not supposed and self._same(value, self.truth[step])):
             return [()]
         if left < 1:
             return []

@@ -142,9 +142,11 @@ def _multiple(mistake: Found, at: At) -> str:
         return f"{subject} −1 times {should}."
     words = [word for word, factor in factors(at).items() if factor == mistake.factor and factor != 1]
     if mistake.row.name == "mean-for-sum":
-        return f"{subject} 1/N times {should}."
+        words = [word for word in words if "N" in word]
     written = " = ".join(words[:2]) or f"{mistake.factor:.6g}".replace("-", "−")
     why = ""
+    if mistake.row.name == "mean-for-sum":
+        return f"{subject} {written} times {should}."
     if mistake.factor == 2:
         why = " J has a ½ in it, which cancels the 2 of the square."
     elif mistake.factor < 1 and words[:1] != ["1/2"] and words:
