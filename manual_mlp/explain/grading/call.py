@@ -44,7 +44,6 @@ class Answer:
         dtypes: in which they came; of a list that of its least precise number.
         after: H, W, B and target after the call, W in the textbook's layout.
         changed: the names of those that have other numbers, or another shape, than before.
-        ordered: whether the results came without names.
         arrays: whether a result was a NumPy array.
     """
 
@@ -52,7 +51,6 @@ class Answer:
     dtypes: dict[str, torch.dtype]
     after: dict[str, Tensor]
     changed: tuple[str, ...]
-    ordered: bool
     arrays: bool
 
 
@@ -73,7 +71,7 @@ def ask(fn: Backward, network: Network, layout: str, arrays: bool = False) -> An
             found = fn(*arguments)
     except (Exception, SystemExit) as error:  # whatever a learner's code raises is an answer to the learner
         return Refused(f"{type(error).__name__}: {error}")
-    ordered, named = _named(found)
+    named = _named(found)
     read = {name: _read(name, named[name]) for name in STEPS if name in named}
     results = {name: value for name, (value, _) in read.items()}
     if "dB" in results and results["dB"].shape == (1, len(network.b)):
@@ -83,11 +81,11 @@ def ask(fn: Backward, network: Network, layout: str, arrays: bool = False) -> An
     if layout == "torch" and after["W"].dim() == 2:
         after["W"] = after["W"].mT
     came_as_array = any(_is_array(value) for value in named.values())
-    return Answer(results, {name: dtype for name, (_, dtype) in read.items()}, after, changed, ordered, came_as_array)
+    return Answer(results, {name: dtype for name, (_, dtype) in read.items()}, after, changed, came_as_array)
 
 
-def _named(found: Any) -> tuple[bool, Mapping[str, Any]]:
-    """Give the results their names, and tell whether they came without."""
+def _named(found: Any) -> Mapping[str, Any]:
+    """Give the results their names."""
     if found is None:
         raise TypeError(
             "expected a dict of results or a tuple, got NoneType: did you forget `return`? "
@@ -95,8 +93,7 @@ def _named(found: Any) -> tuple[bool, Mapping[str, Any]]:
         )
     if hasattr(found, "_asdict"):
         found = found._asdict()
-    ordered = isinstance(found, (tuple, list))
-    if ordered:
+    if isinstance(found, (tuple, list)):
         names = {2: ("dW", "dB"), 3: ("dH", "dW", "dB")}.get(len(found))
         if names is None:
             raise TypeError(f"expected (dW, dB) or (dH, dW, dB), got {len(found)} results: a dict names any of them")
@@ -109,7 +106,7 @@ def _named(found: Any) -> tuple[bool, Mapping[str, Any]]:
         meant = [(str(name), _meant(str(name))) for name in unknown]
         asked = ", ".join(f"{name} (did you mean {right}?)" if right else name for name, right in meant)
         raise ValueError(f"expected results among {', '.join(STEPS)}, got {asked}")
-    return ordered, found
+    return found
 
 
 def _meant(name: str) -> str:

@@ -104,13 +104,13 @@ def checks_of(case: Case) -> tuple[Check, ...]:
         check = agree(f"{name}: {meaning[name]}", value, search.truth[name], allowed=search.allowed)
         dtype = answer.dtypes[name]
         if not is_fine(dtype):
-            check = replace(check, error=None, reason=_too_coarse(name, dtype))
+            check = replace(check, error=None, reason=_too_coarse(dtype))
         checks.append(check)
     return tuple(checks)
 
 
-def _too_coarse(name: str, dtype: torch.dtype) -> str:
+def _too_coarse(dtype: torch.dtype) -> str:
     kind = str(dtype).removeprefix("torch.")
     if dtype.is_floating_point:
-        return f"{name} is {kind}, too coarse to tell a wrong formula from a right one: return float64 or float32"
-    return f"{name} is {kind}, which has no digits after the point: return float64 or float32"
+        return f"{kind} is too coarse to tell a wrong formula from a right one"
+    return f"{kind} has no digits after the point"

@@ -6,13 +6,14 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from manual_mlp.explain.grading.call import LAYOUTS, STEPS, Answer
 from manual_mlp.explain.grading.case import Case, Grade, checks_of, runs
 from manual_mlp.explain.grading.known import BY_OTHER_MEANS
 from manual_mlp.explain.grading.numbers import coarse, is_fine, probes, worlds
-from manual_mlp.explain.grading.search import CHAIN, Explanation, Found, Search, same, told_with
+from manual_mlp.explain.grading.search import CHAIN, Explanation, Found, Search, all_steps, same
 from manual_mlp.explain.grading.show import beside, listed, not_finite, told
 
 UNKNOWN = "I do not recognise this."
@@ -25,7 +26,7 @@ def diagnose(case: Case) -> Grade:
     checks = checks_of(case)
     rough = [name for name, dtype in answer.dtypes.items() if not is_fine(dtype)]
     if rough:
-        return Grade(checks, (), ("Numbers of this kind are not compared.",))
+        return Grade(checks, (), ("Return float64 or float32.",))
     wrong = search.wrong()
     value, want = search.given[wrong[0]], search.truth[wrong[0]]
     picture = beside(wrong[0], value, want, search.allowed * max(1.0, float(want.abs().max())))
@@ -35,44 +36,51 @@ def diagnose(case: Case) -> Grade:
 
 def _diagnosis(case: Case, answer: Answer) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of the mistakes, and what to say of them."""
-    search = case.search
-    whole = _as_a_whole(case)
-    if whole:
-        return named(whole[0], whole[1])
-    found = _explained(case, (1,)) or _order(case, answer) or _world(case) or _explained(case, (2, 3))
+    search, network = case.search, case.network
+    if all(same(value, search.truth[name], coarse(network)) for name, value in search.given.items()):
+        return ("float32-inside",), (f"float32-inside: {_FLOAT32}",)
+    found = solve(case)
+    inputs, outputs = network.w.shape
+    if inputs == outputs:
+        turned = in_other_layout(case, found)
+        if turned is not None:
+            return turned
     if found:
         return _said(search, answer, found, ())
     return _partly(search, answer)
 
 
-def named(name: str, says: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return (name,), (f"{name}: {says}",)
+_FLOAT32 = (
+    "it agrees to 6 or 7 digits, and float64 has 16. Something was computed in float32, as torch.zeros(3, 2) is, or "
+    "by finite differences, or with a rounded constant, as torch's own hardsigmoid is. torch.zeros_like(W) has W's dtype."
+)
 
 
-def _as_a_whole(case: Case) -> tuple[str, str] | None:
-    """Look for what is right but for the way it was called, or its digits."""
-    search, network = case.search, case.network
-    near = all(same(value, search.truth[name], coarse(network)) for name, value in search.given.items())
-    if near:
-        return (
-            "float32-inside",
-            "it agrees to 6 or 7 digits, and float64 has 16. Something was computed in float32, as torch.zeros(3, 2) "
-            "is, or by finite differences, or with a rounded constant. zeros_like(W) has W's dtype.",
-        )
-    other = replace(case, layout=other_layout(case.layout))
-    if network.w.shape[0] == network.w.shape[1] and runs(other) and other.right:
-        return "another-layout", layout_says(case.layout)
-    return None
+def solve(case: Case) -> Explanation:
+    """Find the fewest mistakes that give all the numbers."""
+    return _explained(case, (1,)) or _order(case) or _world(case) or _explained(case, (2, 3))
 
 
-def other_layout(layout: str) -> str:
-    return next(name for name in LAYOUTS if name != layout)
+def in_other_layout(case: Case, found: Explanation) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Tell whether a function is right, or nearer to it, if it is given W in the other layout."""
+    other = replace(case, layout=next(name for name in LAYOUTS if name != case.layout))
+    if not runs(other):
+        return None
+    stored = (
+        'it takes W as the textbook stores it, (D_in, D_out). Leave layout="torch" out.'
+        if case.layout == "torch"
+        else 'it takes W as PyTorch stores it, (D_out, D_in). Pass layout="torch".'
+    )
+    if other.right:
+        return ("another-layout",), (f"another-layout: {stored} Then all is right.",)
+    more = solve(other)
+    if not more or (found and len(_names(more)) + 1 >= len(_names(found))):
+        return None
+    return ("another-layout", *_names(more)), (f"another-layout: {stored}", *told(more, other.search.start))
 
 
-def layout_says(layout: str) -> str:
-    if layout == "torch":
-        return 'it takes W as the textbook stores it, (D_in, D_out), and is right so. Leave layout="torch" out.'
-    return 'it takes W as PyTorch stores it, (D_out, D_in), and is right so. Pass layout="torch".'
+def _names(found: Explanation) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(mistake.row.name for mistake in found))
 
 
 def _explained(case: Case, sizes: tuple[int, ...]) -> Explanation:
@@ -96,10 +104,10 @@ def _kept(case: Case, found: list[Explanation], size: int) -> list[Explanation]:
     return found
 
 
-def _order(case: Case, answer: Answer) -> Explanation:
+def _order(case: Case) -> Explanation:
     """Try the results under each other's names."""
     search, names = case.search, tuple(case.search.given)
-    if len(names) > len(STEPS) - 2 and not answer.ordered:
+    if len(names) > 4:
         swaps = [tuple({a: b, b: a}.get(name, name) for name in names) for a, b in itertools.combinations(names, 2)]
     else:
         swaps = list(itertools.permutations(names))
@@ -107,8 +115,8 @@ def _order(case: Case, answer: Answer) -> Explanation:
         if all(
             same(search.given[mine], search.truth[name], search.allowed) for mine, name in zip(names, swap, strict=True)
         ):
-            moved = [f"{mine} is {name}" for mine, name in zip(names, swap, strict=True) if mine != name]
-            row = replace(BY_OTHER_MEANS["wrong-order"], wrong=f"what you call {', '.join(moved)}")
+            moved = [f"{name} came as {mine}" for mine, name in zip(names, swap, strict=True) if mine != name]
+            row = replace(BY_OTHER_MEANS["wrong-order"], wrong=listed(moved))
             return (Found(row, ()),)
     return ()
 
@@ -117,15 +125,18 @@ def _world(case: Case) -> Explanation:
     """Try the results of another function or loss."""
     search = case.search
     for f, loss in worlds(case.network):
-        values = told_with(None, replace(search.start, f=f, loss=loss))
-        if all(same(value, values[name], search.allowed) for name, value in search.given.items()):
+        values = all_steps(replace(search.start, f=f, loss=loss))
+        options = {name: [value] for name, value in values.items()}
+        if loss == "cross-entropy":
+            options["Y"].append(torch.softmax(values["Y"], 1))
+        if all(any(same(value, way, search.allowed) for way in options[name]) for name, value in search.given.items()):
             name = "another-activation" if loss == case.network.loss else "another-loss"
-            options = [f"activation={f.name!r}"] if f is not case.network.f else []
-            options += [f"loss={loss!r}"] if loss != case.network.loss else []
+            said = [f"activation={f.name!r}"] if f is not case.network.f else []
+            said += [f"loss={loss!r}"] if loss != case.network.loss else []
             row = replace(
                 BY_OTHER_MEANS[name],
-                wrong=f"right for f = {f.name} and the {loss}",
-                why=f"If that is what you compute, pass {' and '.join(options)}.",
+                wrong=f"these are the right numbers for f = {f.name} and the {loss}",
+                why=f"If that is what you mean, pass {' and '.join(said)}.",
             )
             return (Found(row, ()),)
     return ()
@@ -135,7 +146,7 @@ def _said(
     search: Search, answer: Answer, found: Explanation, rest: tuple[str, ...]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     hints = [*told(found, search.start), *_after(search, found, rest)]
-    names = tuple(dict.fromkeys(mistake.row.name for mistake in found))
+    names = _names(found)
     spoilt = () if "argument-overwritten" in names else overwritten(answer)
     return names, (*hints, *spoilt)
 
@@ -146,22 +157,16 @@ def _after(search: Search, found: Explanation, rest: tuple[str, ...]) -> list[st
     wrong = search.wrong()
     first = next((step for step in wrong if step in CHAIN), None)
     hints = []
-    if first is not None:
+    # A mistake that has no place is none of a step.
+    if first is not None and (placed or not found):
         later = [step for step in wrong if step not in placed and step != first and search.follows(step)]
         if later:
             name = "δ" if first == "delta" else first
-            hints.append(f"Mend {name}: {', '.join(later)} {_follow(later)} from it as {_it(later)} should.")
+            follow = "follows from it as it should" if len(later) == 1 else "follow from it as they should"
+            hints.append(f"Mend {name}: {', '.join(later)} {follow}.")
     if rest:
         hints.append(f"{listed(rest)} {'is' if len(rest) == 1 else 'are'} wrong too. Mend this first.")
     return hints
-
-
-def _follow(names: list[str]) -> str:
-    return "follows" if len(names) == 1 else "follow"
-
-
-def _it(names: list[str]) -> str:
-    return "it" if len(names) == 1 else "they"
 
 
 def _partly(search: Search, answer: Answer) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -173,9 +178,11 @@ def _partly(search: Search, answer: Answer) -> tuple[tuple[str, ...], tuple[str,
         tries = [[step for step in search.given if step in CHAIN and STEPS.index(step) <= STEPS.index(first)]]
     else:
         tries = [[*right, step] for step in wrong]
+    # What is not explained would have to bear out a mistake in a step that was not returned.
+    unseen = 2 if first in CHAIN else 0
     for steps in tries:
         part = replace(search, given=_only(search.given, steps))
-        found = next((found[0] for size in (1, 2) if (found := part.explanations(size))), ())
+        found = next((found[0] for size in (1, 2) if (found := part.explanations(size, unseen))), ())
         if found:
             rest = [step for step in wrong if step not in steps and not search.follows(step)]
             return _said(search, answer, found, tuple(rest))
@@ -183,7 +190,8 @@ def _partly(search: Search, answer: Answer) -> tuple[tuple[str, ...], tuple[str,
         row = replace(BY_OTHER_MEANS["argument-overwritten"], wrong=f"the function changes {listed(answer.changed)}")
         return ("argument-overwritten",), told((Found(row, ()),), search.start)
     hints = [not_finite(step, search.given[step]) for step in wrong if not search.given[step].isfinite().all()]
-    return (), (UNKNOWN, *hints, *_after(search, (), ()))
+    others = [step for step in wrong if STEPS.index(step) > STEPS.index(first) and not search.follows(step)]
+    return (), (UNKNOWN, *hints, *_after(search, (), tuple(others) if first in CHAIN else ()))
 
 
 def _only(given: Mapping[str, Tensor], steps: list[str]) -> dict[str, Tensor]:
@@ -191,6 +199,7 @@ def _only(given: Mapping[str, Tensor], steps: list[str]) -> dict[str, Tensor]:
 
 
 def overwritten(answer: Answer) -> tuple[str, ...]:
+    """Say which arguments the function changed."""
     if not answer.changed:
         return ()
     it = "it" if len(answer.changed) == 1 else "them"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from manual_mlp.explain.blocks import Check, Refused
 from manual_mlp.explain.grading.call import Answer, mentions
 from manual_mlp.explain.grading.case import Case, Grade, checks_of, runs
-from manual_mlp.explain.grading.diagnosis import diagnose, layout_says, named, other_layout, overwritten
+from manual_mlp.explain.grading.diagnosis import diagnose, in_other_layout, overwritten, solve
 from manual_mlp.explain.grading.numbers import hidden, probes, start, tolerance, truth
 from manual_mlp.explain.network import draw_network
 
@@ -16,6 +16,8 @@ def judge(case: Case) -> Grade:
     """Judge a function by its numbers as tensors or as NumPy arrays, whichever it is written for."""
     uses = mentions(case.fn, "numpy")
     first = replace(case, arrays=uses and not mentions(case.fn, "torch"))
+    if uses and not runs(first) and runs(other := replace(first, arrays=not first.arrays)):
+        return _passed(other) if other.right else diagnose(other)
     answer = first.answer
     if first.right:
         return _passed(first)
@@ -44,8 +46,8 @@ def _passed(case: Case) -> Grade:
         if not other.right and _keeps_state(case):
             return Grade(checks_of(case), (), (*overwritten(answer), _STATE))
         if not other.right:
-            verdict = diagnose(other) if isinstance(other.answer, Answer) else _refused(other, other.answer)
-            return replace(verdict, hints=(_OTHER_NUMBERS, *verdict.hints))
+            grade = diagnose(other) if isinstance(other.answer, Answer) else _refused(other, other.answer)
+            return replace(grade, hints=(_OTHER_NUMBERS, *grade.hints))
     return Grade(checks_of(case), (), overwritten(answer))
 
 
@@ -64,20 +66,17 @@ def _keeps_state(case: Case) -> bool:
 def _refused(case: Case, refused: Refused) -> Grade:
     """Judge a function that raised: equal sides accept every product, and show what was meant."""
     checks = (Check("the function runs", "calling it", None, 0.0, refused.reason),)
-    other = replace(case, layout=other_layout(case.layout))
-    if runs(other) and other.right:
-        return Grade(checks, *named("another-layout", layout_says(case.layout)))
     square = replace(case, network=draw_network(3, 3, 3, case.network.f, case.network.loss))
+    found = solve(square) if runs(square) and not square.right else ()
+    turned = in_other_layout(case, found)
+    if turned is not None:
+        return Grade(checks, *turned)
     if not runs(square):
         return Grade(checks, (), _why_it_raised(refused.reason))
     if square.right:
         return Grade(checks, (), ("With 3 rows, 3 inputs and 3 outputs it is right: a size is written into it.",))
-    verdict = diagnose(square)
-    if not verdict.mistakes and runs(turned := replace(square, layout=other_layout(case.layout))):
-        other_verdict = diagnose(turned)
-        if other_verdict.mistakes:
-            return Grade(checks, *named("another-layout", layout_says(case.layout)))
-    return replace(verdict, checks=checks, hints=(*verdict.hints, _SQUARE))
+    grade = diagnose(square)
+    return replace(grade, checks=checks, hints=(*grade.hints, _SQUARE))
 
 
 _SQUARE = "These are its numbers with 3 rows, 3 inputs and 3 outputs, where it runs."
@@ -88,5 +87,8 @@ def _why_it_raised(reason: str) -> tuple[str, ...]:
     if "positional argument" in lower:
         return ("It is called as fn(H, W, B, target).",)
     if "dtype" in lower or "scalar type" in lower:
-        return ("H, W, B and target are float64, and torch multiplies equal dtypes alone: zeros_like(W) has W's.",)
+        return (
+            "H, W, B and target are float64, and torch multiplies equal dtypes alone. torch.zeros(3, 2) is float32, "
+            "torch.zeros_like(W) has W's dtype.",
+        )
     return ("It does not run with 3 rows, 3 inputs and 3 outputs either.",)

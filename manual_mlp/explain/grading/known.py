@@ -79,7 +79,7 @@ class Known:
 
     def says(self, stored: bool) -> tuple[str, str]:
         """Return what is wrong and right as one writes it in a layout."""
-        return (_in_torch(self.wrong), _in_torch(self.right)) if stored else (self.wrong, self.right)
+        return (in_torch(self.wrong), in_torch(self.right)) if stored else (self.wrong, self.right)
 
 
 # What one writes where the weight is stored the other way round.
@@ -87,6 +87,7 @@ _PHRASES = {
     "Hᵀ ∂J/∂Y": "(∂J/∂Y)ᵀ H",
     "∂J/∂Y Wᵀ": "∂J/∂Y W",
     "Hᵀ δ": "δᵀ H",
+    "δᵀ H": "Hᵀ δ",
     "H δᵀ": "δ Hᵀ",
     "H δ": "δ H",
     "δ Wᵀ": "δ W",
@@ -99,7 +100,8 @@ _PHRASES = {
 }
 
 
-def _in_torch(text: str) -> str:
+def in_torch(text: str) -> str:
+    """Write a formula of the textbook's W for W as PyTorch stores it."""
     return re.sub("|".join(map(re.escape, _PHRASES)), lambda found: _PHRASES[found[0]], text)
 
 

@@ -12,9 +12,9 @@ from manual_mlp import activations
 from manual_mlp.activations import Activation
 from manual_mlp.explain.formulas import LOSSES
 from manual_mlp.explain.grading.call import Answer, coarsest
-from manual_mlp.explain.grading.known import At, Known
+from manual_mlp.explain.grading.known import RIGHTLY, At, Known
 from manual_mlp.explain.grading.mistakes import ROWS
-from manual_mlp.explain.grading.search import Search, same, told_with
+from manual_mlp.explain.grading.search import CHAIN, Search, put, same, tell
 from manual_mlp.explain.network import Network
 from manual_mlp.explain.story import Story
 
@@ -89,11 +89,22 @@ def hidden(search: Search, rows: tuple[Known, ...] = ROWS) -> tuple[Known, ...]:
 
 
 def _hides(search: Search, row: Known) -> bool:
-    told = told_with(row, search.start)
-    if row.of not in search.given and (row.aside or row.of in ("dB", "dW", "dH")):
+    """Tell whether no result that was returned would differ; a result that was not returned cannot be mistaken."""
+    if row.of not in search.given and (row.aside or row.of not in CHAIN):
         return False
-    # Twice: the learner's own rounding may lie on either side.
-    return all(same(told[step], search.truth[step], 2 * search.allowed) for step in search.given)
+    at, steps = search.start, list(RIGHTLY)
+    for step in steps[steps.index(row.of) :]:
+        value = tell(step, row.formula if step == row.of else RIGHTLY[step], at)
+        # Twice: the learner's own rounding may lie on either side.
+        if step in search.given and not same(value, search.truth[step], 2 * search.allowed):
+            return False
+        if step == row.of and (row.aside or step not in CHAIN):
+            return True
+        if step in CHAIN:
+            if value is None or value.shape != at.z.shape:
+                return False
+            at = put(at, step, value)
+    return True
 
 
 def probes(network: Network) -> Iterator[Network]:

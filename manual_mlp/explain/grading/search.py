@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manual_mlp.explain.grading.known import RIGHTLY, At, Known, Step
-from manual_mlp.explain.grading.known import BY_OTHER_MEANS
+from manual_mlp.explain.grading.known import BY_OTHER_MEANS, RIGHTLY, At, Known, Step
 from manual_mlp.explain.grading.mistakes import ROWS
 
 # A step of the chain rests on the one before; the gradients rest on the chain alone.
@@ -37,9 +36,9 @@ class Found:
     factor: float | None = None
 
     @property
-    def key(self) -> tuple[Known, tuple[str, ...]]:
+    def key(self) -> tuple[object, ...]:
         """What makes it the same mistake with other numbers."""
-        return self.row, self.steps
+        return self.row.name, self.row.of, self.row.wrong if self.row.of else "", self.steps
 
 
 Explanation = tuple[Found, ...]
@@ -70,17 +69,14 @@ def put(at: At, step: str, value: Tensor) -> At:
     return replace(at, **changed)
 
 
-def told_with(row: Known | None, at: At) -> dict[str, Tensor | None]:
-    """Compute every result with one mistake in it, or with none; what rests on a step that has no numbers has none."""
-    told: dict[str, Tensor | None] = {}
+def all_steps(at: At) -> dict[str, Tensor]:
+    """Compute every result by the right formulas, from H, W, B and the target."""
+    told = {}
     for step, rightly in RIGHTLY.items():
-        wrongly = row is not None and row.of == step
-        told[step] = tell(step, row.formula if row is not None and wrongly else rightly, at)
-        if step in CHAIN:
-            value = tell(step, rightly, at) if row is not None and row.aside else told[step]
-            if value is None or value.shape != at.z.shape:
-                return {**dict.fromkeys(RIGHTLY), **told}
-            at = put(at, step, value)
+        value = tell(step, rightly, at)
+        assert value is not None
+        told[step] = value
+        at = put(at, step, value) if step in CHAIN else at
     return told
 
 
@@ -100,10 +96,14 @@ class Search:
     truth: Mapping[str, Tensor]
     allowed: float
 
-    def explanations(self, most: int) -> list[Explanation]:
-        """List the explanations of all the numbers by so many mistakes, the simplest first."""
-        # Two mistakes in what was not returned are sought only where they are all.
-        unseen = min(most, 2 if most < 3 else 1)
+    def explanations(self, most: int, unseen: int = 2) -> list[Explanation]:
+        """List the explanations of all the numbers by so many mistakes, the simplest first.
+
+        Args:
+            unseen: how many may be in steps that were not returned.
+        """
+        # Two such and a third are too many to try.
+        unseen = min(unseen, 2 if most < 3 else 1)
         found: dict[tuple[object, ...], Explanation] = {}
         for made in itertools.islice(self._walk(self.start, list(CHAIN), most, unseen, ()), _MOST):
             found.setdefault(tuple(mistake.key for mistake in made), made)
@@ -196,14 +196,17 @@ class Search:
         if left < 1:
             return []
         told_by = [(row, tell(step, row.formula, at)) for row in _ROWS_OF[step]]
-        found: list[Explanation] = [(Found(row, (step,)),) for row, wrong in told_by if self._same(value, wrong)]
+        found: list[Explanation] = [
+            (Found(row, (step,)),) for row, wrong in told_by if value.any() and self._same(value, wrong)
+        ]
         multiple = self._multiple(step, told)
         if multiple is not None:
             found.append((multiple,))
         if not found and told is not None and value.shape != told.shape and value.numel() == told.numel():
             ways = (told.reshape(value.shape), told.mT.reshape(value.shape) if told.dim() == 2 else told)
             if any(self._same(value, way.reshape(value.shape)) for way in ways):
-                found.append((Found(BY_OTHER_MEANS["wrong-shape"], (step,)),))
+                shape = f"{step} has the right numbers in another shape: {tuple(value.shape)} for {tuple(told.shape)}"
+                found.append((Found(replace(BY_OTHER_MEANS["wrong-shape"], wrong=shape), (step,)),))
         if found or left < 2:
             return found
         multiples = ((row, self._multiple(step, wrong)) for row, wrong in told_by)
@@ -249,4 +252,9 @@ def factors(at: At) -> dict[str, float]:
 
 
 def _plainness(made: Explanation) -> tuple[int, int, list[int]]:
-    return len({mistake.row.name for mistake in made}), len(made), [_RANK[mistake.row] for mistake in made]
+    # A row that was written for these numbers ranks as the others that no formula tells.
+    return (
+        len({mistake.row.name for mistake in made}),
+        len(made),
+        [_RANK.get(mistake.row, len(ROWS)) for mistake in made],
+    )

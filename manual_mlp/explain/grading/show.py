@@ -11,7 +11,7 @@ from torch import Tensor
 from manual_mlp.explain.blocks import count, decimals, number
 from manual_mlp.explain.compare import shape
 from manual_mlp.explain.formulas import MISTAKES
-from manual_mlp.explain.grading.known import At
+from manual_mlp.explain.grading.known import At, in_torch
 from manual_mlp.explain.grading.search import Explanation, Found, factors
 
 _WIDTH, _ROWS, _COLUMNS = 110, 6, 6
@@ -52,7 +52,7 @@ def beside(name: str, value: Tensor, want: Tensor, allowed: float) -> str:
     if differs is not None:
         wrong = int(differs.sum())
         lines.append(
-            f"  {wrong} of {count(differs.numel(), 'entry')} {'differs' if wrong == 1 else 'differ'}, marked *."
+            f"  {wrong:,} of {count(differs.numel(), 'entry')} {'differs' if wrong == 1 else 'differ'}, marked *."
         )
     if any(len(matrix) > _ROWS or matrix.shape[1] > columns for matrix in (left, right)):
         lines.append("  Not all rows and columns are shown.")
@@ -112,20 +112,19 @@ def told(found: Explanation, at: At) -> tuple[str, ...]:
 
 
 def _told(name: str, mistakes: list[Found], at: At) -> str:
-    multiples = [mistake for mistake in mistakes if mistake.factor is not None]
-    parts = [_multiple(mistake, at) for mistake in multiples]
-    for mistake in mistakes:
-        wrong, right = mistake.row.says(at.stored)
-        if mistake.factor is None and right:
-            parts.append(f"this is {wrong}, and should be {right}.")
-        elif mistake.factor is None:
-            parts.append(f"{listed(mistake.steps)}: {wrong}.")
+    parts = [_multiple(mistake, at) for mistake in mistakes if mistake.factor is not None]
+    formulas = [mistake.row for mistake in mistakes if mistake.factor is None]
+    # What is only returned says no more than the same mistake where it counts.
+    for row in [row for row in formulas if not row.aside] or formulas:
+        wrong, right = row.says(at.stored)
+        begin, then = ("Likewise", "which") if parts else ("this is", "and")
+        parts.append(f"{begin} {wrong}, {then} should be {right}." if right else f"{wrong}.")
     if name == "mean-for-sum":
-        mean = MISTAKES[name]
-        parts.append(f"As in {mean.wrong}, where it should be {mean.right}.")
+        wrong, right = (in_torch(text) if at.stored else text for text in (MISTAKES[name].wrong, MISTAKES[name].right))
+        parts.append(f"As in {wrong}, where it should be {right}.")
     if name == "convention-swapped":
         made = "Hᵀδ, in the textbook's layout" if at.stored else "δᵀH, in PyTorch's layout"
-        parts.insert(0, f"dW is {made}:")
+        parts[0] = f"dW is {made}: {parts[0]}"
     why = "" if name == "constant-factor" else mistakes[0].row.why
     return f"{name}: {' '.join([*dict.fromkeys(parts), why])}".strip()
 
