@@ -69,7 +69,8 @@ def first_row_for_w(s):
     dW = torch.zeros_like(s.W)
     for n in range(len(s.H)):
         dW += torch.outer(s.H[n], s.delta[n])
-        return dW
+        break  # as a return in the loop would
+    return dW
 
 
 def last_row_for_b(s):
@@ -191,7 +192,6 @@ CROSSED = {
     "softmax's slope too": ("softmax-slope-added", "delta", lambda s: s.dY * p_over(1)(s) * (1 - p_over(1)(s))),
     "mean over the batch": ("mean-for-sum", "dY", lambda s: (p_over(1)(s) - s.T) / len(s.T)),
 }
-ENDS = ("dB", "dW", "dH")
 
 
 def graded(name, step, formula, *, returns="all", activation="sigmoid", loss="squared-error", **options):
@@ -206,12 +206,14 @@ def graded(name, step, formula, *, returns="all", activation="sigmoid", loss="sq
     return grade
 
 
-@pytest.mark.parametrize("returns", KINDS)
-@pytest.mark.parametrize("case", MISTAKES)
+def shown(cases):
+    """A case with every kind of results in which it shows."""
+    return [(case, kind) for case in cases for kind in KINDS if cases[case][1] in (*KINDS[kind], *KINDS["all"][:4])]
+
+
+@pytest.mark.parametrize(("case", "returns"), shown(MISTAKES))
 def test_a_mistake_is_named(case, returns):
     name, step, formula = MISTAKES[case]
-    if step not in KINDS[returns] and step in ENDS:
-        pytest.skip("it is not returned")
     grade = graded(name, step, formula, returns=returns)
     if step in KINDS[returns]:
         first = next(check.name.split(":")[0] for check in grade.checks if not check.passed)
@@ -219,12 +221,10 @@ def test_a_mistake_is_named(case, returns):
         assert grade.picture.splitlines()[0].split(",")[0].strip() == step
 
 
-@pytest.mark.parametrize("returns", KINDS)
-@pytest.mark.parametrize("case", SQUARE)
+@pytest.mark.parametrize(("case", "returns"), shown(SQUARE))
 def test_a_mistake_is_named_where_all_sides_are_equal(case, returns):
     name, step, formula = SQUARE[case]
-    if step in KINDS[returns] or step not in ENDS:
-        graded(name, step, formula, returns=returns, inputs=3, outputs=3, batch=3)
+    graded(name, step, formula, returns=returns, inputs=3, outputs=3, batch=3)
 
 
 @pytest.mark.parametrize("case", sorted(set(SQUARE) - set(MISTAKES)))

@@ -51,8 +51,9 @@ def _diagnosis(case: Case, answer: Answer) -> tuple[tuple[str, ...], tuple[str, 
 
 
 _FLOAT32 = (
-    "it agrees to 6 or 7 digits, and float64 has 16. Something was computed in float32, as torch.zeros(3, 2) is, or "
-    "by finite differences, or with a rounded constant, as torch's own hardsigmoid is. torch.zeros_like(W) has W's dtype."
+    "it agrees to 6 or 7 digits, and float64 has 16. Something was computed in float32, as torch.zeros(3, 2) is, "
+    "or by finite differences, or with a rounded constant, as torch's own hardsigmoid is. torch.zeros_like(W) has W's "
+    "dtype."
 )
 
 

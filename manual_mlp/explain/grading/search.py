@@ -196,9 +196,7 @@ class Search:
         if left < 1:
             return []
         told_by = [(row, tell(step, row.formula, at)) for row in _ROWS_OF[step]]
-        found: list[Explanation] = [
-            (Found(row, (step,)),) for row, wrong in told_by if value.any() and self._same(value, wrong)
-        ]
+        found: list[Explanation] = [(Found(row, (step,)),) for row, wrong in told_by if self._same(value, wrong)]
         multiple = self._multiple(step, told)
         if multiple is not None:
             found.append((multiple,))
