@@ -52,7 +52,7 @@ def tell(step: str, formula: Step, at: At) -> Tensor | None:
         return None
     if step == "dW" and at.stored and value.dim() == 2:
         return value.mT
-    return value[0] if step == "dB" and value.dim() == 2 and len(value) == 1 else value
+    return value[0] if step == "dB" and value.shape == (1, len(at.b)) else value
 
 
 def same(value: Tensor | None, want: Tensor | None, allowed: float) -> bool:
