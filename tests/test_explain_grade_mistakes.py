@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from manual_mlp.explain import MISTAKES as EIGHT
 from manual_mlp.explain import check_my_backward
+from manual_mlp.explain.grading.mistakes import KNOWN, ROWS
 
 KINDS = {
     "all": ("Z", "Y", "dY", "delta", "dB", "dW", "dH"),
@@ -98,6 +100,21 @@ def entries_for_w(s):
     return dW
 
 
+def last_input_for_z(s):
+    Z = torch.zeros(len(s.H), len(s.B), dtype=torch.float64)
+    for k in range(len(s.W)):
+        Z = torch.outer(s.H[:, k], s.W[k])
+    return Z + s.B
+
+
+def first_row_for_b(s):
+    dB = torch.zeros_like(s.B)
+    for row in s.delta:
+        dB += row
+        break
+    return dB
+
+
 def numbers_for_b(s):
     dB = torch.zeros_like(s.B)
     for n in range(len(s.H)):
@@ -114,6 +131,7 @@ MISTAKES = {
     "bias left out": ("bias-forgotten", "Z", lambda s: s.H @ s.W),
     "bias subtracted": ("sign", "Z", lambda s: s.H @ s.W - s.B),
     "Z negated": ("sign", "Z", lambda s: -(s.H @ s.W + s.B)),
+    "Z = in a loop": ("last-term-only", "Z", last_input_for_z),
     "f left out": ("activation-forgotten", "Y", lambda s: s.Z),
     "Y negated": ("sign", "Y", lambda s: -s.f(s.Z)),
     "tanh for sigmoid": ("another-function", "Y", lambda s: torch.tanh(s.Z)),
@@ -123,6 +141,7 @@ MISTAKES = {
     "twice the error": ("constant-factor", "dY", lambda s: 2 * (s.Y - s.T)),
     "a factor nobody knows": ("constant-factor", "dY", lambda s: 2 * (s.Y - s.T) / s.Y.numel() ** 2),
     "mean over the rows": ("mean-for-sum", "dY", lambda s: (s.Y - s.T) / len(s.Y)),
+    "softmax for sigmoid": ("another-loss", "dY", lambda s: torch.softmax(s.Y, 1) - s.T),
     "the loss itself": ("loss-not-differentiated", "dY", lambda s: (s.Y - s.T) ** 2),
     "half the loss itself": ("loss-not-differentiated", "dY", lambda s: (s.Y - s.T) ** 2 / 2),
     "no slope": ("slope-forgotten", "delta", lambda s: s.dY),
@@ -146,6 +165,7 @@ MISTAKES = {
     "sum over all": ("sum-no-axis", "dB", lambda s: s.delta.sum()),
     "sums over all": ("sum-no-axis", "dB", numbers_for_b),
     "b = in a loop": ("last-term-only", "dB", last_row_for_b),
+    "b returned in the loop": ("first-term-only", "dB", first_row_for_b),
     "b without slope": ("slope-forgotten-in-dB", "dB", lambda s: s.dY.sum(0)),
     "b negated": ("sign", "dB", lambda s: -s.delta.sum(0)),
     "b a mean": ("mean-for-sum", "dB", lambda s: s.delta.mean(0)),
@@ -239,3 +259,140 @@ def test_a_mistake_that_unequal_sides_refuse_is_named(case):
 def test_a_mistake_in_a_softmax_is_named(case, returns):
     name, step, formula = CROSSED[case]
     graded(name, step, formula, returns=returns, activation="identity", loss="cross-entropy", outputs=3)
+
+
+def test_the_table_names_every_mistake_that_is_tried_and_no_other():
+    tried = {name for cases in (MISTAKES, SQUARE, CROSSED) for name, _, _ in cases.values()}
+    of_calls = {"wrong-order", "argument-overwritten", "another-activation", "another-layout", "float32-inside"}
+    assert set(KNOWN) == tried | of_calls
+    assert set(EIGHT) <= set(KNOWN)
+    for row in ROWS:
+        assert row.name in KNOWN
+        assert row.wrong != row.right
+        assert row.why.endswith(".")
+
+
+def test_a_factor_is_told():
+    for factor, told in (
+        (2, "2 times"),
+        (0.5, "1/2"),
+        (7, "7 times"),
+        (1.001, "1.001 times"),
+        (1 / 12, "1/(N · D_out)"),
+    ):
+        fn = Learner(returns="weights", dY=lambda s, factor=factor: factor * (s.Y - s.T))
+        grade = check_my_backward(fn, outputs=3)
+        assert grade.mistakes == ("constant-factor",)
+        assert f"dB and dW are {told}" in grade.hints[0]
+
+
+def test_the_mean_that_torch_takes_of_a_squared_error_is_told():
+    def mse(H, W, B, target):
+        Z = H @ W.requires_grad_() + B.requires_grad_()
+        torch.nn.functional.mse_loss(torch.sigmoid(Z), target).backward()
+        return W.grad, B.grad
+
+    grade = check_my_backward(mse, outputs=3)
+    assert grade.mistakes == ("constant-factor",)
+    assert "2/(N · D_out) times" in grade.hints[0]
+
+
+@pytest.mark.parametrize("returns", KINDS)
+def test_another_activation_is_told_with_how_to_say_so(returns):
+    for activation in ("tanh", "silu", "identity"):
+        grade = check_my_backward(Learner(activation, returns=returns))
+        assert grade.mistakes == ("another-activation",)
+        assert f"pass activation='{activation}'" in grade.hints[0]
+
+
+def test_a_softmax_along_the_wrong_axis_is_told_if_it_is_returned_as_y():
+    for name, p in (
+        ("softmax-axis", lambda Z: torch.softmax(Z, 0)),
+        ("softmax-no-axis", lambda Z: Z.exp() / Z.exp().sum()),
+    ):
+
+        def fn(H, W, B, target, p=p):
+            Y = p(H @ W + B)
+            delta = Y - target
+            return {"Y": Y, "delta": delta, "dW": H.T @ delta, "dB": delta.sum(0)}
+
+        grade = check_my_backward(fn, loss="cross-entropy", outputs=3)
+        assert grade.mistakes == (name,)
+        assert len([hint for hint in grade.hints if "this is" in hint]) == 1
+
+
+def test_what_lacks_its_slope_is_named_where_it_lacks_it():
+    def fn(H, W, B, target):
+        Y = torch.sigmoid(H @ W + B)
+        delta = (Y - target) * Y * (1 - Y)
+        return {"delta": delta, "dB": delta.sum(0), "dW": H.T @ (Y - target), "dH": delta @ W.T}
+
+    grade = check_my_backward(fn)
+    assert grade.mistakes == ("slope-forgotten-in-dW",)
+    assert "∂J/∂W = Hᵀ ∂J/∂Y" in grade.hints[0]
+    assert "δ itself is right" in grade.hints[0]
+    assert len(grade.hints) == 1
+
+
+def test_one_mistake_in_two_gradients_is_told_once():
+    grade = check_my_backward(Learner(dB=last_row_for_b, dW=last_row_for_w))
+    assert grade.mistakes == ("last-term-only",)
+    assert len(grade.hints) == 1
+    assert "Likewise" in grade.hints[0]
+
+
+PAIRS = {
+    "sign, no sum": (
+        {"dY": MISTAKES["target minus output"][2], "dB": MISTAKES["no sum"][2]},
+        {"sign", "bias-not-summed"},
+    ),
+    "no bias, swapped": (
+        {"Z": MISTAKES["bias left out"][2], "dW": MISTAKES["w swapped"][2]},
+        {"bias-forgotten", "convention-swapped"},
+    ),
+    "no slope, axis": (
+        {"delta": MISTAKES["no slope"][2], "dB": MISTAKES["sum over outputs"][2]},
+        {"slope-forgotten", "sum-axis"},
+    ),
+    "twice, last row": (
+        {"delta": MISTAKES["delta doubled"][2], "dW": last_row_for_w},
+        {"constant-factor", "last-term-only"},
+    ),
+    "no target, no slope": (
+        {"dY": MISTAKES["output alone"][2], "delta": MISTAKES["no slope"][2]},
+        {"target-forgotten", "slope-forgotten"},
+    ),
+    "swapped and negated": ({"dW": lambda s: -s.delta.T @ s.H}, {"convention-swapped", "sign"}),
+}
+
+
+@pytest.mark.parametrize("returns", ["all", "weights"])
+@pytest.mark.parametrize("case", PAIRS)
+def test_two_mistakes_that_give_the_numbers_together_are_both_named(case, returns):
+    made, names = PAIRS[case]
+    grade = check_my_backward(Learner(returns=returns, **made))
+    assert set(grade.mistakes) == names, str(grade)
+    assert UNKNOWN not in str(grade)
+
+
+def test_what_is_not_recognised_gets_no_name_beside():
+    # The first is not known: what is made of it may be known, and has to wait.
+    grade = check_my_backward(Learner(delta=lambda s: s.dY + 0.1, dW=lambda s: s.delta.T @ s.H))
+    assert grade.mistakes == ()
+    assert grade.hints[0] == "I do not recognise this."
+    assert "dW is wrong too. Mend this first." in grade.hints
+
+
+@pytest.mark.parametrize("returns", ["all", "gradients"])
+def test_what_is_recognised_first_is_named_and_the_rest_has_to_wait(returns):
+    for made, name, rest in (
+        ({"delta": lambda s: -s.dY * s.df(s.Z), "dH": lambda s: s.delta @ torch.linalg.pinv(s.W)}, "sign", "dH"),
+        ({"dB": lambda s: s.delta[-1], "dH": lambda s: s.delta @ torch.linalg.pinv(s.W)}, "last-term-only", "dH"),
+        ({"dB": lambda s: s.delta[-1] + 1, "dH": lambda s: -s.delta @ s.W.T}, "sign", "dB"),
+    ):
+        if returns == "gradients" and "delta" in made:
+            continue
+        grade = check_my_backward(Learner(returns=returns, **made))
+        assert grade.mistakes == (name,)
+        assert f"{rest} is wrong too. Mend this first." in grade.hints
+        assert UNKNOWN not in str(grade)

@@ -37,7 +37,12 @@ def diagnose(case: Case) -> Grade:
 def _diagnosis(case: Case, answer: Answer) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of the mistakes, and what to say of them."""
     search, network = case.search, case.network
-    if all(same(value, search.truth[name], coarse(network)) for name, value in search.given.items()):
+    scales = {name: float(want.abs().max()) for name, want in search.truth.items()}
+    if all(
+        value.shape == search.truth[name].shape
+        and float((value - search.truth[name]).abs().max()) <= coarse(network) * scales[name]
+        for name, value in search.given.items()
+    ):
         return ("float32-inside",), (f"float32-inside: {_FLOAT32}",)
     found = solve(case)
     inputs, outputs = network.w.shape
