@@ -47,7 +47,8 @@ def numpy_methods(H, W, B, target):
 
 
 def numpy_reversed(H, W, B, target):
-    return {name: value[::-1][::-1] for name, value in numpy_functions(H, W, B, target).items()}
+    """Of negative strides."""
+    return {name: value[::-1].copy()[::-1] for name, value in numpy_functions(H, W, B, target).items()}
 
 
 def numpy_in_the_middle(H, W, B, target):
@@ -62,6 +63,13 @@ def numpy_imported_inside(H, W, B, target):
     Y = 1 / (1 + numpy.exp(-(H @ W + B)))
     delta = (Y - target) * Y * (1 - Y)
     return {"dW": H.T @ delta}
+
+
+def numpy_and_torch(H, W, B, target):
+    """NumPy's function of a tensor is a tensor, and a warning."""
+    Y = 1 / (1 + np.exp(-(H @ W + B)))
+    delta = (Y - target) * Y * (1 - Y)
+    return {"dB": torch.sum(delta, 0), "dW": torch.einsum("nk,ni->ki", H, delta)}
 
 
 def sigmoid(z):
@@ -94,6 +102,7 @@ def numpy_lists(H, W, B, target):
 
 NUMPY = [
     *(numpy_functions, numpy_here_and_there, numpy_loops, numpy_methods, numpy_reversed, numpy_in_the_middle),
+    numpy_and_torch,
     *(numpy_imported_inside, numpy_in_a_helper, NumpyLayer(), numpy_float32, numpy_lists),
 ]
 
@@ -129,6 +138,18 @@ def test_an_error_is_told_as_the_library_that_the_function_uses_tells_it():
 
     assert "ValueError: all the input array dimensions" in " ".join(str(check_my_backward(of_numpy)).split())
     assert "RuntimeError: Sizes of tensors must match" in " ".join(str(check_my_backward(of_torch)).split())
+
+
+def test_without_numpy_a_function_and_an_error_are_graded_all_the_same(monkeypatch):
+    def missing(self):
+        raise RuntimeError("Numpy is not available")
+
+    monkeypatch.setattr(torch.Tensor, "numpy", missing)
+    assert check_my_backward(right).passed
+    assert check_my_backward(lambda *a: {"dW": -right(*a)["dW"]}).mistakes == ("sign",)
+    told = str(check_my_backward(lambda H, W, B, target: H @ target))
+    assert "shapes cannot be multiplied" in " ".join(told.split())
+    assert "Numpy" not in told
 
 
 def test_what_numpy_cannot_hold_is_an_error_in_words():
@@ -401,10 +422,12 @@ def test_a_function_that_remembers_passes_and_is_told():
 
 
 def test_a_buffer_that_is_used_again_is_read_before_that():
-    buffer = torch.empty(3, 2, dtype=torch.float64)
+    buffer, calls = torch.empty(3, 2, dtype=torch.float64), []
 
     def fn(H, W, B, target):
-        return {"dW": torch.mm(H.T, right(H, W, B, target)["delta"], out=buffer)}
+        calls.append(H)
+        Z = H @ W + B
+        return {"dW": torch.mm(H.T, (torch.relu(Z) - target) * (Z > 0), out=buffer)}
 
-    for seed in range(3):
-        assert check_my_backward(fn, seed=seed).passed
+    assert check_my_backward(fn, activation="relu").passed
+    assert len(calls) > 1

@@ -90,24 +90,19 @@ def _names(found: Explanation) -> tuple[str, ...]:
 
 
 def _explained(case: Case, sizes: tuple[int, ...]) -> Explanation:
-    """Find the fewest mistakes that give all the numbers; of several ways those that give others too."""
+    """Find the fewest mistakes that give all the numbers; of several ways one that gives others too."""
     for size in sizes:
         found = case.search.explanations(size)
-        if len(found) > 1:
-            found = _kept(case, found, size)
+        for network in itertools.islice(probes(case.network), 2):
+            other = replace(case, network=network)
+            if len(found) < 2 or not runs(other):
+                break
+            if not other.right:
+                keys = {tuple(mistake.key for mistake in made) for made in other.search.explanations(size)}
+                found = [made for made in found if tuple(mistake.key for mistake in made) in keys]
         if found:
             return found[0]
     return ()
-
-
-def _kept(case: Case, found: list[Explanation], size: int) -> list[Explanation]:
-    for network in itertools.islice(probes(case.network), 2):
-        other = replace(case, network=network)
-        if not runs(other) or len(found) < 2:
-            break
-        keys = {tuple(mistake.key for mistake in made) for made in other.search.explanations(size)}
-        found = [made for made in found if tuple(mistake.key for mistake in made) in keys] or found
-    return found
 
 
 def _order(case: Case) -> Explanation:

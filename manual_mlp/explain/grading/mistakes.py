@@ -247,6 +247,11 @@ ROWS: tuple[Known, ...] = (
         "The sum runs over the rows, and only a transpose puts those where a matrix product sums.",
     ),
     Known(
+        *("weight-not-summed", "dW", "∂J/∂W = hₙᵀ δₙ, for every row", _DW),
+        "Each row has its outer product, and they are added up: the one W serves all rows.",
+        lambda at: at.h[:, :, None] * at.delta[:, None, :],
+    ),
+    Known(
         *("transpose-misplaced", "dW", "∂J/∂W = H δᵀ", _DW),
         "The sum runs over the rows: the transpose belongs to the other factor.",
         lambda at: _as_stored(at, at.delta @ at.h.mT if at.stored else at.h @ at.delta.mT),

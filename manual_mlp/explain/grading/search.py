@@ -50,7 +50,7 @@ def tell(step: str, formula: Step, at: At) -> Tensor | None:
         value = formula(at)
     except (RuntimeError, IndexError):
         return None
-    if step == "dW" and at.stored and value.dim() == 2:
+    if step == "dW" and at.stored and value.dim() >= 2:
         return value.mT
     return value[0] if step == "dB" and value.shape == (1, len(at.b)) else value
 
@@ -146,9 +146,10 @@ class Search:
             right = self._same(value, self.truth[step])
             for found in self._of_one(step, at, left, made):
                 aside = any(mistake.row.aside for mistake in found)
-                on = getattr(self.start, CHAIN[step]) if right else told if aside else value
-                if on.shape == told.shape:
-                    yield from self._walk(put(at, step, on), rest, left - len(found), unseen, (*made, *found))
+                on = (
+                    getattr(self.start, CHAIN[step]) if right else told if aside or value.shape != told.shape else value
+                )
+                yield from self._walk(put(at, step, on), rest, left - len(found), unseen, (*made, *found))
             return
         yield from self._walk(put(at, step, told), rest, left, unseen, made)
         if not left or not unseen or not any(later in self.given for later in (*rest, *GRADIENTS)):

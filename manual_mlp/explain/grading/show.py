@@ -112,7 +112,11 @@ def told(found: Explanation, at: At) -> tuple[str, ...]:
 
 
 def _told(name: str, mistakes: list[Found], at: At) -> str:
-    parts = [_multiple(mistake, at) for mistake in mistakes if mistake.factor is not None]
+    by_factor: dict[float, list[Found]] = {}
+    for mistake in mistakes:
+        if mistake.factor is not None:
+            by_factor.setdefault(mistake.factor, []).append(mistake)
+    parts = [_multiple(factor, alike, at) for factor, alike in by_factor.items()]
     formulas = [mistake.row for mistake in mistakes if mistake.factor is None]
     # What is only returned says no more than the same mistake where it counts.
     for row in [row for row in formulas if not row.aside] or formulas:
@@ -129,26 +133,28 @@ def _told(name: str, mistakes: list[Found], at: At) -> str:
     return f"{name}: {' '.join([*dict.fromkeys(parts), why])}".strip()
 
 
-def _multiple(mistake: Found, at: At) -> str:
-    """Say which multiple of what it should be something is."""
-    assert mistake.factor is not None
-    one = len(mistake.steps) == 1
-    subject = f"{listed(mistake.steps)} {'is' if one else 'are'}"
-    should = "what it should be" if one else "what they should be, alike: look where they come from"
-    if mistake.factor == 0:
+def _multiple(factor: float, alike: list[Found], at: At) -> str:
+    """Say which multiple of what they should be some results are."""
+    steps = [step for mistake in alike for step in mistake.steps]
+    subject = f"{listed(steps)} {'is' if len(steps) == 1 else 'are'}"
+    should = "what it should be" if len(steps) == 1 else "what they should be"
+    if len(steps) > len(alike):
+        should += ", alike: look where they come from"
+    if factor == 0:
         return f"{subject} all zeros."
-    if mistake.factor == -1:
+    if factor == -1:
         return f"{subject} −1 times {should}."
-    words = [word for word, factor in factors(at).items() if factor == mistake.factor and factor != 1]
-    if mistake.row.name == "mean-for-sum":
+    mean = alike[0].row.name == "mean-for-sum"
+    words = [word for word, usual in factors(at).items() if usual == factor != 1]
+    if mean:
         words = [word for word in words if "N" in word]
-    written = " = ".join(words[:2]) or f"{mistake.factor:.6g}".replace("-", "−")
+    written = " = ".join(words[:2]) or f"{factor:.6g}".replace("-", "−")
     why = ""
-    if mistake.row.name == "mean-for-sum":
+    if mean:
         return f"{subject} {written} times {should}."
-    if mistake.factor == 2:
+    if factor == 2:
         why = " J has a ½ in it, which cancels the 2 of the square."
-    elif mistake.factor < 1 and words[:1] != ["1/2"] and words:
+    elif factor < 1 and words[:1] != ["1/2"] and words:
         why = " J is a sum, and nothing is averaged."
     return f"{subject} {written} times {should}.{why}"
 
