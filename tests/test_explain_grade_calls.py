@@ -251,6 +251,19 @@ def test_an_argument_that_was_written_over_is_named_where_it_makes_results_wrong
     assert "I do not recognise" not in str(grade)
 
 
+def test_an_argument_that_was_written_over_is_named_where_the_numbers_are_not_recognised():
+    def fn(H, W, B, target):
+        W *= 3
+        found = right(H, W, B, target)
+        W -= found["dW"]
+        return {"dB": found["dB"], "dW": found["dW"]}
+
+    grade = check_my_backward(fn)
+    assert grade.mistakes == ("argument-overwritten",)
+    assert "the function changes W" in grade.hints[0]
+    assert "I do not recognise" not in str(grade)
+
+
 def test_a_target_that_was_written_over_is_named_with_a_softmax():
     assert check_my_backward(spoil_p, loss="cross-entropy").mistakes == ("argument-overwritten",)
 

@@ -79,7 +79,8 @@ def in_other_layout(case: Case, found: Explanation) -> tuple[tuple[str, ...], tu
     )
     if other.right:
         return ("another-layout",), (f"another-layout: {stored} Then all is right.",)
-    more = solve(other)
+    # With the layout it would be two mistakes at least.
+    more = solve(other) if not found or len(_names(found)) > 2 else ()
     if not more or (found and len(_names(more)) + 1 >= len(_names(found))):
         return None
     return ("another-layout", *_names(more)), (f"another-layout: {stored}", *told(more, other.search.start))
