@@ -17,6 +17,7 @@ FUNCTIONS = {
     "tanh": (torch.tanh, lambda z: 1 - torch.tanh(z) ** 2),
     "silu": (lambda z: z / (1 + torch.exp(-z)), lambda z: torch.sigmoid(z) * (1 + z * (1 - torch.sigmoid(z)))),
     "identity": (lambda z: z, torch.ones_like),
+    "relu6": (torch.nn.functional.relu6, lambda z: ((z > 0) & (z < 6)).to(z.dtype)),
 }
 UNKNOWN = "I do not recognise this"
 
@@ -431,3 +432,10 @@ def test_a_step_that_was_not_returned_is_not_blamed_for_a_part_of_the_numbers():
     grade = check_my_backward(fn)
     assert grade.mistakes == ("all-zeros",)
     assert "dB is wrong too. Mend this first." in grade.hints
+
+
+def test_two_mistakes_that_give_the_same_numbers_are_told_apart_by_others():
+    # relu6 is off here, with −Z as with W transposed, and in the first of the other numbers too.
+    fn = Learner("relu6", returns="gradients", Z=lambda s: s.H @ s.W.T + s.B)
+    sizes = {"inputs": 2, "outputs": 2, "batch": 2}
+    assert check_my_backward(fn, activation="relu6", seed=994421, **sizes).mistakes == ("weight-transposed",)

@@ -94,7 +94,7 @@ def _explained(case: Case, sizes: tuple[int, ...]) -> Explanation:
     """Find the fewest mistakes that give all the numbers; of several ways one that gives others too."""
     for size in sizes:
         found = case.search.explanations(size)
-        for network in itertools.islice(probes(case.network), 2):
+        for network in itertools.islice(probes(case.network), 6 if size == 1 else 2):
             other = replace(case, network=network)
             if len(found) < 2 or not runs(other):
                 break
