@@ -1,0 +1,1 @@
+"""What grades a learner's backward: it is called, compared, and its mistakes are sought in a table."""

@@ -1,0 +1,143 @@
+"""The numbers a learner's are compared with: the right ones, how near is near enough, and draws that tell mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manual_mlp import activations
+from manual_mlp.activations import Activation
+from manual_mlp.explain.formulas import LOSSES
+from manual_mlp.explain.grading.call import Answer, coarsest
+from manual_mlp.explain.grading.known import RIGHTLY, At, Known
+from manual_mlp.explain.grading.mistakes import ROWS
+from manual_mlp.explain.grading.search import CHAIN, Search, put, same, tell
+from manual_mlp.explain.network import Network
+from manual_mlp.explain.story import Story
+
+_FLOAT64 = 1e-9
+_PROBES = 6
+
+
+def start(network: Network, answer: Answer | None, layout: str) -> At:
+    """Put together what is at hand, every step right."""
+    given = {"H": network.h, "W": network.w, "B": network.b, "target": network.target}
+    story = Story(network)
+    return At(
+        h=network.h,
+        w=network.w,
+        b=network.b,
+        t=network.target,
+        f=network.f,
+        loss=network.loss,
+        z1=network.z1,
+        after=given if answer is None else answer.after,
+        stored=layout == "torch",
+        z=network.z,
+        y=network.y,
+        dy=story.true_dy,
+        delta=story.true_delta,
+    )
+
+
+def truth(network: Network, layout: str, given: dict[str, Tensor], allowed: float) -> dict[str, Tensor]:
+    """Return the right results, by autograd; with the cross-entropy Y may be p too, and dY what belongs to that."""
+    story = Story(network)
+    dh, dw, db = network.gradients
+    right = {
+        "Z": network.z,
+        "Y": network.y,
+        "dY": story.true_dy,
+        "delta": story.true_delta,
+        "dB": db,
+        "dW": dw.mT if layout == "torch" else dw,
+        "dH": dh,
+    }
+    if network.loss == "cross-entropy":
+        p = torch.softmax(network.y, 1)
+        if same(given.get("Y"), p, allowed):
+            right["Y"] = p
+        if ("Y" not in given or right["Y"] is p) and same(given.get("dY"), -network.target / p, allowed):
+            right["dY"] = -network.target / p
+    return right
+
+
+def tolerance(network: Network, dtypes: dict[str, torch.dtype]) -> float:
+    """Return the difference that counts as none, for a largest entry of 1, by the least precise of the results."""
+    fine = {dtype for dtype in dtypes.values() if is_fine(dtype)}
+    # Whatever was computed in float32 on the way is as good as float32.
+    return _FLOAT64 if not fine or coarsest(fine) == torch.float64 else coarse(network)
+
+
+def coarse(network: Network) -> float:
+    """Return the tolerance of float32, whose error grows with the sums that are behind Z."""
+    terms = float((network.h.abs() @ network.w.abs() + network.b.abs()).max())
+    return 32 * torch.finfo(torch.float32).eps * max(1.0, terms)
+
+
+def is_fine(dtype: torch.dtype) -> bool:
+    """Tell whether a dtype has digits enough to tell a wrong formula from a right one."""
+    return dtype in (torch.float32, torch.float64)
+
+
+def hidden(search: Search, rows: tuple[Known, ...] = ROWS) -> tuple[Known, ...]:
+    """List the mistakes that would not show in these numbers, if the function made them."""
+    return tuple(row for row in rows if row.name != "argument-overwritten" and _hides(search, row))
+
+
+def _hides(search: Search, row: Known) -> bool:
+    """Tell whether no result that was returned would differ; a result that was not returned cannot be mistaken."""
+    if row.of not in search.given and (row.aside or row.of not in CHAIN):
+        return False
+    at, steps = search.start, list(RIGHTLY)
+    for step in steps[steps.index(row.of) :]:
+        value = tell(step, row.formula if step == row.of else RIGHTLY[step], at)
+        # Twice: the learner's own rounding may lie on either side.
+        if step in search.given and not same(value, search.truth[step], 2 * search.allowed):
+            return False
+        if step == row.of and (row.aside or step not in CHAIN):
+            return True
+        if step in CHAIN:
+            if value is None or value.shape != at.z.shape:
+                return False
+            at = put(at, step, value)
+    return True
+
+
+def probes(network: Network) -> Iterator[Network]:
+    """Draw other numbers of the same sizes, so wide that f is met in all its parts."""
+    rows, inputs, outputs = network.shape
+    width = network.x.shape[1]
+    generator = torch.Generator().manual_seed(rows + 31 * inputs + 977 * outputs)
+
+    def normal(*sides: int, scale: float = 1.0) -> Tensor:
+        return scale * torch.randn(*sides, generator=generator, dtype=torch.float64)
+
+    for wide in (1.0, 3.0, 3.0, 1.0, 6.0, 3.0)[:_PROBES]:
+        if network.loss == "cross-entropy":
+            target = F.one_hot(torch.randint(outputs, (rows,), generator=generator), outputs)
+        else:
+            target = torch.rand(rows, outputs, generator=generator, dtype=torch.float64)
+        yield Network(
+            normal(rows, width),
+            normal(width, inputs, scale=width**-0.5),
+            normal(inputs, scale=0.3),
+            normal(inputs, outputs, scale=wide * inputs**-0.5),
+            normal(outputs, scale=0.3 * wide),
+            target,
+            network.f,
+            network.loss,
+        )
+
+
+def worlds(network: Network) -> Iterator[tuple[Activation, str]]:
+    """List the other functions and losses that a learner may have computed, the nearest first."""
+    loss = network.loss
+    other = next(name for name in LOSSES if name != loss)
+    records = [activations.get(name) for name in activations.names()]
+    yield network.f, other
+    yield from ((f, loss) for f in records if f is not network.f)
+    yield from ((f, other) for f in records if f is not network.f)
