@@ -47,11 +47,7 @@ def write(path: Path, data: bytes) -> str:
 
     A link of that name is replaced.
     """
-
-    def content(temporary: Path) -> None:
-        write_new(temporary, data)
-
-    replace(path, content)
+    replace(path, lambda temporary: write_new(temporary, data))
     sync_folder(path.parent)
     return digest(data)
 

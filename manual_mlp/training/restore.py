@@ -85,7 +85,7 @@ def optimizer(own: torch.optim.Optimizer, found: Mapping[str, Any], like: torch.
     kinds = like.state[_parameters(like)[0]]
     state, parameters = _of(found, "optimizer"), _parameters(own)
     # In float16 the very first steps may have been left out: then there is none yet.
-    complete = isinstance(state, dict) and set(state) in ({*()}, {*range(len(parameters))})
+    complete = isinstance(state, dict) and set(state) in (set(), set(range(len(parameters))))
     _require(complete, f"optimizer with a state for each of {len(parameters)} parameters", state)
     for i, parameter in enumerate(parameters if state else ()):
         _require(
@@ -114,7 +114,7 @@ def scaler(own: torch.amp.GradScaler, found: Mapping[str, Any]) -> None:
     )
     for name, kind in kinds.items():
         value = state[name]
-        fits = type(value) is type(kind) and math.isfinite(value) and value >= 0
+        fits = type(value) is type(kind) and 0 <= value < math.inf
         _require(fits, f"scaler's {name}, {type(kind).__name__},", value)
     own.load_state_dict(state)
 

@@ -26,6 +26,10 @@ _WRITTEN = (_MANIFEST, _BEFORE, LAST, BEST, "config.json", "trace.json", "projec
 _NAME, _DIGEST, _TOKEN = re.compile(r"\w[\w.-]{0,99}", re.ASCII), re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{16}")
 
 
+class _EarlierError(InputError):
+    """A checkpoint is of a version that pickled."""
+
+
 def save(folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any], best: bool) -> None:
     """Write a checkpoint; until its last moment the one before is what :func:`load` finds, and it is kept.
 
@@ -98,7 +102,7 @@ def load(folder: Path, most: int | None = None) -> tuple[dict[str, Tensor], dict
         weights, state = (_read(folder / _PARTS, found["last"][part], most) for part in ("weights", "state"))
     except InputError as error:
         manifest = folder / _MANIFEST
-        if not (manifest.exists() and (folder / _BEFORE).exists()):
+        if isinstance(error, _EarlierError) or not (manifest.exists() and (folder / _BEFORE).exists()):
             raise
         raise InputError(f"{error}; delete {manifest} to go on from the checkpoint before this one") from None
     best = found["best"]["weights"]
@@ -214,7 +218,10 @@ def _read(parts: Path, entry: tuple[str, str], most: int | None) -> bytes:
     name, digest = entry
     path = parts / name
     if path.suffix == ".pt":
-        raise InputError(f"expected a checkpoint of this version, got {path}: an earlier one wrote it, as a pickle")
+        raise _EarlierError(
+            f"expected a checkpoint of this version, got {path}: an earlier one wrote it, as a pickle; "
+            "go on with that one, or begin again"
+        )
     try:
         data = files.read(path, most)
     except (OSError, ValueError, MemoryError) as error:
