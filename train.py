@@ -66,5 +66,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print("interrupted before there was a result", file=sys.stderr)
+        print("interrupted at once: --resume goes on from the last checkpoint, if there is one", file=sys.stderr)
         sys.exit(130)

@@ -8,6 +8,7 @@ from typing import NoReturn
 from manual_mlp import streams
 from manual_mlp.explain import cli
 from manual_mlp.training import export
+from manual_mlp.training.errors import one_line
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except (ValueError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 
 

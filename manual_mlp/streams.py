@@ -9,6 +9,7 @@ import sys
 from typing import Any, TextIO
 
 _PATIENCE = 1.0  # seconds for a pipe that is full and does not block
+_NEVER_RAISE = ("backslashreplace", "ignore", "namereplace", "xmlcharrefreplace")  # ways to write what is lacking
 
 
 def forgive(encoding: str | None = None) -> None:
@@ -39,7 +40,7 @@ def _forgiving(stream: Any, encoding: str) -> TextIO:
     return io.TextIOWrapper(
         raw if unbuffered else io.BufferedWriter(raw),
         encoding,
-        "replace",
+        stream.errors if stream.errors in _NEVER_RAISE else "replace",
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
@@ -49,7 +50,7 @@ class _Forgiving(io.RawIOBase):
     """Write to another raw stream, and count what it refuses as written."""
 
     def __init__(self, raw: Any) -> None:
-        self.raw = raw
+        self.raw, self.patience = raw, _PATIENCE
 
     def writable(self) -> bool:
         return True
@@ -65,8 +66,10 @@ class _Forgiving(io.RawIOBase):
         try:
             written = self.raw.write(data)
             if written is None:  # it would have to wait
-                select.select((), (self.raw,), (), _PATIENCE)
+                select.select((), (self.raw,), (), self.patience)
                 written = self.raw.write(data)
+            # Who waited in vain waits no more until somebody reads.
+            self.patience = 0.0 if written is None else _PATIENCE
         except (OSError, ValueError):  # ValueError: somebody has closed it
             written = None
         return size if written is None else int(written)

@@ -144,7 +144,8 @@ def test_the_exit_status_of_an_error_is_the_same_whatever_the_streams_are(comman
 def test_what_was_opened_first_is_not_written_into_by_who_writes_to_a_closed_stderr(tmp_path):
     code = "from manual_mlp import streams; streams.forgive()\nimport os\n"
     code += f"file = open({str(tmp_path / 'file')!r}, 'w')\nassert file.fileno() > 2\nos.write(2, b'a warning')\n"
-    code += "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'print(1)'], check=True)\n"
+    code += "child = 'import os; [os.fstat(i) for i in range(3)]'\n"
+    code += "import subprocess, sys\nsubprocess.run([sys.executable, '-c', child], check=True)\n"
     assert call((sys.executable, "-c", code), CLOSED)[0] == 0
     assert (tmp_path / "file").read_text() == ""
 
@@ -170,8 +171,8 @@ class Pipe(io.RawIOBase):
         return answer
 
 
-def forgiving(monkeypatch, pipe, encoding="utf-8"):
-    stream = io.TextIOWrapper(io.BufferedWriter(pipe), encoding)
+def forgiving(monkeypatch, pipe, encoding="utf-8", errors="strict"):
+    stream = io.TextIOWrapper(io.BufferedWriter(pipe), encoding, errors)
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "__stdout__", stream)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
@@ -193,6 +194,42 @@ def test_what_a_stream_refuses_is_dropped_and_the_next_line_is_written(monkeypat
     for line in ("first", "second", "third", "fourth: é, ∂ and \udcff"):
         print(line, flush=True)
     assert pipe.taken == "fourth: é, ? and ?\n".encode("latin-1")
+
+
+def test_a_pipe_that_is_full_for_a_moment_gets_all_and_one_that_stays_full_is_waited_for_once(monkeypatch):
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    taken, waits, select = [], [], streams.select.select
+
+    def drained(*arguments):
+        waits.append(arguments[-1])
+        if len(waits) == 1:  # a reader comes
+            taken.append(os.read(reading, 2**20))
+        return select(*arguments[:-1], 0)
+
+    monkeypatch.setattr(streams.select, "select", drained)
+    with io.FileIO(writing, "w") as pipe:
+        stream = forgiving(monkeypatch, pipe)
+        stream.write("x" * 100_000 + "\n")  # more than a pipe holds
+        stream.flush()
+        taken.append(os.read(reading, 2**20))
+        assert b"".join(taken) == b"x" * 100_000 + b"\n"
+        for _ in range(5):
+            stream.write("y" * 100_000 + "\n")
+            stream.flush()
+        assert [wait > 0 for wait in waits] == [True, True, *[False] * (len(waits) - 2)]
+        assert len(waits) >= 6
+        os.read(reading, 2**20)
+        print("heard again", flush=True)
+        assert os.read(reading, 2**20) == b"heard again\n"
+    os.close(reading)
+
+
+def test_letters_are_written_as_a_user_asks(monkeypatch):
+    pipe = Pipe()
+    forgiving(monkeypatch, pipe, "ascii", "backslashreplace")
+    print("größe", flush=True)
+    assert pipe.taken == rb"gr\xf6\xdfe" + b"\n"
 
 
 def test_streams_that_somebody_has_replaced_are_left_alone(monkeypatch):

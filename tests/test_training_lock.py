@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 from contextlib import contextmanager
 
 import pytest
@@ -127,18 +128,41 @@ def test_a_writer_on_another_host_that_did_not_say_that_it_ended_is_told_of(tmp_
         assert capsys.readouterr().err == (expected if told else "")
 
 
-@pytest.mark.parametrize("kind", ["link", "dangling", "pipe", "folder"])
-def test_a_lock_that_is_no_file_is_refused_and_nothing_is_written_through_it(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["link", "hard link", "dangling", "pipe", "folder", "text"])
+def test_a_lock_that_is_no_file_of_ours_is_refused_and_nothing_is_written_through_it(tmp_path, kind):
     outside, lock = tmp_path / "outside", tmp_path / "writer.lock"
-    if kind == "link":
+    if kind in ("link", "hard link"):
         outside.write_text("mine")
-    if kind in ("link", "dangling"):
+    if kind == "hard link":
+        os.link(outside, lock)
+    elif kind == "text":
+        lock.write_text("mine")
+    elif kind in ("link", "dangling"):
         lock.symlink_to(outside)
     else:
         os.mkfifo(lock) if kind == "pipe" else lock.mkdir()
-    assert refused(tmp_path).startswith(f"expected the folder of a run that can be written, got {lock}")
-    assert outside.exists() == (kind == "link")
+    assert re.match(rf"expected (the folder of a run that|a file of the run's own).* got {lock}", refused(tmp_path))
+    assert outside.exists() == (kind in ("link", "hard link"))
     assert not outside.exists() or outside.read_text() == "mine"
+    assert kind != "text" or lock.read_text() == "mine"
+
+
+def test_who_deletes_the_lock_does_not_get_past_it(tmp_path, monkeypatch):
+    with held(tmp_path):
+        (tmp_path / "writer.lock").unlink()
+        assert "which is written by a process that has not said which: wait" in refused(tmp_path)
+        (tmp_path / "writer.lock").unlink()
+    # Where a folder has no lock, as on a network's file system, the file's holds.
+    flock = fcntl.flock
+
+    def of_files(descriptor, how):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(descriptor, how)
+
+    with held(tmp_path) as process:
+        monkeypatch.setattr(fcntl, "flock", of_files)
+        assert f"which is written by process {process} on" in refused(tmp_path)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):

@@ -89,18 +89,21 @@ def test_sizes_that_are_none_are_refused_in_one_line(main, folder, sizes, tmp_pa
         load_run(folder)
 
 
-@pytest.mark.parametrize("value", [None, "x", [1], float("nan"), float("inf"), True, {}, 10**400], ids=repr)
+@pytest.mark.parametrize("value", [None, "x", [1], float("nan"), float("inf"), True, {}, 10**40, 10**400], ids=repr)
 @pytest.mark.parametrize("name", ["mean", "std"])
 def test_a_mean_and_a_std_that_are_no_numbers_are_refused(folder, name, value):
     edit(folder, **{name: value})
-    with pytest.raises(ValueError, match="expected mean and std, two finite numbers, std above 0"):
+    with pytest.raises(ValueError, match=r"^expected mean and std in the config.json of \S+, two numbers up to 1e6"):
         load_run(folder)
 
 
-def test_a_std_of_0_is_refused(folder):
-    edit(folder, std=0.0)
-    with pytest.raises(ValueError, match="std above 0"):
+@pytest.mark.parametrize("std", [0.0, -1.0, 1e-13])
+def test_a_std_that_is_none_is_refused(folder, std, capsys):
+    edit(folder, std=std)
+    with pytest.raises(ValueError, match="std from 1e-12 up"):
         load_run(folder)
+    assert command(["explain", "--checkpoint", str(folder)]) == 2
+    assert "std from 1e-12 up" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ pytest.importorskip("safetensors")
 
 from safetensors.torch import load_file
 
-from manual_mlp.training import state
+from manual_mlp.training import files, state
 from manual_mlp.training.errors import InputError
 from manual_mlp.training.packed import pack, unpack, unpack_tensors
 from patience import SECONDS
@@ -246,6 +246,30 @@ def test_who_reads_while_another_process_saves_gets_whole_weights(tmp_path):
     for steps in seen.values():
         assert steps == sorted(steps)
     assert all(step % 3 == 0 for step in seen[True])
+
+
+def test_who_reads_what_is_replaced_meanwhile_reads_again(tmp_path, monkeypatch):
+    save(tmp_path, 0)
+    read, steps = files.read, [2, 1]
+
+    def late(path, most=None):
+        data = read(path, most)
+        # Two saves, each of which replaces it: what was read is no more known.
+        while path.name == "last.safetensors" and steps:
+            save(tmp_path, steps.pop())
+        return data
+
+    monkeypatch.setattr(files, "read", late)
+    assert (unpack_tensors(state.published(tmp_path))["w"] == 2).all()
+
+
+def test_a_deep_network_is_not_too_long_for_its_own_bound(tmp_path):
+    deep = {f"layers.{i}.{kind}": torch.ones(1) for i in range(2500) for kind in ("weight", "bias")}
+    moments = {i: {name: torch.ones(1) for name in ("step", "exp_avg", "exp_avg_sq")} for i in range(5000)}
+    state.save(tmp_path, 1, deep, {"optimizer": moments}, best=True)
+    assert state.load(tmp_path, state.most_bytes([(1,)] * 5000))
+    with pytest.raises(InputError, match=r"it has \d+ bytes, more than"):
+        state.load(tmp_path, state.most_bytes([]) // 8)
 
 
 def test_a_kill_between_the_manifest_and_what_is_published_leaves_weights_that_can_be_read(tmp_path, monkeypatch):

@@ -145,6 +145,9 @@ def test_a_name_in_a_manifest_leads_nowhere_else(main, folder, tmp_path, at, bad
         lambda sets: sets.update(replaced=3),
         lambda sets: sets.update(replaced={"last": 3}),
         lambda sets: sets.update(run=[]),
+        lambda sets: sets.update(extra={}),
+        lambda sets: sets["last"].update(extra=5),
+        lambda sets: sets["best"].update(more=[]),
         lambda sets: sets.update(run={"token": 1, "more": 2}),
         lambda sets: [sets],
     ],
@@ -260,9 +263,7 @@ def test_a_file_that_is_none_is_refused_in_one_line(main, folder, tmp_path, name
     else:
         os.mkfifo(path) if kind == "pipe" else path.mkdir()
     before = content(tmp_path)
-    assert ("it is a link" if "link" in kind or kind == "dangling" else "it is no file") in one_line(
-        main, "--resume", folder
-    )
+    assert ("it is a link" if kind in ("link", "dangling") else "no file") in one_line(main, "--resume", folder)
     assert content(tmp_path) == {**before, folder / "writer.lock": b""} or name == "config.json"
     if name.endswith("json"):
         with pytest.raises(ValueError, match=r"it is (a link|no file)"):
@@ -304,12 +305,20 @@ def test_load_run_and_export_refuse_weights_that_are_not_those_of_the_manifest(f
     [
         (
             lambda w: {**w, "layers.0.weight": w["layers.0.weight"].T.contiguous()},
-            "layers.0.weight (20, 64), got (64, 20)",
+            "layers.0.weight (20, 64), torch.float32, got (64, 20)",
         ),
-        (lambda w: {**w, "layers.0.bias": w["layers.0.bias"].long()}, "layers.0.bias (20,), got (20,), torch.int64"),
+        (
+            lambda w: {**w, "layers.0.bias": w["layers.0.bias"].long()},
+            "layers.0.bias (20,), torch.float32, got (20,), torch.int64",
+        ),
         (lambda w: {name: value for name, value in w.items() if name != "layers.1.bias"}, "layers.1.bias, got layers"),
         (lambda w: {**w, "layers.2.bias": w["layers.1.bias"]}, "layers.2.bias"),
         (lambda w: {}, "expected layers.0.weight"),
+        (
+            lambda w: {**w, "layers.0.bias": w["layers.0.bias"].double()},
+            "layers.0.bias (20,), torch.float32, got (20,)",
+        ),
+        (lambda w: {**w, "layers.0.bias": w["layers.0.bias"] / 0}, "expected finite numbers in layers.0.bias"),
     ],
 )
 def test_weights_with_a_right_digest_that_do_not_fit_are_refused_in_one_line(main, folder, edit, expected):
@@ -323,7 +332,7 @@ def test_weights_with_a_right_digest_that_do_not_fit_are_refused_in_one_line(mai
     sign(folder, lambda sets: sets["best"].update(weights=sets["last"]["weights"]))
     assert expected in one_line(main, "--resume", folder)
     for best in (False, True):
-        with pytest.raises(ValueError, match=r"^expected the weights of a run in \S+, got: expected layers"):
+        with pytest.raises(ValueError, match=r"^expected the weights of a run in \S+, got: expected "):
             load_run(folder, best)
 
 
@@ -362,6 +371,12 @@ def of_first(name, make):
         (of_first("exp_avg_sq", lambda t: t.double()), "exp_avg_sq (20, 64), torch.float32"),
         (of_first("step", lambda t: 3), "step (), torch.float32"),
         (of_first("exp_avg", lambda t: None), "exp_avg (20, 64)"),
+        *((of_first("step", lambda t, at=at: t * 0 + at), "step 44") for at in (-1.0, 0.0, 43.5, 45.0)),
+        (of_first("step", lambda t: t / 0), "finite step"),
+        (of_first("exp_avg", lambda t: t * float("nan")), "finite exp_avg"),
+        (of_first("exp_avg_sq", lambda t: t - 1), "exp_avg_sq from 0 up"),
+        (lambda s: {**s, "optimizer": {}}, "optimizer with a state for each of 4 parameters"),
+        (lambda s: {**s, "config": {**s["config"], "lr": "a\nb\x1b[31m" + 1000 * "x"}}, "expected lr 'a\\nb"),
         (lambda s: "not a dict", "no packed values"),
     ],
 )
@@ -370,6 +385,60 @@ def test_a_state_with_a_right_digest_that_does_not_fit_is_refused_in_one_line(ma
     before = weights(folder)
     assert expected in one_line(main, "--resume", folder)
     assert same(weights(folder), before)
+
+
+HALF = (*FLAGS, "--precision", "fp16", "--optimizer", "sgd", "--momentum", "0")
+
+
+@pytest.fixture(scope="module")
+def half(train):
+    """A run in float16, whose scaler has a state, and whose optimizer has none."""
+    assert train(*HALF, "--name", "half-whole")[0] == 0
+    assert train(*HALF, "--name", "half", before=KILLED)[0] == -9
+    return train.at / "half"
+
+
+def test_a_run_whose_optimizer_has_no_state_goes_on(train, half):
+    folder = shutil.copytree(half, half.parent / "half-resumed")
+    assert train("--resume", folder)[0] == 0
+    assert same(weights(folder), weights(half.parent / "half-whole"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("scale", value) for value in (0.0, -1.0, float("nan"), float("inf"), 1e300, 10**400, 1, None)),
+        *(("_growth_tracker", value) for value in (-1, 10**12, 10**30, 1.5, True)),
+        *(("growth_interval", value) for value in (0, 10**30)),
+        ("backoff_factor", 0.0),
+        ("growth_factor", 1e308),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_scaler_with_a_right_digest_that_does_not_fit_is_refused_in_one_line(main, half, tmp_path, name, value):
+    folder = shutil.copytree(half, tmp_path / "sent")
+    found = unpack(part(folder, "state").read_bytes())
+    put(folder, "state", pack({**found, "scaler": {**found["scaler"], name: value}}))
+    assert f"expected scaler's {name}" in one_line(main, "--resume", folder)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other"])
+def test_a_damaged_manifest_before_the_latest_harms_nothing(train, whole, folder, damage):
+    path = folder / "manifest.before.json"
+    path.write_bytes({"cut": path.read_bytes()[:-5], "empty": b"", "other": b"mine"}[damage])
+    assert load_run(folder)
+    assert train("--resume", folder)[0] == 0
+    assert same(weights(folder), weights(whole))
+
+
+@pytest.mark.parametrize("name", ["last.safetensors", "manifest.before.json", "trace.json", "projector_config.pbtxt"])
+def test_a_folder_where_a_run_writes_a_file_is_refused_before_training(main, folder, name):
+    path = folder / name
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    before = weights(folder, "best")
+    assert f"expected a file, or nothing, at {path}" in one_line(main, "--resume", folder, "--profile")
+    assert same(weights(folder, "best"), before)
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff" * 9, (2**63).to_bytes(8, "little"), b"\x80\x04]\x94."])

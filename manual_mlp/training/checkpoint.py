@@ -24,7 +24,7 @@ from manual_mlp.training.distributed import ALONE, Processes
 from manual_mlp.training.errors import InputError, first_line
 from manual_mlp.training.lock import writer
 from manual_mlp.training.packed import unpack_tensors
-from manual_mlp.training.restore import require_shapes
+from manual_mlp.training.restore import require_weights
 
 _CONFIG = "config.json"
 # What a resumed run may do in another way than the one it goes on with.
@@ -59,6 +59,7 @@ def run_folder(config: Config, processes: Processes = ALONE) -> Iterator[Path]:
     with writer(folder) if processes.first else nullcontext():
         # The others read nothing before the first has locked it.
         processes.any(False)
+        state.require_files(folder)
         yield folder
 
 
@@ -198,10 +199,9 @@ def load_model(folder: Path, best: bool = False) -> MLP:
     for i, (columns, rows) in enumerate(itertools.pairwise(sizes)):
         shapes |= {f"layers.{i}.weight": (rows, columns), f"layers.{i}.bias": (rows,)}
     try:
-        most = state.most_bytes(sum(map(math.prod, shapes.values())))
-        weights = unpack_tensors(state.published(folder, best, most))
+        weights = unpack_tensors(state.published(folder, best, state.most_bytes(shapes.values())))
         # Before there is a network: it is as large as the file, whatever the settings say.
-        require_shapes(weights, shapes)
+        require_weights(weights, shapes)
         model = MLP(sizes, values["activation"], values.get("output_activation"), dropout=values["dropout"])
         model.load_state_dict(weights)
     except InputError:
@@ -209,6 +209,21 @@ def load_model(folder: Path, best: bool = False) -> MLP:
     except (OSError, LookupError, RuntimeError, TypeError, ValueError, MemoryError) as error:
         raise InputError(f"expected the weights of a run in {path}, got: {first_line(error)}") from None
     return model.eval()
+
+
+def normalisation(folder: Path) -> tuple[float, float]:
+    """Read mean and standard deviation of the pixels that a run was trained on.
+
+    Raises:
+        InputError: they are no such numbers.
+    """
+    values = load_settings(folder)
+    found: list[Any] = [values.get(name) for name in ("mean", "std")]
+    if not all(type(value) in (int, float) and abs(value) <= 1e6 for value in found) or found[1] < 1e-12:
+        raise InputError(
+            f"expected mean and std in the config.json of {folder}, two numbers up to 1e6, and std from 1e-12 up"
+        )
+    return float(found[0]), float(found[1])
 
 
 def tensorboard_command(folder: Path) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from manual_mlp.training import checkpoint, recipes
 from manual_mlp.training.config import Config
 from manual_mlp.training.distributed import LostError
-from manual_mlp.training.errors import DivergedError, InputError
+from manual_mlp.training.errors import DivergedError, InputError, one_line
 
 _EXTRA = ("matplotlib", "safetensors", "sklearn", "tensorboard", "torchvision", "tqdm", "tyro")
 
@@ -76,7 +76,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (InputError, DivergedError, LostError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
 
 

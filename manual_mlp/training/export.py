@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,13 +61,11 @@ def load_run(folder: Path | str, best: bool = False) -> MLP:
         classes = model(images.flatten(1) / 255).argmax(1)  # images (N, 28, 28), from 0 to 255
     """
     folder = Path(folder)
-    settings = checkpoint.load_settings(folder)
+    checkpoint.load_settings(folder)  # whether there is a run at all
     if importlib.util.find_spec("safetensors") is None:
         raise ImportError("expected the packages for training, got no safetensors: pip install 'manual_mlp[train]'")
     model = checkpoint.load_model(folder, best)
-    mean, std = _number(settings, "mean"), _number(settings, "std")
-    if mean is None or std is None or std <= 0:
-        raise InputError(f"expected mean and std, two finite numbers, std above 0, in the config.json of {folder}")
+    mean, std = checkpoint.normalisation(folder)
     first = model.layers[0]
     assert isinstance(first, Dense)
     assert first.bias is not None
@@ -78,11 +75,6 @@ def load_run(folder: Path | str, best: bool = False) -> MLP:
         first.bias.copy_(first.bias.double() - mean * weight.sum(1))
         first.weight.copy_(weight)
     return model
-
-
-def _number(settings: dict[str, Any], name: str) -> float | None:
-    value: Any = settings.get(name)
-    return float(value) if type(value) in (int, float) and abs(value) <= sys.float_info.max else None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""End a run when Ctrl-C or SIGTERM asks for it, at a point of our choice."""
+"""End a run when Ctrl-C, SIGTERM or SIGHUP asks for it, at a point of our choice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Interrupt:
-    """Turn the first Ctrl-C or SIGTERM into a note; the second acts as if this class were not there.
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP into a note; the second acts as if this class were not there.
 
     Attributes:
         signal: what arrived, 0 so far.
@@ -24,8 +24,11 @@ class Interrupt:
         return 128 + self.signal if self.signal else 0
 
     def __enter__(self) -> Interrupt:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the last, which Windows lacks, as a terminal is closed
+            number = getattr(signal, name, None)
+            # Under nohup it is ignored.
+            if number is not None and (name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN):
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exception: type[BaseException] | BaseException | TracebackType | None) -> None:

@@ -162,7 +162,7 @@ class Trainer:
         Raises:
             InputError: there is none, it is damaged, or it is that of other settings.
         """
-        weights, found = state.load(folder, state.most_bytes(sum(p.numel() for p in self.model.parameters())))
+        weights, found = state.load(folder, state.most_bytes([p.shape for p in self.model.parameters()]))
         self.load_state_dict(found)
         restore.weights(self.model, weights)
         if self.processes.first:
@@ -188,7 +188,8 @@ class Trainer:
         """
         restore.require_config(found, checkpoint.fixed(self.config), checkpoint.fixed(Config()))
         self.epoch, self.step, self.best = restore.progress(found, self.epochs, self.steps_per_epoch)
-        restore.optimizer(self.optimizer, found, build.make_optimizer(self.config, nn.Linear(1, 1, device=self.device)))
+        like = build.make_optimizer(self.config, nn.Linear(1, 1, device=self.device))
+        restore.optimizer(self.optimizer, found, like, self.scaler.is_enabled())
         restore.scaler(self.scaler, found)
 
     @torch.no_grad()

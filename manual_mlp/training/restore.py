@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from manual_mlp.training.errors import InputError, first_line
+from manual_mlp.training.errors import InputError
+from manual_mlp.training.values import shown
 
 
-def require_shapes(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """See that there are the tensors of a network, of a real dtype, and no others.
+def require_weights(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """See that there are the weights of a network, finite and in float32 as they were trained, and no others.
 
     Raises:
         ValueError: there are others.
@@ -22,8 +22,10 @@ def require_shapes(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
         raise ValueError(f"expected {', '.join(shapes)}, got {', '.join(found)}")
     for name, shape in shapes.items():
         tensor = found[name]
-        if tensor.shape != shape or not tensor.is_floating_point():
-            raise ValueError(f"expected {name} {shape}, got {tuple(tensor.shape)}, {tensor.dtype}")
+        if tensor.shape != shape or tensor.dtype != torch.float32:
+            raise ValueError(f"expected {name} {shape}, torch.float32, got {_shown(tensor)}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"expected finite numbers in {name}, got others")
 
 
 def weights(model: nn.Module, found: Mapping[str, Tensor]) -> None:
@@ -33,7 +35,7 @@ def weights(model: nn.Module, found: Mapping[str, Tensor]) -> None:
         InputError: they are those of another model.
     """
     try:
-        require_shapes(found, {name: tuple(value.shape) for name, value in model.state_dict().items()})
+        require_weights(found, {name: tuple(value.shape) for name, value in model.state_dict().items()})
     except ValueError as error:
         raise InputError(f"{error} in the checkpoint") from None
     model.load_state_dict(found)
@@ -51,8 +53,8 @@ def require_config(found: Mapping[str, Any], config: Mapping[str, Any], default:
     _require(isinstance(found.get("config"), dict), "config, flags by name,", found.get("config"))
     began = {**default, **found["config"]}
     for name, value in config.items():
-        if repr(began[name]) != repr(value):  # whatever a checkpoint has there, it can be shown
-            raise InputError(f"expected {name} {began[name]} as in the checkpoint, got {value}")
+        if repr(began[name]) != repr(value):  # a checkpoint may have anything there
+            raise InputError(f"expected {name} {_shown(began[name])} as in the checkpoint, got {_shown(value)}")
 
 
 def progress(found: Mapping[str, Any], epochs: int, steps_per_epoch: int) -> tuple[int, int, float]:
@@ -70,11 +72,12 @@ def progress(found: Mapping[str, Any], epochs: int, steps_per_epoch: int) -> tup
     return epoch, step, best
 
 
-def optimizer(own: torch.optim.Optimizer, found: Mapping[str, Any], like: torch.optim.Optimizer) -> None:
+def optimizer(own: torch.optim.Optimizer, found: Mapping[str, Any], like: torch.optim.Optimizer, scaled: bool) -> None:
     """Let an optimizer have the state of a checkpoint.
 
     Args:
         like: one of its kind, over any two parameters: its first step shows what there is for each.
+        scaled: whether a gradient scaler may have left out steps, the very first ones above all.
 
     Raises:
         InputError: it is that of other parameters, or of another optimizer.
@@ -83,9 +86,10 @@ def optimizer(own: torch.optim.Optimizer, found: Mapping[str, Any], like: torch.
         p.grad = torch.zeros_like(p)
     like.step()
     kinds = like.state[_parameters(like)[0]]
-    state, parameters = _of(found, "optimizer"), _parameters(own)
-    # In float16 the very first steps may have been left out: then there is none yet.
-    complete = isinstance(state, dict) and set(state) in (set(), set(range(len(parameters))))
+    state, parameters, steps = _of(found, "optimizer"), _parameters(own), _of(found, "step")
+    complete = isinstance(state, dict) and (set(state) == set(range(len(parameters))) or (not state and scaled))
+    if not kinds and state == {}:
+        return
     _require(complete, f"optimizer with a state for each of {len(parameters)} parameters", state)
     for i, parameter in enumerate(parameters if state else ()):
         _require(
@@ -94,9 +98,17 @@ def optimizer(own: torch.optim.Optimizer, found: Mapping[str, Any], like: torch.
         for name, kind in kinds.items():
             value = state[i][name]
             if isinstance(kind, Tensor):
+                # Fused optimizers read and write as far as the parameter reaches.
                 shape = parameter.shape if kind.dim() else kind.shape
                 fits = isinstance(value, Tensor) and value.shape == shape and value.dtype == kind.dtype
                 _require(fits, f"{name} {tuple(shape)}, {kind.dtype}", value)
+                _require(bool(value.isfinite().all()), f"finite {name}", "others")
+                if "sq" in name:  # squares
+                    _require(bool((value >= 0).all()), f"{name} from 0 up", float(value.min()))
+                if name == "step":
+                    taken = value.item()
+                    fits = taken == int(taken) and (0 < taken <= steps if scaled else taken == steps)
+                    _require(fits, f"{name} {steps}", taken)
             else:
                 _require(type(value) is type(kind), f"{name} {kind}", value)
     own.load_state_dict({"state": state, "param_groups": own.state_dict()["param_groups"]})
@@ -114,9 +126,15 @@ def scaler(own: torch.amp.GradScaler, found: Mapping[str, Any]) -> None:
     )
     for name, kind in kinds.items():
         value = state[name]
-        fits = type(value) is type(kind) and 0 <= value < math.inf
-        _require(fits, f"scaler's {name}, {type(kind).__name__},", value)
-    own.load_state_dict(state)
+        if name == "scale":
+            fits = isinstance(value, float) and 0 < value <= torch.finfo(torch.float32).max
+        elif name == "_growth_tracker":
+            fits = type(value) is int and 0 <= value < kinds["growth_interval"]
+        else:  # a constant
+            fits = type(value) is type(kind) and value == kind
+        _require(fits, f"scaler's {name}, such as {kind},", value)
+    if state:
+        own.load_state_dict(state)
 
 
 def _of(found: Mapping[str, Any], name: str) -> Any:
@@ -129,7 +147,10 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 def _require(holds: bool, expected: str, value: Any) -> None:
     if not holds:
-        shown = (
-            f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else first_line(ValueError(repr(value)))
-        )
-        raise InputError(f"expected {expected} in the checkpoint, got {shown[:200]}")
+        raise InputError(f"expected {expected} in the checkpoint, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)}, {value.dtype}"
+    return shown(tuple(value) if isinstance(value, list) else value)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -45,8 +47,7 @@ def save(folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, A
     parts = folder / _PARTS
     if not parts.is_symlink():
         parts.mkdir(exist_ok=True)
-    manifests = _manifests(folder)
-    before = manifests[0] if manifests else None
+    before = _latest(folder)
     run = _run(folder, before)
     # A name that nobody else has: other runs, and whatever else, may lie in the same folder.
     name = f"{step}-{run['token']}-{secrets.token_hex(4)}"
@@ -71,9 +72,21 @@ def save(folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, A
     publish(folder)
 
 
+def require_files(folder: Path) -> None:
+    """See that nothing but a file is where a run writes one.
+
+    Raises:
+        InputError: there is.
+    """
+    for name in _WRITTEN:
+        path = folder / name
+        if os.path.lexists(path) and not (path.is_symlink() or path.is_file()):
+            raise InputError(f"expected a file, or nothing, at {path}, got a folder, or what is no file")
+
+
 def publish(folder: Path) -> None:
     """Let `last.safetensors` and `best.safetensors` be what the manifest names; a kill may have come before that."""
-    found = _current(folder)
+    found = _existing(folder)
     for name, kind in ((LAST, "last"), (BEST, "best")):
         part, path = folder / _PARTS / found[kind]["weights"][0], folder / name
         if not files.is_file(part) or (files.is_file(path) and os.path.samefile(path, part)):
@@ -98,7 +111,7 @@ def load(folder: Path, most: int | None = None) -> tuple[dict[str, Tensor], dict
         InputError: there is none, or a file of it is missing or damaged; how to go on all the same.
     """
     try:
-        found = _current(folder)
+        found = _existing(folder)
         weights, state = (_read(folder / _PARTS, found["last"][part], most) for part in ("weights", "state"))
     except InputError as error:
         manifest = folder / _MANIFEST
@@ -117,9 +130,9 @@ def load(folder: Path, most: int | None = None) -> tuple[dict[str, Tensor], dict
         raise InputError(f"expected the weights and the state of a run in {folder / _PARTS}, got: {error}") from None
 
 
-def most_bytes(numbers: int) -> int:
-    """Return how long a file of a checkpoint can be, for a network of so many parameters: with two moments of each."""
-    return 2**20 + 16 * numbers
+def most_bytes(shapes: Iterable[Sequence[int]]) -> int:
+    """Return how long a file of a checkpoint can be, for parameters of these shapes: with two moments of each."""
+    return 2**20 + sum(2**11 + 16 * math.prod(shape) for shape in shapes)
 
 
 def published(folder: Path, best: bool = False, most: int | None = None) -> bytes:
@@ -136,10 +149,9 @@ def published(folder: Path, best: bool = False, most: int | None = None) -> byte
     seen = ""
     while True:
         data = files.read(path, most)
-        manifests = _manifests(folder)
-        known = {digest for found in manifests for digest in (found[kind]["weights"][1], found["replaced"].get(kind))}
         digest = files.digest(data)
-        if digest in known or not manifests:
+        found = _latest(folder)
+        if found is None or digest in (found[kind]["weights"][1], found["replaced"].get(kind)):
             return data
         if digest == seen:
             raise InputError(
@@ -149,21 +161,28 @@ def published(folder: Path, best: bool = False, most: int | None = None) -> byte
         seen = digest  # it may just have been replaced
 
 
-def _manifests(folder: Path) -> list[dict[str, Any]]:
-    """Read the manifests that are there: first the one that counts, the one before it where the latest was deleted."""
-    return [_manifest(path) for name in (_MANIFEST, _BEFORE) if os.path.lexists(path := folder / name)]
+def _latest(folder: Path) -> dict[str, Any] | None:
+    """Read the manifest that counts, if there is one: the one before where the latest was deleted.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    there = [path for name in (_MANIFEST, _BEFORE) if os.path.lexists(path := folder / name)]
+    return _manifest(there[0]) if there else None
 
 
-def _current(folder: Path) -> dict[str, Any]:
+def _existing(folder: Path) -> dict[str, Any]:
     """Read the manifest that counts.
 
     Raises:
         InputError: it is damaged, or there is none.
     """
-    for name in (_MANIFEST, _BEFORE):
-        if os.path.lexists(folder / name):
-            return _manifest(folder / name)
-    raise InputError(f"expected a checkpoint in {folder}, got none: the run ended before its first one; begin it again")
+    found = _latest(folder)
+    if found is None:
+        raise InputError(
+            f"expected a checkpoint in {folder}, got none: the run ended before its first one; begin it again"
+        )
+    return found
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -185,14 +204,19 @@ def _is_complete(found: dict[str, Any]) -> bool:
     """Tell whether a manifest has all that is read of it, and no name in it leads anywhere else."""
     parts = [found["last"]["weights"], found["last"]["state"], found["best"]["weights"]]
     return (
-        all(len(part) == 2 and _NAME.fullmatch(part[0]) and _DIGEST.fullmatch(part[1]) for part in parts)
+        found.keys() <= {"last", "best", "replaced", "run"}
+        and (len(found["last"]), len(found["best"])) == (2, 1)
+        and all(len(part) == 2 and _NAME.fullmatch(part[0]) and _DIGEST.fullmatch(part[1]) for part in parts)
         and all(_DIGEST.fullmatch(digest) for digest in found.get("replaced", {}).values())
         and found.get("run", {}).keys() <= {"token", "folder"}
     )
 
 
 def _run(folder: Path, before: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what marks the files that are written for this very folder, and not for one it was copied from."""
+    """Return what marks the files that are written for this very folder.
+
+    Of one that was copied, or moved to another disk, it does not know that it wrote what lies there: that stays.
+    """
     number = folder.stat().st_ino
     known = before["run"] if before else {}
     if known.get("folder") == number and _TOKEN.fullmatch(str(known.get("token"))):
@@ -235,8 +259,8 @@ def _read(parts: Path, entry: tuple[str, str], most: int | None) -> bytes:
 
 def _sweep(folder: Path) -> None:
     """Delete, of what was written for this folder, what neither manifest names, and what a kill has left half done."""
-    manifests = _manifests(folder)
     files.sweep(folder, _WRITTEN)
+    manifests = [_manifest(path) for name in (_MANIFEST, _BEFORE) if os.path.lexists(path := folder / name)]
     if not manifests:
         return
     kept = {sets[kind][part][0] for sets in manifests for kind in ("last", "best") for part in sets[kind]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,10 +19,13 @@ def profiler(path: Path, steps: int, device: torch.device) -> profile:
     """Return what writes a trace of a few of so many steps, each ended by ``step()``; of all if they are few."""
 
     def export(profiler: profile) -> None:
-        with TemporaryDirectory() as temporary:
-            exported = Path(temporary) / path.name
-            profiler.export_chrome_trace(str(exported))
-            files.write(path, exported.read_bytes())
+        try:
+            with TemporaryDirectory() as temporary:
+                exported = Path(temporary) / path.name
+                profiler.export_chrome_trace(str(exported))
+                files.write(path, exported.read_bytes())
+        except OSError as error:  # no reason to end a run
+            print(f"WARNING: no trace in {path} ({error.strerror or error})", file=sys.stderr)
 
     # It would tell of a GPU that is not there.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")

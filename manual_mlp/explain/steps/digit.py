@@ -66,7 +66,7 @@ def trained_picture(run: Path, digit: int = 7, data_dir: Path | None = None) -> 
         from manual_mlp.training.data import load
 
         settings, model = checkpoint.load_settings(run), checkpoint.load_model(run)
-        loss, mean, std = settings["loss"], settings["mean"], settings["std"]
+        loss, (mean, std) = settings["loss"], checkpoint.normalisation(run)
         if loss not in LOSSES:
             raise ValueError(f"its loss is {loss}, and only {' and '.join(LOSSES)} can be explained")
         data = load(
