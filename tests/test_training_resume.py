@@ -71,6 +71,15 @@ def test_best_after_interrupts_is_that_of_the_run_that_was_not_interrupted(train
         assert same(weights(folder, kind), weights(train.at / (name + "-whole"), kind))
 
 
+def test_a_terminal_that_is_closed_ends_a_run_like_ctrl_c_and_not_under_nohup(train):
+    flags = (*DIGITS, "--epochs", "2", "--hidden", "20")
+    hangup = AT_STEP.format(stop=9, signal=int(signal.SIGHUP))
+    assert train(*flags, "--name", "closed", before=hangup)[0] == 128 + signal.SIGHUP
+    assert train("--resume", train.at / "closed")[0] == 0
+    assert train(*flags, "--name", "nohup", before="signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + hangup)[0] == 0
+    assert same(weights(train.at / "closed"), weights(train.at / "nohup"))
+
+
 def contest(rivals):
     """Wait until one of several processes is left, which holds the run; of the others, count those that were refused.
 
