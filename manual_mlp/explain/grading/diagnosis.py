@@ -12,8 +12,9 @@ from torch import Tensor
 from manual_mlp.explain.grading.call import LAYOUTS, STEPS, Answer
 from manual_mlp.explain.grading.case import Case, Grade, checks_of, runs
 from manual_mlp.explain.grading.known import BY_OTHER_MEANS
-from manual_mlp.explain.grading.numbers import coarse, is_fine, probes, worlds
-from manual_mlp.explain.grading.search import CHAIN, Explanation, Found, Search, all_steps, same
+from manual_mlp.explain.grading.numbers import probes, truth, worlds
+from manual_mlp.explain.grading.rounding import is_fine, of_float32, same
+from manual_mlp.explain.grading.search import CHAIN, Explanation, Found, Search, all_steps
 from manual_mlp.explain.grading.show import beside, listed, not_finite, told
 
 UNKNOWN = "I do not recognise this."
@@ -29,7 +30,7 @@ def diagnose(case: Case) -> Grade:
         return Grade(checks, (), ("Return float64 or float32.",))
     wrong = search.wrong()
     value, want = search.given[wrong[0]], search.truth[wrong[0]]
-    picture = beside(wrong[0], value, want, search.allowed * max(1.0, float(want.abs().max())))
+    picture = beside(wrong[0], value, want, search.allowed.of[wrong[0]])
     mistakes, hints = _diagnosis(case, answer)
     return Grade(checks, mistakes, hints, picture)
 
@@ -37,12 +38,8 @@ def diagnose(case: Case) -> Grade:
 def _diagnosis(case: Case, answer: Answer) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of the mistakes, and what to say of them."""
     search, network = case.search, case.network
-    scales = {name: float(want.abs().max()) for name, want in search.truth.items()}
-    if all(
-        value.shape == search.truth[name].shape
-        and float((value - search.truth[name]).abs().max()) <= coarse(network) * scales[name]
-        for name, value in search.given.items()
-    ):
+    _, roughly = truth(network, case.layout, search.given, of_float32(network, case.layout))
+    if all(same(value, search.truth[name], roughly.of[name]) for name, value in search.given.items()):
         return ("float32-inside",), (f"float32-inside: {_FLOAT32}",)
     found = solve(case)
     inputs, outputs = network.w.shape
@@ -114,8 +111,9 @@ def _order(case: Case) -> Explanation:
     else:
         swaps = list(itertools.permutations(names))
     for swap in swaps:
-        if all(
-            same(search.given[mine], search.truth[name], search.allowed) for mine, name in zip(names, swap, strict=True)
+        if swap != names and all(
+            same(search.given[mine], search.truth[name], search.allowed.of[name])
+            for mine, name in zip(names, swap, strict=True)
         ):
             moved = [f"{name} came as {mine}" for mine, name in zip(names, swap, strict=True) if mine != name]
             row = replace(BY_OTHER_MEANS["wrong-order"], wrong=listed(moved))
@@ -131,7 +129,7 @@ def _world(case: Case) -> Explanation:
         options = {name: [value] for name, value in values.items()}
         if loss == "cross-entropy":
             options["Y"].append(torch.softmax(values["Y"], 1))
-        if all(any(same(value, way, search.allowed) for way in options[name]) for name, value in search.given.items()):
+        if all(any(search.is_like(name, way) for way in options[name]) for name in search.given):
             name = "another-activation" if loss == case.network.loss else "another-loss"
             said = [f"activation={f.name!r}"] if f is not case.network.f else []
             said += [f"loss={loss!r}"] if loss != case.network.loss else []

@@ -8,7 +8,9 @@ from manual_mlp.explain.blocks import Check, Refused
 from manual_mlp.explain.grading.call import Answer, mentions
 from manual_mlp.explain.grading.case import Case, Grade, checks_of, runs
 from manual_mlp.explain.grading.diagnosis import diagnose, in_other_layout, overwritten, solve
-from manual_mlp.explain.grading.numbers import hidden, probes, start, tolerance, truth
+from manual_mlp.explain.grading.numbers import hidden, probes, start, truth
+from manual_mlp.explain.grading.rounding import rounding
+from manual_mlp.explain.grading.search import Search
 from manual_mlp.explain.network import draw_network
 
 
@@ -36,10 +38,9 @@ def _passed(case: Case) -> Grade:
     left = hidden(case.search)
     for network in probes(case.network) if left else ():
         other = replace(case, network=network)
-        untold = replace(
-            case.search, start=start(network, None, case.layout), truth=truth(network, case.layout, {}, 0.0)
-        )
-        still = hidden(replace(untold, allowed=tolerance(network, answer.dtypes)), left)
+        near = rounding(network, case.layout, answer.dtypes)
+        untold = Search(start(network, None, case.layout), answer.results, *truth(network, case.layout, {}, near))
+        still = hidden(untold, left)
         if len(still) == len(left):
             continue
         left = still

@@ -18,11 +18,11 @@ _WIDTH, _ROWS, _COLUMNS = 110, 6, 6
 _APART = "    "
 
 
-def beside(name: str, value: Tensor, want: Tensor, allowed: float) -> str:
+def beside(name: str, value: Tensor, want: Tensor, allowed: Tensor) -> str:
     """Write a learner's matrix beside the right one, the entries that differ marked; of a large one a part.
 
     Args:
-        allowed: the difference that counts as none.
+        allowed: the differences that count as none.
     """
     fits = value.shape == want.shape
     matrices = [_matrix(value), _matrix(want)]
