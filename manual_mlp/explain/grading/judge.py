@@ -13,6 +13,8 @@ from manual_mlp.explain.grading.rounding import rounding
 from manual_mlp.explain.grading.search import Search
 from manual_mlp.explain.network import draw_network
 
+_ENOUGH, _MANY = 6, 12
+
 
 def judge(case: Case) -> Grade:
     """Judge a function by its numbers as tensors or as NumPy arrays, whichever it is written for."""
@@ -35,16 +37,23 @@ def _passed(case: Case) -> Grade:
     """Rule out what would not show in these numbers, by others of the same sizes."""
     answer = case.answer
     assert isinstance(answer, Answer)
+    if not replace(case).right:
+        return Grade(checks_of(case), (), (*overwritten(answer), _STATE))
     left = hidden(case.search)
-    for network in probes(case.network) if left else ():
+    rows, _, outputs = case.network.shape
+    # The fewer numbers there are, the more often all of them happen to be right.
+    always = 2 if rows * outputs >= _ENOUGH else _MANY
+    for turn, network in enumerate(probes(case.network)):
+        if turn >= always and not left:
+            break
         other = replace(case, network=network)
         near = rounding(network, case.layout, answer.dtypes)
         untold = Search(start(network, None, case.layout), answer.results, *truth(network, case.layout, {}, near))
         still = hidden(untold, left)
-        if len(still) == len(left):
+        if turn >= always and len(still) == len(left):
             continue
         left = still
-        if not other.right and _keeps_state(case):
+        if not other.right and not replace(case).right:
             return Grade(checks_of(case), (), (*overwritten(answer), _STATE))
         if not other.right:
             grade = diagnose(other) if isinstance(other.answer, Answer) else _refused(other, other.answer)
@@ -57,11 +66,6 @@ _STATE = (
     "It gives other results when it is called again with the same numbers: it keeps something between calls. "
     "Begin every sum with new zeros."
 )
-
-
-def _keeps_state(case: Case) -> bool:
-    """Tell whether a function that was right is no more so with the same numbers."""
-    return not replace(case).right
 
 
 def _refused(case: Case, refused: Refused) -> Grade:

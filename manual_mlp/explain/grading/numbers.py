@@ -6,21 +6,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from manual_mlp import activations
 from manual_mlp.activations import Activation
 from manual_mlp.explain.formulas import LOSSES
 from manual_mlp.explain.grading.call import Answer
-from manual_mlp.explain.grading.known import RIGHTLY, At, Known
+from manual_mlp.explain.grading.known import BY_OTHER_MEANS, RIGHTLY, At, Known
 from manual_mlp.explain.grading.mistakes import ROWS
 from manual_mlp.explain.grading.rounding import Rounding, results, same
 from manual_mlp.explain.grading.search import CHAIN, Search, put, tell
-from manual_mlp.explain.network import Network
+from manual_mlp.explain.network import Network, one_hot
 from manual_mlp.explain.story import Story
 
-_PROBES = 6
+_NUDGE = 1.001
 
 
 def start(network: Network, answer: Answer | None, layout: str) -> At:
@@ -62,7 +61,17 @@ def truth(
     return right, replace(allowed, of=of)
 
 
-def hidden(search: Search, rows: tuple[Known, ...] = ROWS) -> tuple[Known, ...]:
+def _nudged(step: str) -> Known:
+    """Make a factor near 1, which shows in numbers alone that rounding does not blur."""
+    return replace(
+        BY_OTHER_MEANS["constant-factor"], of=step, formula=lambda at: _NUDGE * RIGHTLY[step](at), aside=True
+    )
+
+
+_ALL = (*ROWS, *map(_nudged, RIGHTLY))
+
+
+def hidden(search: Search, rows: tuple[Known, ...] = _ALL) -> tuple[Known, ...]:
     """List the mistakes that would not show in these numbers, if the function made them."""
     return tuple(row for row in rows if row.name != "argument-overwritten" and _hides(search, row))
 
@@ -95,9 +104,9 @@ def probes(network: Network) -> Iterator[Network]:
     def normal(*sides: int, scale: float = 1.0) -> Tensor:
         return scale * torch.randn(*sides, generator=generator, dtype=torch.float64)
 
-    for wide in (1.0, 3.0, 3.0, 1.0, 6.0, 3.0)[:_PROBES]:
+    for wide in (1.0, 3.0, 3.0, 1.0, 6.0, 3.0, 0.3, 1.0, 0.3, 1.0, 0.3, 1.0):
         if network.loss == "cross-entropy":
-            target = F.one_hot(torch.randint(outputs, (rows,), generator=generator), outputs)
+            target = one_hot(rows, outputs, generator)
         else:
             target = torch.rand(rows, outputs, generator=generator, dtype=torch.float64)
         yield Network(

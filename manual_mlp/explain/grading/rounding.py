@@ -13,8 +13,7 @@ from manual_mlp.explain.network import Network
 from manual_mlp.explain.story import Story
 
 _FLOAT64 = 1e-9
-_EPS = torch.finfo(torch.float32).eps
-_SLACK = 8
+_EPS = 6 * torch.finfo(torch.float32).eps
 _LEAST = 1e-30
 
 
@@ -68,7 +67,7 @@ def of_float64(network: Network, layout: str) -> Rounding:
 def of_float32(network: Network, layout: str) -> Rounding:
     """Allow what float32 loses in the terms that each entry sums, and what it lost in the steps before."""
     terms = float((network.h.abs() @ network.w.abs() + network.b.abs()).max())
-    return Rounding({name: t + _LEAST for name, t in _bounds(network, layout).items()}, _SLACK * _EPS * max(1.0, terms))
+    return Rounding({name: t + _LEAST for name, t in _bounds(network, layout).items()}, _EPS * max(1.0, terms))
 
 
 def results(network: Network, layout: str) -> dict[str, Tensor]:
@@ -77,8 +76,15 @@ def results(network: Network, layout: str) -> dict[str, Tensor]:
     dh, dw, db = network.gradients
     p = torch.softmax(network.y, 1)
     return {
-        "Z": network.z, "Y": network.y, "dY": story.true_dy, "delta": story.true_delta,
-        "dB": db, "dW": dw.mT if layout == "torch" else dw, "dH": dh, "p": p, "-t/p": -network.target / p,
+        "Z": network.z,
+        "Y": network.y,
+        "dY": story.true_dy,
+        "delta": story.true_delta,
+        "dB": db,
+        "dW": dw.mT if layout == "torch" else dw,
+        "dH": dh,
+        "p": p,
+        "-t/p": -network.target / p,
     }
 
 
@@ -100,7 +106,12 @@ def _bounds(network: Network, layout: str) -> dict[str, Tensor]:
     of_delta = of_dy * slope + dy * of_slope + _sum(1, delta)
     of_dw = h.mT @ of_delta + _sum(rows, h.mT @ delta)
     return {
-        "Z": of_z, "Y": of_y, "dY": of_dy, "delta": of_delta, "p": of_p, "-t/p": network.target / p**2 * of_p,
+        "Z": of_z,
+        "Y": of_y,
+        "dY": of_dy,
+        "delta": of_delta,
+        "p": of_p,
+        "-t/p": network.target / p**2 * of_p,
         "dB": of_delta.sum(0) + _sum(rows, delta.sum(0)),
         "dW": of_dw.mT if layout == "torch" else of_dw,
         "dH": of_delta @ w.mT + _sum(outputs, delta @ w.mT),
@@ -109,5 +120,5 @@ def _bounds(network: Network, layout: str) -> dict[str, Tensor]:
 
 def _sum(count: int, terms: Tensor) -> Tensor:
     """Bound the error of a sum by its terms' magnitudes; in a loop the roundings add up."""
-    growth: float = max(1.0, count**0.5 / _SLACK)
+    growth: float = max(1.0, count**0.5 / 8)
     return _EPS * growth * terms
