@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -39,6 +40,11 @@ class Found:
     def key(self) -> tuple[object, ...]:
         """What makes it the same mistake with other numbers."""
         return self.row.name, self.row.of, self.row.wrong if self.row.of else "", self.steps
+
+    def is_like(self, other: Found) -> bool:
+        """Tell whether it is the same mistake in other numbers: a factor that changes with them is none."""
+        alike = self.factor == other.factor or math.isclose(self.factor or 0, other.factor or 0, rel_tol=1e-4)
+        return self.key == other.key and alike
 
 
 Explanation = tuple[Found, ...]
@@ -81,12 +87,14 @@ class Search:
         given: the learner's results.
         truth: the right ones.
         allowed: the differences that count as none.
+        rows: the mistakes that are tried in each step.
     """
 
     start: At
     given: Mapping[str, Tensor]
     truth: Mapping[str, Tensor]
     allowed: Rounding
+    rows: Mapping[str, tuple[Known, ...]] = field(default_factory=lambda: _ROWS_OF)
 
     def explanations(self, most: int, unseen: int = 2) -> list[Explanation]:
         """List the explanations of all the numbers by so many mistakes, the simplest first.
@@ -151,7 +159,7 @@ class Search:
         yield from self._walk(put(at, step, told), rest, left, unseen, made)
         if not left or not unseen or not any(later in self.given for later in (*rest, *GRADIENTS)):
             return
-        for row in _ROWS_OF[step]:
+        for row in self.rows[step]:
             wrong = None if row.aside else tell(step, row.formula, at)
             if wrong is not None and wrong.shape == told.shape and not torch.equal(wrong, told):
                 mistake = Found(row, (step,))
@@ -193,7 +201,7 @@ class Search:
             return [()]
         if left < 1:
             return []
-        told_by = [(row, tell(step, row.formula, at)) for row in _ROWS_OF[step]]
+        told_by = [(row, tell(step, row.formula, at)) for row in self.rows[step]]
         found: list[Explanation] = [(Found(row, (step,)),) for row, wrong in told_by if self.is_like(step, wrong)]
         multiple = self._multiple(step, told)
         if multiple is not None:
@@ -221,11 +229,9 @@ class Search:
         rows = len(self.start.h)
         usual = (-1.0, float(rows), 1 / rows, *factors(self.start).values())
         simple = next((c for c in usual if self.is_like(step, c * told)), None)
-        # Any number is a multiple of any other.
-        several = int((told.abs() > 1e-3 * told.abs().max()).sum()) > 1
         factor = factor if simple is None else simple
         near = abs(factor) < 100 * self.allowed.relative or factor == 1
-        if near or not (several or simple is not None) or not self.is_like(step, factor * told):
+        if near or not self.is_like(step, factor * told):
             return None
         mean = rows > 1 and factor == 1 / rows and step not in ("Z", "Y")
         name = "sign" if factor == -1 else "mean-for-sum" if mean else "constant-factor"
