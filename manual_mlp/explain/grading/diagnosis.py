@@ -113,22 +113,22 @@ def _further(case: Case) -> Iterator[Case]:
         other = replace(case, network=network)
         if not runs(other):
             return
-        if not other.right:
+        if not other.right and not torch.equal(network.w, case.network.w):
             yield other
 
 
 def _borne_out(
     case: Case, found: list[Explanation], size: int, unseen: int = 2, steps: list[str] | None = None
 ) -> list[Explanation]:
-    """Keep the explanations that give other numbers too: of one a single draw, of several as many as tell them apart.
+    """Keep the explanations that give other numbers too; of several as many draws as there are, to tell them apart.
 
     Args:
         steps: the results that are explained, by default all.
     """
-    tried = 0
+    tried, least = 0, 2 if steps is None else 4
     rows = {mistake.row for made in found for mistake in made}
     for other in _further(case):
-        if not found or (tried and len(found) < 2):
+        if not found or (tried >= least and len(found) < 2):
             break
         search = other.search
         if steps is not None:

@@ -79,11 +79,15 @@ def _refused(case: Case, refused: Refused) -> Grade:
     if not runs(square):
         return Grade(checks, (), _why_it_raised(refused.reason))
     if square.right:
-        return Grade(checks, (), ("With 3 rows, 3 inputs and 3 outputs it is right: a size is written into it.",))
+        return Grade(checks, (), (_FITS,))
     grade = diagnose(square)
     return replace(grade, checks=checks, hints=(*grade.hints, _SQUARE))
 
 
+_FITS = (
+    "With 3 rows, 3 inputs and 3 outputs what it returns is right. The line that raised multiplies or adds sides that do not "
+    "fit: a transpose is missing, or a size is written into it."
+)
 _SQUARE = "These are its numbers with 3 rows, 3 inputs and 3 outputs, where it runs."
 
 

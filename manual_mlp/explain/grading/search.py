@@ -233,7 +233,8 @@ class Search:
         near = abs(factor) < 100 * self.allowed.relative or factor == 1
         if near or not self.is_like(step, factor * told):
             return None
-        mean = rows > 1 and factor == 1 / rows and step not in ("Z", "Y")
+        # In ∂J/∂H nothing is summed over the rows: there 1/2 is no mean of two.
+        mean = rows > (2 if step == "dH" else 1) and factor == 1 / rows and step not in ("Z", "Y")
         name = "sign" if factor == -1 else "mean-for-sum" if mean else "constant-factor"
         return Found(BY_OTHER_MEANS[name], (step,), factor)
 

@@ -16,6 +16,11 @@ from manual_mlp.explain.grading.search import Explanation, Found, factors
 
 _WIDTH, _ROWS, _COLUMNS = 110, 6, 6
 _APART = "    "
+_MEANS = {
+    "dW": (MISTAKES["mean-for-sum"].wrong, MISTAKES["mean-for-sum"].right),
+    "dB": ("∂J/∂B = Σₙ δₙ / N", "∂J/∂B = Σₙ δₙ"),
+    "dH": ("∂J/∂H = δ Wᵀ / N", "∂J/∂H = δ Wᵀ"),
+}
 
 
 def beside(name: str, value: Tensor, want: Tensor, allowed: Tensor) -> str:
@@ -124,7 +129,9 @@ def _told(name: str, mistakes: list[Found], at: At) -> str:
         begin, then = ("Likewise", "which") if parts else ("this is", "and")
         parts.append(f"{begin} {wrong}, {then} should be {right}." if right else f"{wrong}.")
     if name == "mean-for-sum":
-        wrong, right = (in_torch(text) if at.stored else text for text in (MISTAKES[name].wrong, MISTAKES[name].right))
+        # The formula of the step that is wrong: of δ and what it is made of that of the gradient by W.
+        of = next((step for step in ("dW", "dB", "dH") if step in mistakes[0].steps), "dW")
+        wrong, right = (in_torch(text) if at.stored else text for text in _MEANS[of])
         parts.append(f"As in {wrong}, where it should be {right}.")
     if name == "convention-swapped":
         made = "Hᵀδ, in the textbook's layout" if at.stored else "δᵀH, in PyTorch's layout"
@@ -147,7 +154,8 @@ def _multiple(factor: float, alike: list[Found], at: At) -> str:
     mean = alike[0].row.name == "mean-for-sum"
     words = [word for word, usual in factors(at).items() if usual == factor != 1]
     if mean:
-        words = [word for word in words if "N" in word]
+        everything = len(steps) > 1 or steps[0] in ("dY", "delta")
+        words = [word for word in words if "N" in word and (everything or "D_out" not in word)]
     written = " = ".join(words[:2]) or f"{factor:.6g}".replace("-", "−")
     why = ""
     if mean:
