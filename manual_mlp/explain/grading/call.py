@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import dis
 import functools
@@ -65,7 +66,7 @@ def ask(fn: Backward, network: Network, layout: str, arrays: bool = False) -> An
     given = {name: value.clone(memory_format=torch.contiguous_format) for name, value in before.items()}
     try:
         arguments: list[Any] = [value.numpy() if arrays else value for value in given.values()]
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _default_dtype_kept():
             # NumPy's functions take a tensor, and mention what torch will have to change for that.
             warnings.filterwarnings("ignore", "__array_wrap__ must accept", DeprecationWarning)
             found = fn(*arguments)
@@ -82,6 +83,15 @@ def ask(fn: Backward, network: Network, layout: str, arrays: bool = False) -> An
         after["W"] = after["W"].mT
     came_as_array = any(_is_array(value) for value in named.values())
     return Answer(results, {name: dtype for name, (_, dtype) in read.items()}, after, changed, came_as_array)
+
+
+@contextlib.contextmanager
+def _default_dtype_kept() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _named(found: Any) -> Mapping[str, Any]:

@@ -85,8 +85,8 @@ def _refused(case: Case, refused: Refused) -> Grade:
 
 
 _FITS = (
-    "With 3 rows, 3 inputs and 3 outputs what it returns is right. The line that raised multiplies or adds sides that do not "
-    "fit: a transpose is missing, or a size is written into it."
+    "With 3 rows, 3 inputs and 3 outputs what it returns is right. The line that raised multiplies or adds sides that "
+    "do not fit: a transpose is missing, or a size is written into it."
 )
 _SQUARE = "These are its numbers with 3 rows, 3 inputs and 3 outputs, where it runs."
 
