@@ -124,3 +124,18 @@ BY_OTHER_MEANS = {
         Known("float32-inside", "", "right to 6 or 7 digits", "", "Something was computed in float32."),
     )
 }
+
+LAST = "In a loop over the terms each is written over the one before. Begin with zeros, and add with +=."
+
+
+def one_of_eight(name: str, of: str, formula: Step, why: str = "") -> Known:
+    mistake = MISTAKES[name]
+    return Known(name, of, mistake.wrong, mistake.right, why or mistake.why, formula)
+
+
+def last_term(of: str, wrong: str, right: str, formula: Step) -> Known:
+    return Known("last-term-only", of, wrong, right, LAST, formula)
+
+
+def spoilt(of: str, name: str, right: str, formula: Step) -> Known:
+    return Known("argument-overwritten", of, f"{right}, with {name} changed", right, SPOILT, formula)

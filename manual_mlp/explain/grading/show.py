@@ -130,7 +130,7 @@ def _told(name: str, mistakes: list[Found], at: At) -> str:
         parts.append(f"{begin} {wrong}, {then} should be {right}." if right else f"{wrong}.")
     if name == "mean-for-sum":
         # The formula of the step that is wrong: of δ and what it is made of that of the gradient by W.
-        of = next((step for step in ("dW", "dB", "dH") if step in mistakes[0].steps), "dW")
+        of = next((step for step in ("dW", "dB", "dH") if any(step in mistake.steps for mistake in mistakes)), "dW")
         wrong, right = (in_torch(text) if at.stored else text for text in _MEANS[of])
         parts.append(f"As in {wrong}, where it should be {right}.")
     if name == "convention-swapped":
