@@ -210,3 +210,27 @@ def test_what_a_function_sets_for_all_of_torch_is_set_back():
         assert torch.get_default_dtype() == dtype
     finally:
         torch.set_default_dtype(dtype)
+
+
+def test_the_line_that_raised_is_told():
+    def fn(H, W, B, target):
+        return {"dW": H.T @ unknown_name}  # noqa: F821
+
+    told = " ".join(str(check_my_backward(fn)).split())
+    assert "NameError" in told
+    assert 'return {"dW": H.T @ unknown_name}' in told
+
+
+def test_a_target_taken_for_indices_is_told_to_be_one_hot():
+    def fn(H, W, B, target):
+        p = torch.softmax(H @ W + B, 1)
+        p[torch.arange(len(p)), target] -= 1
+        return H.T @ p, p.sum(0)
+
+    assert "target.argmax(1)" in check_my_backward(fn, loss="cross-entropy").hints[0]
+
+
+@pytest.mark.parametrize(("name", "meant"), [("dE", "dY"), ("dloss_dW", "dW"), ("dE_dW", "dW"), ("dcost_dB", "dB")])
+def test_a_derivative_of_the_loss_by_another_name_is_guessed(name, meant):
+    with pytest.raises(ValueError, match=rf"got {name} \(did you mean {meant}\?\)"):
+        check_my_backward(lambda *a: {name: a[0]})

@@ -8,6 +8,7 @@ import dis
 import functools
 import inspect
 import re
+import traceback
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -32,8 +33,8 @@ _QUANTITIES = {
     "W": "w weight weights",
     "H": "h hidden x input inputs",
 }
-_OTHERS = {"δ": "delta", "error": "delta", "err": "delta", "dz": "delta", "deltas": "delta"}
-_MARKS = re.compile(r"^(gradient|gradof|grad|d[jlc]d|∂[jlc]∂|d|∂|g)?(.+?)(gradient|grad)?$")
+_OTHERS = {"δ": "delta", "error": "delta", "err": "delta", "de": "dY", "dz": "delta", "deltas": "delta"}
+_MARKS = re.compile(r"^(gradient|gradof|grad|d(?:[jlce]|loss|cost)d|∂[jlc]∂|d|∂|g)?(.+?)(gradient|grad)?$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,7 @@ def ask(fn: Backward, network: Network, layout: str, arrays: bool = False) -> An
             warnings.filterwarnings("ignore", "__array_wrap__ must accept", DeprecationWarning)
             found = fn(*arguments)
     except (Exception, SystemExit) as error:  # whatever a learner's code raises is an answer to the learner
-        return Refused(f"{type(error).__name__}: {error}")
+        return Refused(f"{type(error).__name__}: {error}{_where(error, fn)}")
     named = _named(found)
     read = {name: _read(name, named[name]) for name in STEPS if name in named}
     results = {name: value for name, (value, _) in read.items()}
@@ -83,6 +84,15 @@ def ask(fn: Backward, network: Network, layout: str, arrays: bool = False) -> An
         after["W"] = after["W"].mT
     came_as_array = any(_is_array(value) for value in named.values())
     return Answer(results, {name: dtype for name, (_, dtype) in read.items()}, after, changed, came_as_array)
+
+
+def _where(error: BaseException, fn: Backward) -> str:
+    """Tell the line of the learner's own files that raised."""
+    files = {function.__code__.co_filename for function in _functions(fn)}
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    if not lines:
+        return ""
+    return f" (line {lines[-1].lineno}{f': {lines[-1].line}' if lines[-1].line else ''})"
 
 
 @contextlib.contextmanager

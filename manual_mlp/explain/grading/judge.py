@@ -77,7 +77,7 @@ def _refused(case: Case, refused: Refused) -> Grade:
     if turned is not None:
         return Grade(checks, *turned)
     if not runs(square):
-        return Grade(checks, (), _why_it_raised(refused.reason))
+        return Grade(checks, (), _why_it_raised(case, refused.reason))
     if square.right:
         return Grade(checks, (), (_FITS,))
     grade = diagnose(square)
@@ -91,7 +91,7 @@ _FITS = (
 _SQUARE = "These are its numbers with 3 rows, 3 inputs and 3 outputs, where it runs."
 
 
-def _why_it_raised(reason: str) -> tuple[str, ...]:
+def _why_it_raised(case: Case, reason: str) -> tuple[str, ...]:
     lower = reason.lower()
     if "positional argument" in lower:
         return ("It is called as fn(H, W, B, target).",)
@@ -100,4 +100,6 @@ def _why_it_raised(reason: str) -> tuple[str, ...]:
             "H, W, B and target are float64, and torch multiplies equal dtypes alone. torch.zeros(3, 2) is float32, "
             "torch.zeros_like(W) has W's dtype.",
         )
+    if case.network.loss == "cross-entropy" and ("indexerror" in lower or "index" in lower):
+        return ("The target is one-hot, a row for each row of H: target.argmax(1) are the indices of the classes.",)
     return ("It does not run with 3 rows, 3 inputs and 3 outputs either.",)

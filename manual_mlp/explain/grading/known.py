@@ -53,7 +53,7 @@ RIGHTLY: dict[str, Step] = {
 
 
 def _no_formula(at: At) -> Tensor:
-    raise RuntimeError("it is told by other means than a formula")
+    raise NotImplementedError("it is told by other means than a formula")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ BY_OTHER_MEANS = {
     row.name: row
     for row in (
         Known("sign", "", "−1 times what it should be", "", "There is a minus too many, or Y* − Y stands for Y − Y*."),
-        Known(*("mean-for-sum", "", "1/N times what it should be", ""), MISTAKES["mean-for-sum"].why),
+        Known("mean-for-sum", "", "1/N times what it should be", "", MISTAKES["mean-for-sum"].why),
         Known("constant-factor", "", "a multiple of what it should be", "", "J is summed over rows and outputs."),
         Known("all-zeros", "", "all zeros", "", "Was it filled in? Or is it added up in a copy?"),
         Known("wrong-shape", "", "right numbers in another shape", "", "A gradient has its parameter's shape."),
