@@ -234,3 +234,43 @@ def test_a_target_taken_for_indices_is_told_to_be_one_hot():
 def test_a_derivative_of_the_loss_by_another_name_is_guessed(name, meant):
     with pytest.raises(ValueError, match=rf"got {name} \(did you mean {meant}\?\)"):
         check_my_backward(lambda *a: {name: a[0]})
+
+
+def error_in_y(H, W, B, target):
+    Y = torch.sigmoid(H @ W + B)
+    slope = Y * (1 - Y)
+    E = Y
+    E -= target
+    return {"Y": Y, "dY": E, "delta": E * slope}
+
+
+def delta_in_error(H, W, B, target):
+    Y = torch.sigmoid(H @ W + B)
+    E = Y - target
+    delta = E
+    delta *= Y * (1 - Y)
+    return {"Y": Y, "dY": E, "delta": delta}
+
+
+@pytest.mark.parametrize(("fn", "which"), [(error_in_y, "Y and dY"), (delta_in_error, "dY and delta")])
+def test_two_results_that_are_one_tensor_are_told(fn, which):
+    grade = check_my_backward(fn)
+    assert grade.mistakes == ("result-overwritten",), str(grade)
+    assert f"{which} are one tensor" in grade.hints[0]
+
+
+def test_a_slope_taken_twice_is_not_called_the_slope_of_tanh():
+    fn = of_steps("sin", delta=lambda e, z, y: e * torch.cos(z) ** 2)
+    assert check_my_backward(fn, activation="sin").mistakes == ("slope-twice",)
+
+
+def test_one_reason_for_two_mistakes_is_given_once():
+    def fn(H, W, B, target):
+        Y = torch.sigmoid(H @ W + B)
+        E = Y - target
+        delta = E * Y * (1 - Y)
+        return {"delta": delta, "dB": E.sum(0), "dW": H.T @ E, "dH": delta @ W.T}
+
+    grade = check_my_backward(fn)
+    assert set(grade.mistakes) == {"slope-forgotten-in-dB", "slope-forgotten-in-dW"}
+    assert " ".join(grade.hints).count("serves all three") == 1

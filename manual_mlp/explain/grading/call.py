@@ -7,6 +7,7 @@ import difflib
 import dis
 import functools
 import inspect
+import itertools
 import re
 import traceback
 import types
@@ -47,6 +48,7 @@ class Answer:
         after: H, W, B and target after the call, W in the textbook's layout.
         changed: the names of those that have other numbers, or another shape, than before.
         arrays: whether a result was a NumPy array.
+        shared: the pairs of results that are one tensor.
     """
 
     results: dict[str, Tensor]
@@ -54,6 +56,7 @@ class Answer:
     after: dict[str, Tensor]
     changed: tuple[str, ...]
     arrays: bool
+    shared: tuple[tuple[str, str], ...] = ()
 
 
 def ask(fn: Backward, network: Network, layout: str, arrays: bool = False) -> Answer | Refused:
@@ -83,7 +86,27 @@ def ask(fn: Backward, network: Network, layout: str, arrays: bool = False) -> An
     if layout == "torch" and after["W"].dim() == 2:
         after["W"] = after["W"].mT
     came_as_array = any(_is_array(value) for value in named.values())
-    return Answer(results, {name: dtype for name, (_, dtype) in read.items()}, after, changed, came_as_array)
+    return Answer(
+        results, {name: dtype for name, (_, dtype) in read.items()}, after, changed, came_as_array, _shared(named)
+    )
+
+
+def _shared(named: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """List the results that are stored in one place."""
+    tensors = {name: named[name] for name in STEPS if isinstance(named.get(name), Tensor)}
+    return tuple(
+        (one, other)
+        for one, other in itertools.combinations(tensors, 2)
+        if tensors[one] is tensors[other]
+        or (
+            tensors[one].layout == tensors[other].layout == torch.strided
+            and _place(tensors[one]) == _place(tensors[other])
+        )
+    )
+
+
+def _place(value: Tensor) -> tuple[int, torch.Size]:
+    return value.data_ptr(), value.shape
 
 
 def _where(error: BaseException, fn: Backward) -> str:

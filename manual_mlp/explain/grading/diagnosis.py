@@ -256,6 +256,10 @@ def _partly(case: Case, answer: Answer) -> tuple[tuple[str, ...], tuple[str, ...
         if found:
             rest = [step for step in wrong if step not in steps and not search.follows(step)]
             return _said(search, answer, found, tuple(rest))
+    both = next((pair for pair in answer.shared if set(pair) & set(wrong)), None)
+    if both:
+        row = replace(BY_OTHER_MEANS["result-overwritten"], wrong=f"{both[0]} and {both[1]} are one tensor")
+        return ("result-overwritten",), told((Found(row, ()),), search.start)
     if answer.changed:
         row = replace(BY_OTHER_MEANS["argument-overwritten"], wrong=f"the function changes {listed(answer.changed)}")
         return ("argument-overwritten",), told((Found(row, ()),), search.start)

@@ -13,6 +13,8 @@ from manual_mlp.explain.grading.known import RIGHTLY, At, Known, Step, last_term
 _DW, _DB, _DH = "∂J/∂W = Hᵀ δ", "∂J/∂B = Σₙ δₙ", "∂J/∂H = δ Wᵀ"
 _ALONE = "δ itself is right. Here something else stands in its place: δ has the factor f′(Z), and serves all three."
 _FIRST = "A return inside the loop ends it after the first row."
+_AXIS = "The bias is shared by the rows, so the sum runs over them, along axis 0: one number for each output."
+_NO_AXIS = "Every output has a bias of its own: the sum runs over the rows alone, along axis 0."
 _ROWS = "H has a row for each row of δ, and so has its gradient: only what the rows share is added up over them."
 
 
@@ -45,22 +47,22 @@ OF_GRADIENTS: tuple[Known, ...] = (
     one_of_eight("bias-not-summed", "dB", lambda at: at.delta),
     Known(
         *("sum-axis", "dB", "∂J/∂B = δ.sum(1)", _DB),
-        "The bias is shared by the rows, so the sum runs over them, along axis 0: one number for each output.",
+        _AXIS,
         lambda at: at.delta.sum(1),
     ),
     Known(
         *("sum-axis", "dB", "∂J/∂B = δ.sum(1, keepdim=True)", _DB),
-        "The bias is shared by the rows, so the sum runs over them, along axis 0: one number for each output.",
+        _AXIS,
         lambda at: at.delta.sum(1, keepdim=True),
     ),
     Known(
         *("sum-no-axis", "dB", "∂J/∂B = δ.sum()", _DB),
-        "Every output has a bias of its own: the sum runs over the rows alone, along axis 0.",
+        _NO_AXIS,
         lambda at: at.delta.sum(),
     ),
     Known(
         *("sum-no-axis", "dB", "∂J/∂B = δ.sum(), for every output", _DB),
-        "Every output has a bias of its own: the sum runs over the rows alone, along axis 0.",
+        _NO_AXIS,
         lambda at: at.delta.sum().expand(at.delta.shape[1]),
     ),
     last_term("dB", "∂J/∂B = δₙ of the last row", _DB, lambda at: at.delta[-1]),

@@ -53,7 +53,7 @@ RIGHTLY: dict[str, Step] = {
 
 
 def _no_formula(at: At) -> Tensor:
-    raise NotImplementedError("it is told by other means than a formula")
+    raise TypeError("it is told by other means than a formula")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +118,9 @@ BY_OTHER_MEANS = {
         Known("wrong-shape", "", "right numbers in another shape", "", "A gradient has its parameter's shape."),
         Known("wrong-order", "", "right results under each other's names", "", "A tuple is (dW, dB) or (dH, dW, dB)."),
         Known("argument-overwritten", "", "an argument changed in place", "", SPOILT),
+        Known(
+            "result-overwritten", "", "two results are one tensor", "", "What is written into it later changes both."
+        ),
         Known("another-activation", "", "right for another activation", "", "Say which f it computes, by activation=."),
         Known("another-loss", "", "right for another loss", "", "Say which loss it computes, by loss=."),
         Known("another-layout", "", "right for W stored the other way round", "", "Say how W is stored, by layout=."),

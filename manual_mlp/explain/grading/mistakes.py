@@ -12,6 +12,7 @@ from manual_mlp.explain.grading.known import BY_OTHER_MEANS, RIGHTLY, Known, Ste
 
 _Z, _Y, _DELTA = "Z = H W + B", "Y = f(Z)", "δ = ∂J/∂Y ⊙ f′(Z)"
 _SQUARED, _CROSSED = "∂J/∂Y = Y − Y*", "∂J/∂Y = p − t"
+_NOT_DERIVED = "This is the loss, and its derivative is wanted: the square comes down as a factor 2, which ½ cancels."
 _PER_ROW = "A row's probabilities add up to 1: the softmax runs along dim=1."
 _ROW_SUM = "A row's probabilities add up to 1: exp(Y).sum(1, keepdim=True) sums each row by itself."
 
@@ -81,13 +82,13 @@ ROWS: tuple[Known, ...] = (
     _squared(
         "loss-not-differentiated",
         "∂J/∂Y = (Y − Y*)²",
-        "This is the loss, and its derivative is wanted: the square comes down as a factor 2, which ½ cancels.",
+        _NOT_DERIVED,
         lambda at: (at.y - at.t) ** 2,
     ),
     _squared(
         "loss-not-differentiated",
         "∂J/∂Y = ½ (Y − Y*)²",
-        "This is the loss, and its derivative is wanted: the square comes down as a factor 2, which ½ cancels.",
+        _NOT_DERIVED,
         lambda at: 0.5 * (at.y - at.t) ** 2,
     ),
     _squared(
@@ -168,6 +169,11 @@ ROWS: tuple[Known, ...] = (
         lambda at: at.dy * (1 - at.z**2),
     ),
     Known(
+        *("slope-twice", "delta", "δ = ∂J/∂Y ⊙ f′(Z) ⊙ f′(Z)", _DELTA),
+        "The slope is a factor once.",
+        lambda at: at.dy * at.f.df(at.z) ** 2,
+    ),
+    Known(
         *("slope-of-another-function", "delta", "δ = ∂J/∂Y ⊙ Y(1 − Y)", _DELTA),
         "Y(1 − Y) is the slope of the sigmoid alone.",
         lambda at: at.dy * at.y * (1 - at.y),
@@ -192,11 +198,6 @@ ROWS: tuple[Known, ...] = (
         *("bias-forgotten", "delta", "δ = ∂J/∂Y ⊙ f′(H W)", _DELTA),
         "Z has the bias in it, in the slope too.",
         lambda at: at.dy * at.f.df(at.h @ at.w),
-    ),
-    Known(
-        *("slope-twice", "delta", "δ = ∂J/∂Y ⊙ f′(Z) ⊙ f′(Z)", _DELTA),
-        "The slope is a factor once.",
-        lambda at: at.dy * at.f.df(at.z) ** 2,
     ),
     Known(
         *("error-forgotten", "delta", "δ = f′(Z)", _DELTA),

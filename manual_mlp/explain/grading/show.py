@@ -113,7 +113,11 @@ def told(found: Explanation, at: At) -> tuple[str, ...]:
     by_name: dict[str, list[Found]] = {}
     for mistake in found:
         by_name.setdefault(mistake.row.name, []).append(mistake)
-    return tuple(_told(name, mistakes, at) for name, mistakes in by_name.items())
+    hints: list[str] = []
+    for name, mistakes in by_name.items():
+        hint, why = _told(name, mistakes, at), mistakes[0].row.why
+        hints.append(hint.removesuffix(f" {why}") if any(before.endswith(why) for before in hints) else hint)
+    return tuple(hints)
 
 
 def _told(name: str, mistakes: list[Found], at: At) -> str:
@@ -152,7 +156,7 @@ def _multiple(factor: float, alike: list[Found], at: At) -> str:
     if factor == -1:
         return f"{subject} −1 times {should}."
     mean = alike[0].row.name == "mean-for-sum"
-    words = [word for word, usual in factors(at).items() if usual == factor != 1]
+    words = [word for word, usual in factors(at).items() if factor != 1 and usual == factor]
     if mean:
         everything = len(steps) > 1 or steps[0] in ("dY", "delta")
         words = [word for word in words if "N" in word and (everything or "D_out" not in word)]
