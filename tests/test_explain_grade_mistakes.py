@@ -123,6 +123,13 @@ def numbers_for_b(s):
     return dB
 
 
+def rows_of_h(s, rows):
+    dH = torch.zeros_like(s.H)
+    for n in rows:
+        dH[n] = s.delta[n] @ s.W.T
+    return dH
+
+
 def p_over(dim):
     return lambda s: torch.softmax(s.Y, dim)
 
@@ -187,6 +194,20 @@ MISTAKES = {
     "h transposed": ("result-transposed", "dH", lambda s: s.W @ s.delta.T),
     "h = in a loop": ("last-term-only", "dH", last_output_for_h),
     "h a layer on": ("step-too-far", "dH", lambda s: s.delta @ s.W.T * s.H * (1 - s.H)),
+    "b without row 1": ("row-missed", "dB", lambda s: sum(s.delta[n] for n in range(1, len(s.H)))),
+    "b without the last row": ("row-missed", "dB", lambda s: sum(s.delta[n] for n in range(len(s.H) - 1))),
+    "b in every row": ("bias-repeated", "dB", lambda s: s.delta.sum(0).expand(len(s.H), -1)),
+    "b from ones": ("begun-at-one", "dB", lambda s: torch.ones_like(s.B) + s.delta.sum(0)),
+    "w without row 1": ("row-missed", "dW", lambda s: s.H[1:].T @ s.delta[1:]),
+    "w without the last row": ("row-missed", "dW", lambda s: s.H[:-1].T @ s.delta[:-1]),
+    "w from ones": ("begun-at-one", "dW", lambda s: torch.ones_like(s.W).addmm(s.H.T, s.delta)),
+    "h from ones": ("begun-at-one", "dH", lambda s: torch.ones_like(s.H) + s.delta @ s.W.T),
+    "h = row by row": ("last-term-only", "dH", lambda s: [d @ s.W.T for d in s.delta][-1]),
+    "h += into one row": ("rows-in-one", "dH", lambda s: sum(d @ s.W.T for d in s.delta)),
+    "h += into all rows": ("rows-in-one", "dH", lambda s: torch.zeros_like(s.H) + sum(d @ s.W.T for d in s.delta)),
+    "h returned in the loop": ("first-term-only", "dH", lambda s: rows_of_h(s, range(1))),
+    "h without row 1": ("row-missed", "dH", lambda s: rows_of_h(s, range(1, len(s.H)))),
+    "h without the last row": ("row-missed", "dH", lambda s: rows_of_h(s, range(len(s.H) - 1))),
     "h negated": ("sign", "dH", lambda s: -s.delta @ s.W.T),
 }
 SQUARE = {
@@ -197,6 +218,11 @@ SQUARE = {
     "matrix product": ("product-for-hadamard", "delta", lambda s: s.dY @ s.df(s.Z)),
     "transpose misplaced": ("transpose-misplaced", "dW", lambda s: s.H @ s.delta.T),
     "no transpose": ("transpose-dropped", "dW", lambda s: s.H @ s.delta),
+    "w of one axis": (
+        "outer-product-forgotten",
+        "dW",
+        lambda s: sum(h * d for h, d in zip(s.H, s.delta, strict=True)).expand(3, 3),
+    ),
     "W not transposed": ("weight-not-transposed", "dH", lambda s: s.delta @ s.W),
 }
 CROSSED = {
@@ -207,6 +233,7 @@ CROSSED = {
     "softmax over all": ("softmax-no-axis", "dY", lambda s: s.Y.exp() / s.Y.exp().sum() - s.T),
     "softmax summed over rows": ("softmax-axis", "dY", lambda s: s.Y.exp() / s.Y.exp().sum(0) - s.T),
     "no normaliser": ("softmax-not-normalised", "dY", lambda s: s.Y.exp() - s.T),
+    "sigmoid": ("sigmoid-for-softmax", "dY", lambda s: torch.sigmoid(s.Y) - s.T),
     "no softmax": ("softmax-forgotten", "dY", lambda s: s.Y - s.T),
     "two softmaxes": ("softmax-twice", "dY", lambda s: torch.softmax(p_over(1)(s), 1) - s.T),
     "diagonal": ("softmax-as-diagonal", "dY", lambda s: -s.T / p_over(1)(s) * p_over(1)(s) * (1 - p_over(1)(s))),
@@ -266,6 +293,7 @@ def test_a_mistake_in_a_softmax_is_named(case, returns):
 def test_the_table_names_every_mistake_that_is_tried_and_no_other():
     tried = {name for cases in (MISTAKES, SQUARE, CROSSED) for name, _, _ in cases.values()}
     of_calls = {"wrong-order", "argument-overwritten", "another-activation", "another-layout", "float32-inside"}
+    of_calls |= {"result-overwritten"}
     assert set(KNOWN) == tried | of_calls
     assert set(EIGHT) <= set(KNOWN)
     for row in ROWS:

@@ -26,10 +26,10 @@ def check_my_backward(
 ) -> Grade:
     """Grade a backward pass that you have written, step by step, and name the usual mistakes in it.
 
-    A result passes where it agrees with autograd's to 9 digits, or to float32's precision if a result is float32. Then
-    every mistake that the grader knows is ruled out: where the numbers at hand cannot tell one from the right formula,
-    the function is called again with others of the same sizes. A dtype with fewer digits, or none after the point, is
-    refused. A function that is wrong is called again too, where that tells one mistake from another.
+    A result passes where it agrees with autograd's to 9 digits; if a result is float32, to what float32 may lose in the
+    terms of each entry. Then the function is called again with the same numbers, and with others of the same sizes,
+    until every mistake that the grader knows would have shown. A dtype with fewer digits, or none after the point, is
+    refused. A function that is wrong is called again too: a mistake is named if it gives those numbers as well.
 
     Args:
         fn: ``(H, W, B, target) -> results`` for ``Y = f(HW + B)`` and the loss J, summed over rows and outputs. It is

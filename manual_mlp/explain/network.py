@@ -190,10 +190,18 @@ def _draw(shape: tuple[int, int, int], f: Activation, loss: str, generator: torc
     w = normal(inputs, outputs, scale=max(0.3, inputs**-0.5))
     b = _off_kinks(f.f(x @ v + c) @ w, normal(outputs, scale=0.3), f, generator)
     if loss == "cross-entropy":
-        target = F.one_hot(torch.randint(outputs, (batch,), generator=generator), outputs)
+        target = one_hot(batch, outputs, generator)
     else:
         target = torch.randint(0, 11, (batch, outputs), generator=generator).double() / 10
     return Network(x, v, c, w, b, target, f, loss)
+
+
+def one_hot(rows: int, outputs: int, generator: torch.Generator) -> Tensor:
+    """Draw a class for each row, and of two rows or more not the same for all."""
+    classes = torch.randint(outputs, (rows,), generator=generator)
+    if rows > 1 and outputs > 1 and (classes == classes[0]).all():
+        classes[0] = (classes[0] + 1) % outputs
+    return F.one_hot(classes, outputs)
 
 
 def _off_kinks(z: Tensor, bias: Tensor, f: Activation, generator: torch.Generator) -> Tensor:

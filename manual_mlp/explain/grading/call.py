@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import dis
 import functools
 import inspect
+import itertools
 import re
+import traceback
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -31,8 +34,8 @@ _QUANTITIES = {
     "W": "w weight weights",
     "H": "h hidden x input inputs",
 }
-_OTHERS = {"δ": "delta", "error": "delta", "err": "delta", "dz": "delta", "deltas": "delta"}
-_MARKS = re.compile(r"^(gradient|gradof|grad|d[jlc]d|∂[jlc]∂|d|∂|g)?(.+?)(gradient|grad)?$")
+_OTHERS = {"δ": "delta", "error": "delta", "err": "delta", "de": "dY", "dz": "delta", "deltas": "delta"}
+_MARKS = re.compile(r"^(gradient|gradof|grad|d(?:[jlce]|loss|cost)d|∂[jlc]∂|d|∂|g)?(.+?)(gradient|grad)?$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,7 @@ class Answer:
         after: H, W, B and target after the call, W in the textbook's layout.
         changed: the names of those that have other numbers, or another shape, than before.
         arrays: whether a result was a NumPy array.
+        shared: the pairs of results that are one tensor.
     """
 
     results: dict[str, Tensor]
@@ -52,6 +56,7 @@ class Answer:
     after: dict[str, Tensor]
     changed: tuple[str, ...]
     arrays: bool
+    shared: tuple[tuple[str, str], ...] = ()
 
 
 def ask(fn: Backward, network: Network, layout: str, arrays: bool = False) -> Answer | Refused:
@@ -65,12 +70,12 @@ def ask(fn: Backward, network: Network, layout: str, arrays: bool = False) -> An
     given = {name: value.clone(memory_format=torch.contiguous_format) for name, value in before.items()}
     try:
         arguments: list[Any] = [value.numpy() if arrays else value for value in given.values()]
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _default_dtype_kept():
             # NumPy's functions take a tensor, and mention what torch will have to change for that.
             warnings.filterwarnings("ignore", "__array_wrap__ must accept", DeprecationWarning)
             found = fn(*arguments)
     except (Exception, SystemExit) as error:  # whatever a learner's code raises is an answer to the learner
-        return Refused(f"{type(error).__name__}: {error}")
+        return Refused(f"{type(error).__name__}: {error}{_where(error, fn)}")
     named = _named(found)
     read = {name: _read(name, named[name]) for name in STEPS if name in named}
     results = {name: value for name, (value, _) in read.items()}
@@ -81,7 +86,45 @@ def ask(fn: Backward, network: Network, layout: str, arrays: bool = False) -> An
     if layout == "torch" and after["W"].dim() == 2:
         after["W"] = after["W"].mT
     came_as_array = any(_is_array(value) for value in named.values())
-    return Answer(results, {name: dtype for name, (_, dtype) in read.items()}, after, changed, came_as_array)
+    return Answer(
+        results, {name: dtype for name, (_, dtype) in read.items()}, after, changed, came_as_array, _shared(named)
+    )
+
+
+def _shared(named: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """List the results that are stored in one place."""
+    tensors = {name: named[name] for name in STEPS if isinstance(named.get(name), Tensor)}
+    return tuple(
+        (one, other)
+        for one, other in itertools.combinations(tensors, 2)
+        if tensors[one] is tensors[other]
+        or (
+            tensors[one].layout == tensors[other].layout == torch.strided
+            and _place(tensors[one]) == _place(tensors[other])
+        )
+    )
+
+
+def _place(value: Tensor) -> tuple[int, torch.Size]:
+    return value.data_ptr(), value.shape
+
+
+def _where(error: BaseException, fn: Backward) -> str:
+    """Tell the line of the learner's own files that raised."""
+    files = {function.__code__.co_filename for function in _functions(fn)}
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    if not lines:
+        return ""
+    return f" (line {lines[-1].lineno}{f': {lines[-1].line}' if lines[-1].line else ''})"
+
+
+@contextlib.contextmanager
+def _default_dtype_kept() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _named(found: Any) -> Mapping[str, Any]:

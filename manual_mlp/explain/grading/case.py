@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from manual_mlp.explain.blocks import Check, Refused
-from manual_mlp.explain.compare import agree
 from manual_mlp.explain.grading.call import Answer, Backward, ask
-from manual_mlp.explain.grading.numbers import is_fine, start, tolerance, truth
+from manual_mlp.explain.grading.numbers import start, truth
+from manual_mlp.explain.grading.rounding import is_fine, rounding
 from manual_mlp.explain.grading.search import Search
 from manual_mlp.explain.network import Network
 from manual_mlp.explain.terminal import render_check
@@ -76,8 +77,8 @@ class Case:
     def search(self) -> Search:
         """The numbers returned, and the right ones."""
         assert isinstance(self.answer, Answer)
-        given, allowed = self.answer.results, tolerance(self.network, self.answer.dtypes)
-        right = truth(self.network, self.layout, given, allowed)
+        given, allowed = self.answer.results, rounding(self.network, self.layout, self.answer.dtypes)
+        right, allowed = truth(self.network, self.layout, given, allowed)
         return Search(start(self.network, self.answer, self.layout), given, right, allowed)
 
     @property
@@ -102,12 +103,22 @@ def checks_of(case: Case) -> tuple[Check, ...]:
         meaning["Y"] = "p, the softmax of the logits f(Z)"
     checks = []
     for name, value in search.given.items():
-        check = agree(f"{name}: {meaning[name]}", value, search.truth[name], allowed=search.allowed)
+        check = _compared(f"{name}: {meaning[name]}", value, search.truth[name], search.allowed.of[name])
         dtype = answer.dtypes[name]
         if not is_fine(dtype):
             check = replace(check, error=None, reason=_too_coarse(dtype))
         checks.append(check)
     return tuple(checks)
+
+
+def _compared(name: str, value: Tensor, want: Tensor, allowed: Tensor) -> Check:
+    """Compare where most of what is allowed is used up."""
+    if value.shape != want.shape:
+        reason = f"the shape is {tuple(value.shape)}, and should be {tuple(want.shape)}"
+        return Check(name, "autograd", None, float(allowed.max()), reason)
+    error = (value - want).abs()
+    worst = int((error / allowed).argmax())
+    return Check(name, "autograd", float(error.flatten()[worst]), float(allowed.flatten()[worst]))
 
 
 def _too_coarse(dtype: torch.dtype) -> str:

@@ -53,7 +53,7 @@ RIGHTLY: dict[str, Step] = {
 
 
 def _no_formula(at: At) -> Tensor:
-    raise RuntimeError("it is told by other means than a formula")
+    raise TypeError("it is told by other means than a formula")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,15 +112,33 @@ BY_OTHER_MEANS = {
     row.name: row
     for row in (
         Known("sign", "", "−1 times what it should be", "", "There is a minus too many, or Y* − Y stands for Y − Y*."),
-        Known(*("mean-for-sum", "", "1/N times what it should be", ""), MISTAKES["mean-for-sum"].why),
+        Known("mean-for-sum", "", "1/N times what it should be", "", MISTAKES["mean-for-sum"].why),
         Known("constant-factor", "", "a multiple of what it should be", "", "J is summed over rows and outputs."),
         Known("all-zeros", "", "all zeros", "", "Was it filled in? Or is it added up in a copy?"),
         Known("wrong-shape", "", "right numbers in another shape", "", "A gradient has its parameter's shape."),
         Known("wrong-order", "", "right results under each other's names", "", "A tuple is (dW, dB) or (dH, dW, dB)."),
         Known("argument-overwritten", "", "an argument changed in place", "", SPOILT),
+        Known(
+            "result-overwritten", "", "two results are one tensor", "", "What is written into it later changes both."
+        ),
         Known("another-activation", "", "right for another activation", "", "Say which f it computes, by activation=."),
         Known("another-loss", "", "right for another loss", "", "Say which loss it computes, by loss=."),
         Known("another-layout", "", "right for W stored the other way round", "", "Say how W is stored, by layout=."),
         Known("float32-inside", "", "right to 6 or 7 digits", "", "Something was computed in float32."),
     )
 }
+
+LAST = "In a loop over the terms each is written over the one before. Begin with zeros, and add with +=."
+
+
+def one_of_eight(name: str, of: str, formula: Step, why: str = "") -> Known:
+    mistake = MISTAKES[name]
+    return Known(name, of, mistake.wrong, mistake.right, why or mistake.why, formula)
+
+
+def last_term(of: str, wrong: str, right: str, formula: Step) -> Known:
+    return Known("last-term-only", of, wrong, right, LAST, formula)
+
+
+def spoilt(of: str, name: str, right: str, formula: Step) -> Known:
+    return Known("argument-overwritten", of, f"{right}, with {name} changed", right, SPOILT, formula)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from manual_mlp import activations
 from manual_mlp.activations import Activation
 from manual_mlp.explain.formulas import LOSSES
-from manual_mlp.explain.grading.call import Answer, coarsest
-from manual_mlp.explain.grading.known import RIGHTLY, At, Known
+from manual_mlp.explain.grading.call import Answer
+from manual_mlp.explain.grading.known import BY_OTHER_MEANS, RIGHTLY, At, Known
 from manual_mlp.explain.grading.mistakes import ROWS
-from manual_mlp.explain.grading.search import CHAIN, Search, put, same, tell
-from manual_mlp.explain.network import Network
+from manual_mlp.explain.grading.rounding import Rounding, results, same
+from manual_mlp.explain.grading.search import CHAIN, Search, put, tell
+from manual_mlp.explain.network import Network, one_hot
 from manual_mlp.explain.story import Story
 
-_FLOAT64 = 1e-9
-_PROBES = 6
+_NUDGE = 1.001
 
 
 def start(network: Network, answer: Answer | None, layout: str) -> At:
@@ -43,47 +43,35 @@ def start(network: Network, answer: Answer | None, layout: str) -> At:
     )
 
 
-def truth(network: Network, layout: str, given: dict[str, Tensor], allowed: float) -> dict[str, Tensor]:
-    """Return the right results, by autograd; with the cross-entropy Y may be p too, and dY what belongs to that."""
-    story = Story(network)
-    dh, dw, db = network.gradients
-    right = {
-        "Z": network.z,
-        "Y": network.y,
-        "dY": story.true_dy,
-        "delta": story.true_delta,
-        "dB": db,
-        "dW": dw.mT if layout == "torch" else dw,
-        "dH": dh,
-    }
+def truth(
+    network: Network, layout: str, given: Mapping[str, Tensor], allowed: Rounding
+) -> tuple[dict[str, Tensor], Rounding]:
+    """Return the right results, by autograd, and what is allowed around them.
+
+    With the cross-entropy Y may be p too, and dY what belongs to that.
+    """
+    right = results(network, layout)
+    p, by_p = right.pop("p"), right.pop("-t/p")
+    of = dict(allowed.of)
     if network.loss == "cross-entropy":
-        p = torch.softmax(network.y, 1)
-        if same(given.get("Y"), p, allowed):
-            right["Y"] = p
-        if ("Y" not in given or right["Y"] is p) and same(given.get("dY"), -network.target / p, allowed):
-            right["dY"] = -network.target / p
-    return right
+        if same(given.get("Y"), p, of["p"]):
+            right["Y"], of["Y"] = p, of["p"]
+        if ("Y" not in given or right["Y"] is p) and same(given.get("dY"), by_p, of["-t/p"]):
+            right["dY"], of["dY"] = by_p, of["-t/p"]
+    return right, replace(allowed, of=of)
 
 
-def tolerance(network: Network, dtypes: dict[str, torch.dtype]) -> float:
-    """Return the difference that counts as none, for a largest entry of 1, by the least precise of the results."""
-    fine = {dtype for dtype in dtypes.values() if is_fine(dtype)}
-    # Whatever was computed in float32 on the way is as good as float32.
-    return _FLOAT64 if not fine or coarsest(fine) == torch.float64 else coarse(network)
+def _nudged(step: str) -> Known:
+    """Make a factor near 1, which shows in numbers alone that rounding does not blur."""
+    return replace(
+        BY_OTHER_MEANS["constant-factor"], of=step, formula=lambda at: _NUDGE * RIGHTLY[step](at), aside=True
+    )
 
 
-def coarse(network: Network) -> float:
-    """Return the tolerance of float32, whose error grows with the sums that are behind Z."""
-    terms = float((network.h.abs() @ network.w.abs() + network.b.abs()).max())
-    return 32 * torch.finfo(torch.float32).eps * max(1.0, terms)
+_ALL = (*ROWS, *map(_nudged, RIGHTLY))
 
 
-def is_fine(dtype: torch.dtype) -> bool:
-    """Tell whether a dtype has digits enough to tell a wrong formula from a right one."""
-    return dtype in (torch.float32, torch.float64)
-
-
-def hidden(search: Search, rows: tuple[Known, ...] = ROWS) -> tuple[Known, ...]:
+def hidden(search: Search, rows: tuple[Known, ...] = _ALL) -> tuple[Known, ...]:
     """List the mistakes that would not show in these numbers, if the function made them."""
     return tuple(row for row in rows if row.name != "argument-overwritten" and _hides(search, row))
 
@@ -96,7 +84,7 @@ def _hides(search: Search, row: Known) -> bool:
     for step in steps[steps.index(row.of) :]:
         value = tell(step, row.formula if step == row.of else RIGHTLY[step], at)
         # Twice: the learner's own rounding may lie on either side.
-        if step in search.given and not same(value, search.truth[step], 2 * search.allowed):
+        if step in search.given and not same(value, search.truth[step], 2 * search.allowed.of[step]):
             return False
         if step == row.of and (row.aside or step not in CHAIN):
             return True
@@ -116,9 +104,9 @@ def probes(network: Network) -> Iterator[Network]:
     def normal(*sides: int, scale: float = 1.0) -> Tensor:
         return scale * torch.randn(*sides, generator=generator, dtype=torch.float64)
 
-    for wide in (1.0, 3.0, 3.0, 1.0, 6.0, 3.0)[:_PROBES]:
+    for wide in (1.0, 3.0, 3.0, 1.0, 6.0, 3.0, 0.3, 1.0, 0.3, 1.0, 0.3, 1.0):
         if network.loss == "cross-entropy":
-            target = F.one_hot(torch.randint(outputs, (rows,), generator=generator), outputs)
+            target = one_hot(rows, outputs, generator)
         else:
             target = torch.rand(rows, outputs, generator=generator, dtype=torch.float64)
         yield Network(

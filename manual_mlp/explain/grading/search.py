@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from manual_mlp.explain.grading.known import BY_OTHER_MEANS, RIGHTLY, At, Known, Step
 from manual_mlp.explain.grading.mistakes import ROWS
+from manual_mlp.explain.grading.rounding import Rounding, same
 
 # A step of the chain rests on the one before; the gradients rest on the chain alone.
 CHAIN = {"Z": "z", "Y": "y", "dY": "dy", "delta": "delta"}
@@ -40,6 +41,11 @@ class Found:
         """What makes it the same mistake with other numbers."""
         return self.row.name, self.row.of, self.row.wrong if self.row.of else "", self.steps
 
+    def is_like(self, other: Found) -> bool:
+        """Tell whether it is the same mistake in other numbers: a factor that changes with them is none."""
+        alike = self.factor == other.factor or math.isclose(self.factor or 0, other.factor or 0, rel_tol=1e-4)
+        return self.key == other.key and alike
+
 
 Explanation = tuple[Found, ...]
 
@@ -53,14 +59,6 @@ def tell(step: str, formula: Step, at: At) -> Tensor | None:
     if step == "dW" and at.stored and value.dim() >= 2:
         return value.mT
     return value[0] if step == "dB" and value.shape == (1, len(at.b)) else value
-
-
-def same(value: Tensor | None, want: Tensor | None, allowed: float) -> bool:
-    """Tell whether all entries agree, to ``allowed`` times the largest entry, if that is above 1."""
-    if value is None or want is None or value.shape != want.shape:
-        return False
-    # Written so that NaN and infinity fail.
-    return float((value - want).abs().max()) <= allowed * max(1.0, float(want.abs().max()))
 
 
 def put(at: At, step: str, value: Tensor) -> At:
@@ -88,13 +86,15 @@ class Search:
         start: what is at hand, the chain right.
         given: the learner's results.
         truth: the right ones.
-        allowed: the difference that counts as none, for a largest entry of 1.
+        allowed: the differences that count as none.
+        rows: the mistakes that are tried in each step.
     """
 
     start: At
     given: Mapping[str, Tensor]
     truth: Mapping[str, Tensor]
-    allowed: float
+    allowed: Rounding
+    rows: Mapping[str, tuple[Known, ...]] = field(default_factory=lambda: _ROWS_OF)
 
     def explanations(self, most: int, unseen: int = 2) -> list[Explanation]:
         """List the explanations of all the numbers by so many mistakes, the simplest first.
@@ -111,14 +111,14 @@ class Search:
 
     def wrong(self) -> list[str]:
         """List the results that are not right."""
-        return [step for step, value in self.given.items() if not self._same(value, self.truth[step])]
+        return [step for step, value in self.given.items() if not self.is_right(step)]
 
     def at_hand(self) -> At:
         """Return what the gradients rest on: the learner's own chain, as far as it was returned."""
         at = self.start
         for step in CHAIN:
             value = self.given.get(step)
-            if value is None or self._same(value, self.truth[step]):
+            if value is None or self.is_right(step):
                 told = tell(step, RIGHTLY[step], at) if value is None else getattr(self.start, CHAIN[step])
                 at = at if told is None else put(at, step, told)
             elif value.shape == self.start.z.shape:
@@ -127,10 +127,15 @@ class Search:
 
     def follows(self, step: str) -> bool:
         """Tell whether a result is what the right formula makes of the learner's own numbers."""
-        return self._same(self.given[step], tell(step, RIGHTLY[step], self.at_hand()))
+        return self.is_like(step, tell(step, RIGHTLY[step], self.at_hand()))
 
-    def _same(self, value: Tensor | None, want: Tensor | None) -> bool:
-        return same(value, want, self.allowed)
+    def is_right(self, step: str) -> bool:
+        """Tell whether a result is what it should be."""
+        return same(self.given[step], self.truth[step], self.allowed.of[step])
+
+    def is_like(self, step: str, want: Tensor | None) -> bool:
+        """Tell whether a result is what a formula gives."""
+        return want is not None and same(self.given[step], want, self.allowed.around(step, want, self.truth[step]))
 
     def _walk(self, at: At, steps: list[str], left: int, unseen: int, made: Explanation) -> Iterator[Explanation]:
         """Go along the chain: from the learner's numbers where there are some, else from every formula in turn."""
@@ -143,7 +148,7 @@ class Search:
             return
         if step in self.given:
             value = self.given[step]
-            right = self._same(value, self.truth[step])
+            right = self.is_right(step)
             for found in self._of_one(step, at, left, made):
                 aside = any(mistake.row.aside for mistake in found)
                 on = (
@@ -154,7 +159,7 @@ class Search:
         yield from self._walk(put(at, step, told), rest, left, unseen, made)
         if not left or not unseen or not any(later in self.given for later in (*rest, *GRADIENTS)):
             return
-        for row in _ROWS_OF[step]:
+        for row in self.rows[step]:
             wrong = None if row.aside else tell(step, row.formula, at)
             if wrong is not None and wrong.shape == told.shape and not torch.equal(wrong, told):
                 mistake = Found(row, (step,))
@@ -192,18 +197,20 @@ class Search:
         value, told = self.given[step], tell(step, RIGHTLY[step], at)
         # What is returned wrong may have been right where it was used. What is only supposed to be wrong was not.
         supposed = any(step not in self.given for mistake in made for step in mistake.steps)
-        if self._same(value, told) or (not supposed and self._same(value, self.truth[step])):
+        if self.is_like(step, told) or (not supposed and self.is_right(step)):
             return [()]
         if left < 1:
             return []
-        told_by = [(row, tell(step, row.formula, at)) for row in _ROWS_OF[step]]
-        found: list[Explanation] = [(Found(row, (step,)),) for row, wrong in told_by if self._same(value, wrong)]
+        told_by = [(row, tell(step, row.formula, at)) for row in self.rows[step]]
+        found: list[Explanation] = [(Found(row, (step,)),) for row, wrong in told_by if self.is_like(step, wrong)]
         multiple = self._multiple(step, told)
         if multiple is not None:
             found.append((multiple,))
         if not found and told is not None and value.shape != told.shape and value.numel() == told.numel():
             ways = (told.reshape(value.shape), told.mT.reshape(value.shape) if told.dim() == 2 else told)
-            if any(self._same(value, way.reshape(value.shape)) for way in ways):
+            loosely = self.allowed.around(step, told, self.truth[step])
+            close = float(loosely.max()) if isinstance(loosely, Tensor) else loosely
+            if any(same(value, way, close) for way in ways):
                 shape = f"{step} has the right numbers in another shape: {tuple(value.shape)} for {tuple(told.shape)}"
                 found.append((Found(replace(BY_OTHER_MEANS["wrong-shape"], wrong=shape), (step,)),))
         if found or left < 2:
@@ -221,14 +228,13 @@ class Search:
         factor = float((value * told).sum() / told.square().sum())
         rows = len(self.start.h)
         usual = (-1.0, float(rows), 1 / rows, *factors(self.start).values())
-        simple = next((c for c in usual if math.isclose(factor, c, rel_tol=max(1e-9, 10 * self.allowed))), None)
-        # Any number is a multiple of any other.
-        several = int((told.abs() > 1e-3 * told.abs().max()).sum()) > 1
+        simple = next((c for c in usual if self.is_like(step, c * told)), None)
         factor = factor if simple is None else simple
-        near = abs(factor) < 100 * self.allowed or abs(factor - 1) <= 2 * self.allowed
-        if near or not (several or simple is not None) or not self._same(value, factor * told):
+        near = abs(factor) < 100 * self.allowed.relative or factor == 1
+        if near or not self.is_like(step, factor * told):
             return None
-        mean = rows > 1 and factor == 1 / rows and step not in ("Z", "Y")
+        # In ∂J/∂H nothing is summed over the rows: there 1/2 is no mean of two.
+        mean = rows > (2 if step == "dH" else 1) and factor == 1 / rows and step not in ("Z", "Y")
         name = "sign" if factor == -1 else "mean-for-sum" if mean else "constant-factor"
         return Found(BY_OTHER_MEANS[name], (step,), factor)
 

@@ -16,13 +16,18 @@ from manual_mlp.explain.grading.search import Explanation, Found, factors
 
 _WIDTH, _ROWS, _COLUMNS = 110, 6, 6
 _APART = "    "
+_MEANS = {
+    "dW": (MISTAKES["mean-for-sum"].wrong, MISTAKES["mean-for-sum"].right),
+    "dB": ("∂J/∂B = Σₙ δₙ / N", "∂J/∂B = Σₙ δₙ"),
+    "dH": ("∂J/∂H = δ Wᵀ / N", "∂J/∂H = δ Wᵀ"),
+}
 
 
-def beside(name: str, value: Tensor, want: Tensor, allowed: float) -> str:
+def beside(name: str, value: Tensor, want: Tensor, allowed: Tensor) -> str:
     """Write a learner's matrix beside the right one, the entries that differ marked; of a large one a part.
 
     Args:
-        allowed: the difference that counts as none.
+        allowed: the differences that count as none.
     """
     fits = value.shape == want.shape
     matrices = [_matrix(value), _matrix(want)]
@@ -108,7 +113,11 @@ def told(found: Explanation, at: At) -> tuple[str, ...]:
     by_name: dict[str, list[Found]] = {}
     for mistake in found:
         by_name.setdefault(mistake.row.name, []).append(mistake)
-    return tuple(_told(name, mistakes, at) for name, mistakes in by_name.items())
+    hints: list[str] = []
+    for name, mistakes in by_name.items():
+        hint, why = _told(name, mistakes, at), mistakes[0].row.why
+        hints.append(hint.removesuffix(f" {why}") if any(before.endswith(why) for before in hints) else hint)
+    return tuple(hints)
 
 
 def _told(name: str, mistakes: list[Found], at: At) -> str:
@@ -124,7 +133,9 @@ def _told(name: str, mistakes: list[Found], at: At) -> str:
         begin, then = ("Likewise", "which") if parts else ("this is", "and")
         parts.append(f"{begin} {wrong}, {then} should be {right}." if right else f"{wrong}.")
     if name == "mean-for-sum":
-        wrong, right = (in_torch(text) if at.stored else text for text in (MISTAKES[name].wrong, MISTAKES[name].right))
+        # The formula of the step that is wrong: of δ and what it is made of that of the gradient by W.
+        of = next((step for step in ("dW", "dB", "dH") if any(step in mistake.steps for mistake in mistakes)), "dW")
+        wrong, right = (in_torch(text) if at.stored else text for text in _MEANS[of])
         parts.append(f"As in {wrong}, where it should be {right}.")
     if name == "convention-swapped":
         made = "Hᵀδ, in the textbook's layout" if at.stored else "δᵀH, in PyTorch's layout"
@@ -145,9 +156,10 @@ def _multiple(factor: float, alike: list[Found], at: At) -> str:
     if factor == -1:
         return f"{subject} −1 times {should}."
     mean = alike[0].row.name == "mean-for-sum"
-    words = [word for word, usual in factors(at).items() if usual == factor != 1]
+    words = [word for word, usual in factors(at).items() if factor != 1 and usual == factor]
     if mean:
-        words = [word for word in words if "N" in word]
+        everything = len(steps) > 1 or steps[0] in ("dY", "delta")
+        words = [word for word in words if "N" in word and (everything or "D_out" not in word)]
     written = " = ".join(words[:2]) or f"{factor:.6g}".replace("-", "−")
     why = ""
     if mean:
