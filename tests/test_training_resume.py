@@ -73,10 +73,11 @@ def test_best_after_interrupts_is_that_of_the_run_that_was_not_interrupted(train
 
 def test_a_terminal_that_is_closed_ends_a_run_like_ctrl_c_and_not_under_nohup(train):
     flags = (*DIGITS, "--epochs", "2", "--hidden", "20")
+    heard, unheard = (f"signal.signal(signal.SIGHUP, signal.{way})\n" for way in ("SIG_DFL", "SIG_IGN"))
     hangup = AT_STEP.format(stop=9, signal=int(signal.SIGHUP))
-    assert train(*flags, "--name", "closed", before=hangup)[0] == 128 + signal.SIGHUP
+    assert train(*flags, "--name", "closed", before=heard + hangup)[0] == 128 + signal.SIGHUP
     assert train("--resume", train.at / "closed")[0] == 0
-    assert train(*flags, "--name", "nohup", before="signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + hangup)[0] == 0
+    assert train(*flags, "--name", "nohup", before=unheard + hangup)[0] == 0
     assert same(weights(train.at / "closed"), weights(train.at / "nohup"))
 
 

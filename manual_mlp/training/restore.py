@@ -87,11 +87,11 @@ def optimizer(own: torch.optim.Optimizer, found: Mapping[str, Any], like: torch.
     like.step()
     kinds = like.state[_parameters(like)[0]]
     state, parameters, steps = _of(found, "optimizer"), _parameters(own), _of(found, "step")
-    complete = isinstance(state, dict) and (set(state) == set(range(len(parameters))) or (not state and scaled))
-    if not kinds and state == {}:
+    if state == {} and (scaled or not steps or not kinds):
         return
+    complete = isinstance(state, dict) and set(state) == set(range(len(parameters)))
     _require(complete, f"optimizer with a state for each of {len(parameters)} parameters", state)
-    for i, parameter in enumerate(parameters if state else ()):
+    for i, parameter in enumerate(parameters):
         _require(
             isinstance(state[i], dict) and state[i].keys() == kinds.keys(), f"state of {', '.join(kinds)}", state[i]
         )
