@@ -153,4 +153,4 @@ def _require(holds: bool, expected: str, value: Any) -> None:
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)}, {value.dtype}"
-    return shown(tuple(value) if isinstance(value, list) else value)
+    return shown(value)
