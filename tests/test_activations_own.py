@@ -272,17 +272,9 @@ def pixels():
     return torch.rand(7, 64)
 
 
-def reader(path):
-    if path.suffix == ".onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        return lambda pixels: torch.from_numpy(session.run(["scores"], {"pixels": pixels.numpy()})[0])
-    return torch.export.load(path).module()
-
-
 def test_a_run_is_trained_resumed_read_back_explained_and_exported(named, train, run):
     from manual_mlp.training import load_run
+    from test_training_export import reader
 
     status, out, err = train("--help")
     assert (status, err) == (0, "")
