@@ -111,6 +111,29 @@ def test_a_flag_that_is_newer_than_a_run_must_have_its_default(digits):
         other.load_state_dict(saved)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "rmsprop", "sgd"])
+def test_a_run_in_float16_whose_first_steps_were_left_out_goes_on(digits, tmp_path, monkeypatch, optimizer):
+    step = build.Objective.step
+
+    def overflows(self, network, *rest):
+        found = step(self, network, *rest)
+        for parameter in network.parameters():
+            parameter.grad.fill_(math.inf)
+        return found
+
+    monkeypatch.setattr(build.Objective, "step", overflows)
+    config = replace(BASE, precision="fp16", optimizer=optimizer, check_every=0)
+    first, second = (Trainer(build.build_model(config, digits, CPU), digits, config) for _ in range(2))
+    before = weights(first)
+    interrupt = Interrupt()
+    interrupt.signal = signal.SIGINT
+    with Log(tmp_path) as log:
+        first.fit(log, interrupt, tmp_path)
+    assert torch.equal(weights(first), before)
+    second.resume(tmp_path)
+    assert (second.step, second.scaler.get_scale()) == (1, first.scaler.get_scale())
+
+
 @pytest.mark.parametrize(("initial", "deviations"), [("normal", (1, 1)), ("scaled-normal", (1 / 8, 1))])
 def test_first_weights_are_normal_and_scaled_by_the_inputs_of_their_layer(digits, initial, deviations):
     torch.manual_seed(0)

@@ -119,11 +119,13 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
     ]
     adam: dict[str, Any] = {"betas": config.betas, "fused": True}
+    # Where a scaler leaves out the first step, torch's fused sgd goes on from a momentum that was never written.
+    fused = config.precision != "fp16" or config.cuda_graph
     kinds: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
         "adamw": (torch.optim.AdamW, adam),
         "adam": (torch.optim.Adam, adam),
         "rmsprop": (torch.optim.RMSprop, {}),
-        "sgd": (torch.optim.SGD, {"momentum": config.momentum, "nesterov": config.momentum > 0, "fused": True}),
+        "sgd": (torch.optim.SGD, {"momentum": config.momentum, "nesterov": config.momentum > 0, "fused": fused}),
     }
     kind, options = kinds[config.optimizer]
     return _eager(kind)(groups, lr, **options)

@@ -15,6 +15,6 @@ def one_line(error: BaseException) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in said)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return what an error says, short enough for a line of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

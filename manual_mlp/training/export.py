@@ -18,7 +18,7 @@ from torch import nn
 from manual_mlp.activations import Entrywise, get
 from manual_mlp.modules import MLP, Dense
 from manual_mlp.training import checkpoint, files
-from manual_mlp.training.errors import InputError
+from manual_mlp.training.errors import InputError, first_line
 
 _DESCRIPTION = """\
 Write the network of a run into a file that needs no manual_mlp. It takes pixels in [0, 1], float32 (N, height * width)
@@ -146,8 +146,9 @@ def _refusing(network: nn.Sequential, to: str) -> Iterator[None]:
         if not own:
             raise
         cause = error.__cause__ or error  # of the ONNX exporter's own, which tells what to do next
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise InputError(f"expected activations that --to {to} can write, got {', '.join(own)}: {reason}") from error
+        raise InputError(
+            f"expected activations that --to {to} can write, got {', '.join(own)}: {first_line(cause)}"
+        ) from error
 
 
 def _onnx(network: nn.Sequential, inputs: int, dataset: str) -> bytes:

@@ -107,7 +107,7 @@ def optimizer(own: torch.optim.Optimizer, found: Mapping[str, Any], like: torch.
                     _require(bool((value >= 0).all()), f"{name} from 0 up", float(value.min()))
                 if name == "step":
                     taken = value.item()
-                    fits = taken == int(taken) and (0 < taken <= steps if scaled else taken == steps)
+                    fits = taken == int(taken) and (0 <= taken <= steps if scaled else taken == steps)
                     _require(fits, f"{name} {steps}", taken)
             else:
                 _require(type(value) is type(kind), f"{name} {kind}", value)
