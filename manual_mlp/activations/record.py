@@ -1,17 +1,15 @@
 """The record of an activation, and what the layers ask of it."""
 
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import wraps
-from typing import Any, ParamSpec
+from dataclasses import dataclass, field
+from os.path import basename
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 Map = Callable[[Tensor], Tensor]
-P = ParamSpec("P")
 FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))  # what torch multiplies by itself
 
 
@@ -36,8 +34,9 @@ class Activation:
         f_out: ``(z, out) -> out``, with f(z) written into ``out``, which may be z. For the same.
         kernel2: ``(dy, q, kept) -> dy ⊙ f′, q ⊙ f′, q ⊙ dy ⊙ c`` with c = f″, or f″/f′ where ``kept`` is y. It may
             overwrite q, and is given float32 or float64. For the speed of second-order gradients alone.
-        name: shown by ``repr``.
+        name: shown by ``repr``; without one, which function f is.
         params: the arguments that made it, shown by ``repr``.
+        maker: the factory that made it, by which it is copied and pickled; not to be given.
 
     Raises:
         TypeError: what should be a function is none.
@@ -58,8 +57,9 @@ class Activation:
     kernel_out: Callable[[Tensor, Tensor], Tensor] | None = None
     f_out: Callable[[Tensor, Tensor], Tensor] | None = None
     kernel2: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
-    name: str = "custom"
+    name: str = ""
     params: tuple[Any, ...] = ()
+    maker: "Callable[..., Activation] | None" = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         for name in ("f", "df", "d2f", "df_y", "d2f_y", "kernel", "kernel_out", "f_out", "kernel2"):
@@ -72,11 +72,9 @@ class Activation:
             raise ValueError("expected both of df_y and d2f_y, or neither: f″ would be taken of the wrong variable")
 
     def __repr__(self) -> str:
-        return f"{self.name}({', '.join(map(repr, self.params))})"
-
-    def made_here(self) -> bool:
-        """Tell whether a factory of this package made it."""
-        return any(made is self for made in _MADE.values())
+        if self.name:
+            return f"{self.name}({', '.join(map(repr, self.params))})"
+        return f"Activation(f={_told(self.f)})"
 
     def of_kept(self) -> tuple[Map, Map]:
         """Return f′ as a function of what a layer keeps, y or z, and the derivative of that."""
@@ -85,11 +83,17 @@ class Activation:
         return self.df_y, self.d2f_y
 
     def __reduce__(self) -> Any:
-        # Ours is made again by name, so pickle and deepcopy give the one object it is.
-        # A user's own is its functions, which pickle by reference.
-        if self.made_here():
-            return FACTORIES[self.name], self.params
+        # One with a factory is made again by it, so pickle and deepcopy give the one object it is.
+        # Another is its functions, which pickle by reference.
+        if self.maker is not None:
+            return self.maker, self.params
         return super().__reduce__()
+
+
+def _told(f: Map) -> str:
+    """Say in a word which function it is; of a lambda, where it stands."""
+    name, code = getattr(f, "__name__", type(f).__name__), getattr(f, "__code__", None)
+    return f"<lambda at {basename(code.co_filename)}:{code.co_firstlineno}>" if name == "<lambda>" and code else name
 
 
 def value(z: Tensor, activation: Activation) -> Tensor:
@@ -181,26 +185,3 @@ class _EntrywiseFunction(Function):
     def jvp(ctx: Any, dt: Tensor, *_: None) -> Tensor:
         (t,) = ctx.saved_tensors
         return cast(dt * ctx.df(widen(t)), t.dtype)
-
-
-FACTORIES: dict[str, Callable[..., Activation]] = {}
-_MADE: dict[tuple[str, tuple[Any, ...]], Activation] = {}
-
-
-def register(make: Callable[P, Activation]) -> Callable[P, Activation]:
-    """List a factory under its name, and let equal arguments give the same object."""
-    name, signature = make.__name__, inspect.signature(make)
-
-    @wraps(make)
-    def factory(*args: P.args, **kwargs: P.kwargs) -> Activation:
-        if not kwargs and (name, args) in _MADE:
-            return _MADE[name, args]
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        params = tuple(bound.arguments.values())
-        if (name, params) not in _MADE:
-            _MADE[name, params] = replace(make(*args, **kwargs), name=name, params=params)
-        return _MADE[name, params]
-
-    FACTORIES[name] = factory
-    return factory
