@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Iterable
-from typing import SupportsIndex, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -11,20 +11,22 @@ from torch import Tensor, nn
 from torch.nn import init
 
 from manual_mlp.activations import IDENTITY, Activation, get, to_module
-from manual_mlp.dense import autocasting, check_tensor, dense
-from manual_mlp.dropout import Mask, draw_seed, drop
-from manual_mlp.network import fits, network
-from manual_mlp.output import (
+from manual_mlp.checks import (
     check_class_weight,
     check_options,
     check_rows,
     check_smoothing,
-    cross_entropy_of,
-    dense_squared_error,
+    check_tensor,
     ignored_class,
-    linear_cross_entropy,
+    network_fits,
 )
-from manual_mlp.sweep import Layer
+from manual_mlp.dropout import Mask, draw_seed, drop
+from manual_mlp.formulas.layer import Layer
+from manual_mlp.layer import dense
+from manual_mlp.losses import LOSSES, Criterion
+from manual_mlp.network import network
+from manual_mlp.output import dense_squared_error, linear_cross_entropy, loss_of_output
+from manual_mlp.precision import autocasting
 from manual_mlp.transforms import called_as_it_is, caller, has_class, has_hooks, modules_are_watched, traced
 
 Known: TypeAlias = str | nn.Module | Activation | None
@@ -195,20 +197,16 @@ class LinearCrossEntropyLoss(nn.Module):
         self.chunk_rows = chunk_rows
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        linear, options = self.linear, (self.weight, self.ignore_index, self.label_smoothing)
+        linear, reduction = self.linear, self.reduction
+        options: dict[str, Any] = {
+            "weight": self.weight,
+            "ignore_index": self.ignore_index,
+            "label_smoothing": self.label_smoothing,
+        }
         if not (_is_linear(linear) and called_as_it_is(linear)) or modules_are_watched():
-            return cross_entropy_of(linear(input), target, self.reduction, *options)
-        return linear_cross_entropy(
-            input,
-            linear.weight,
-            target,
-            linear_bias=linear.bias,
-            weight=self.weight,
-            reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            chunk_rows=self.chunk_rows,
-        )
+            return loss_of_output(linear(input), Criterion(LOSSES["cross_entropy"], target, reduction, options))
+        options |= {"linear_bias": linear.bias, "reduction": reduction, "chunk_rows": self.chunk_rows}
+        return linear_cross_entropy(input, linear.weight, target, **options)
 
     def extra_repr(self) -> str:
         return (
@@ -279,7 +277,7 @@ class MLP(nn.Module):
             seed = draw_seed(input.device)
         if who in ("eager", "no grad"):
             layers = None if autocasting(input) else self.chain()
-            if layers is not None and fits(layers, input):
+            if layers is not None and network_fits(layers, input):
                 whole = network(layers, input, self.tile_rows, seed)
                 if whole is not None:
                     return whole

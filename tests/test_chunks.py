@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from manual_mlp.chunks import CPU, CUDA, rows_at_once
 
 from manual_mlp import chunks
-from manual_mlp.chunks import CPU, CUDA, rows_at_once
 
 sizes = st.integers(1, 100_000)
 float32 = torch.float32

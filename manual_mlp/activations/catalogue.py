@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manual_mlp.activations.record import FACTORIES, Activation, Map, cast, register, widen
+from manual_mlp.activations.record import FACTORIES, Activation, Map, register
+from manual_mlp.precision import cast, widen
 
 aten = torch.ops.aten
 Triple = tuple[Tensor, Tensor, Tensor]
