@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_benchmarks import BRIEF, brief
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,6 +16,7 @@ from benchmarks.__main__ import main
 from benchmarks.network import cases, goals, providers, studies
 from benchmarks.network.cases import Case, read_case
 from manual_mlp import MLP, backprop
+from test_benchmarks import BRIEF, brief
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 ODD = Case((5, 7, 3, 6, 4), 9, "tanh", "squared_error", "float64")

@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 import torch
-from test_benchmarks import BRIEF, brief
 from torch import nn
 
 from benchmarks import train, transforms
@@ -12,6 +11,7 @@ from benchmarks.__main__ import main
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.network import providers
 from benchmarks.network.cases import Case
+from test_benchmarks import BRIEF, brief
 
 pytestmark = pytest.mark.usefixtures(brief.__name__)
 
