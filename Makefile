@@ -16,26 +16,26 @@ test: .venv/installed  ## run the whole suite
 	$(BIN)/python -m pytest $(ARGS)
 
 # The formulas against sums over indices, alone and in whole networks, then the documents and the commands.
-QUICK := reference derivation network backprop explain_steps architecture readme readme_blocks
+QUICK := core/test_reference core/test_network core/test_backprop explain/test_explain_steps test_derivation test_architecture test_readme test_readme_blocks
 
 quick: .venv/installed  ## run the part of the suite that holds every formula and walks every command: two minutes
-	$(BIN)/python -m pytest $(QUICK:%=tests/test_%.py) $(ARGS)
+	$(BIN)/python -m pytest $(QUICK:%=tests/%.py) $(ARGS)
 
 explain: .venv/installed  ## derive the gradients step by step, and write explain.html; flags by ARGS="--activation gelu"
 	$(BIN)/python -m manual_mlp explain --html explain.html $(ARGS)
 
 gradcheck: .venv/installed  ## prove every gradient and print the table of errors
-	$(BIN)/python -m pytest tests/test_gradcheck.py --quiet --error-table $(ARGS)
+	$(BIN)/python -m pytest tests/core/test_gradcheck.py --quiet --error-table $(ARGS)
 
 grid: .venv/installed  ## try every mode of differentiation on every layer, write docs/modes.md
 	$(BIN)/python tests/grid.py $(ARGS)
 
 fuzz: .venv/installed  ## draw thousands of layers and derivatives, compare each with torch
-	$(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_losses.py tests/test_arguments.py --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
+	$(BIN)/python -m pytest tests/core/test_fuzz.py tests/core/test_fuzz_losses.py tests/core/test_arguments.py --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
 
 torchao: .venv/installed  ## install torchao, and hold our layers over its quantised weights against torch's
 	$(BIN)/python -m pip install --quiet torchao
-	$(BIN)/python -m pytest tests/test_torchao.py $(ARGS)
+	$(BIN)/python -m pytest tests/core/test_torchao.py $(ARGS)
 
 lint: .venv/installed  ## ruff, ruff format, mypy --strict
 	$(BIN)/ruff check .

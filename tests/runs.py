@@ -7,8 +7,10 @@ import socket
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +110,24 @@ def weights(folder: Path, name: str = "last") -> dict[str, Tensor]:
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     """Tell whether weights agree bit by bit."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def reader(path: Path) -> Callable[[Tensor], Tensor]:
+    """Read a file that was exported, without manual_mlp: a function of pixels."""
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return lambda pixels: torch.from_numpy(session.run(["scores"], {"pixels": pixels.numpy()})[0])
+    if path.suffix == ".pt2":
+        with warnings.catch_warnings():
+            # torch 2.11 reads the file into a buffer that is not writable, and warns of that.
+            warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+            return torch.export.load(path).module()
+    saved, names = torch.load(path, weights_only=True), dict[str, Any]()
+    exec(saved["code"], names)
+    names["model"].load_state_dict(saved["state_dict"])
+    return names["model"]  # as it was built: in training mode
 
 
 @pytest.fixture(name="main")

@@ -274,7 +274,7 @@ def pixels():
 
 def test_a_run_is_trained_resumed_read_back_explained_and_exported(named, train, run):
     from manual_mlp.training import load_run
-    from test_training_export import reader
+    from runs import reader
 
     status, out, err = train("--help")
     assert (status, err) == (0, "")

@@ -20,7 +20,6 @@ BELOW_BACKPROP = GROUND | {
 ROOMS = {
     "activations": set(),
     "transforms": set(),
-    "reference": set(),
     "rules": GROUND,
     "engines": set(),
     "streams": set(),

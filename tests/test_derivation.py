@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from manual_mlp import MLP, activations, backprop, reference
+import reference
+from manual_mlp import MLP, activations, backprop
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "derivation.md").read_text(encoding="utf-8")

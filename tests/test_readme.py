@@ -38,9 +38,7 @@ def test_every_make_target_that_is_named_exists() -> None:
 
 
 def test_the_quick_part_of_the_suite_is_there_and_holds_every_formula() -> None:
-    files = [
-        ROOT / "tests" / f"test_{name}.py" for name in re.search(r"^QUICK := (.*)$", MAKEFILE, re.MULTILINE)[1].split()
-    ]
+    files = [ROOT / "tests" / f"{name}.py" for name in re.search(r"^QUICK := (.*)$", MAKEFILE, re.MULTILINE)[1].split()]
     assert all(path.exists() for path in files)
     # Each public function, and a whole network, is held in one of them, and so are the commands.
     text = "".join(path.read_text() for path in files)

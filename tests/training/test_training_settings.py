@@ -13,9 +13,9 @@ from manual_mlp.__main__ import main as command
 from manual_mlp.training import checkpoint, load_run, sources
 from manual_mlp.training.config import Config
 from manual_mlp.training.errors import InputError
+from mnist import write_mnist
 from runs import main_here as main_here
 from runs import train_in_forks as train_in_forks
-from test_training_data import write_mnist
 
 FLAGS = ("--dataset", "digits", "--hidden", "20", "--batch-size", "64", "--epochs", "1")
 ANYTHING = [

@@ -43,7 +43,7 @@ from manual_mlp.training.trace import profiler
 from patience import SECONDS
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 STEPS, EPOCHS = 22, 3
 CONFIG = Config(dataset="digits", hidden=(32, 16), epochs=EPOCHS, batch_size=64, check_every=5, rotation=20.0)
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from manual_mlp import Activation, activations, reference
+import reference
+from manual_mlp import Activation, activations
 from manual_mlp.explain import Formulas, Network, draw_network, explain
 from manual_mlp.explain.blocks import Bars, Boxes, Check, Formula, Matrix, Numbers, Table, Text, Tiles, number
 from manual_mlp.explain.compare import agree, attempt, central_difference, complex_step

@@ -12,7 +12,7 @@ from benchmarks import time_to
 from manual_mlp import MLP
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data, Split
-from test_training_data import write_mnist
+from mnist import write_mnist
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""train.py --resume: nothing is lost. `pytest tests/test_training_resume.py --kills 20` kills a run so many times."""
+"""train.py --resume: nothing is lost. `--kills 20` kills a run so many times."""
 
 import json
 import random
@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("tyro")
 pytest.importorskip("torchvision")
 
+from mnist import write_mnist
 from runs import finish, read_until, run, same, start, weights
 from runs import main_here as main_here
 from runs import train_in_forks as train_in_forks
-from test_training_data import write_mnist
 
 DIGITS = ("--dataset", "digits", "--batch-size", "64", "--check-every", "50", "--log-every", "7")
 DEFORMED = ("--dropout", "0.2", "--rotation", "10", "--elastic-alpha", "8", "--shift", "0.1")

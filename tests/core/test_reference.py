@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import manual_mlp
-from manual_mlp import activations, reference
+import reference
+from manual_mlp import activations
 
 PARAMETERS: dict[str, dict[str, float | str]] = {
     "leaky_relu": {"negative_slope": 0.1},

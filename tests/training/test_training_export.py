@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -22,8 +21,9 @@ from manual_mlp.__main__ import main
 from manual_mlp.training import checkpoint, load_run
 from manual_mlp.training.sources import open_source
 from patience import SECONDS
+from runs import reader
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "sequential": ".pt"}
 MEAN, STD = 0.3, 0.4
 # Each activation of the catalogue once, after a hidden layer or after the last one.
@@ -76,24 +76,6 @@ def trained(tmp_path_factory):
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     return logdir / "run", re.search(r"test accuracy (\S+) %", done.stdout).group(1)
-
-
-def reader(path):
-    """Read a file that was exported, without manual_mlp: a function of pixels."""
-    if path.suffix == ".onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        return lambda pixels: torch.from_numpy(session.run(["scores"], {"pixels": pixels.numpy()})[0])
-    if path.suffix == ".pt2":
-        with warnings.catch_warnings():
-            # torch 2.11 reads the file into a buffer that is not writable, and warns of that.
-            warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
-            return torch.export.load(path).module()
-    saved, names = torch.load(path, weights_only=True), {}
-    exec(saved["code"], names)
-    names["model"].load_state_dict(saved["state_dict"])
-    return names["model"]  # as it was built: in training mode
 
 
 def percent(network, images, labels):
