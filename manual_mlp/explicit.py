@@ -67,7 +67,8 @@ def backprop(
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in :func:`manual_mlp.linear_cross_entropy`,
             :func:`manual_mlp.dense_squared_error` and :func:`manual_mlp.linear_binary_cross_entropy`; of a pair, over
             rows.
-        tile_rows: the rows to compute at once; None for the network's own, or what :mod:`manual_mlp.sweep.tiling` finds best.
+        tile_rows: the rows to compute at once; None for the network's own, or what :mod:`manual_mlp.sweep.tiling` finds
+            best.
         gradient: what comes back for the loss, as in :meth:`torch.Tensor.backward`: 1 if it is None. With
             ``reduction="none"`` it is a tensor of the losses' shape.
         return_output: whether to return the network's output too.

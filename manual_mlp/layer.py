@@ -166,7 +166,7 @@ class _EagerDenseFunction(Function):
 
 
 class Kept(NamedTuple):
-    """What a layer keeps for its backward pass: h for dw, w for dh, and z or y for f′, each None where it is not asked."""
+    """What a layer keeps for its backward pass: h for dw, w for dh, and z or y for f′, or None for each."""
 
     activation: Activation
     h: Tensor | None

@@ -21,8 +21,8 @@ class Known(NamedTuple):
     Attributes:
         check: ``(input, d_out, target)``: raise an error unless the target fits what a layer makes of this input.
         make: ``(input, target)``: make the loss of the rows of that, checked before.
-        torchs: ``(y, target, reduction)``: call torch's own loss of an output ``(*, D_out)``, checked before; None where
-            torch has none.
+        torchs: ``(y, target, reduction)``: call torch's own loss of an output ``(*, D_out)``, checked before; None
+            where torch has none.
         options: their names.
     """
 

@@ -1,4 +1,4 @@
-"""The cross-entropy by torch's own kernels for a GPU: few operations, and no look at the target, for which one waits."""
+"""The cross-entropy by torch's own kernels for a GPU: few operations, and no look at the target."""
 
 from __future__ import annotations
 
@@ -30,11 +30,14 @@ class KernelCrossEntropy(CrossEntropy):
     def reduced(self, y: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
         return self._by_kernels(y, self.target, "mean" if mean else "sum", g)
 
+    def _log_softmax(self, y: Tensor) -> Tensor:
+        return torch.log_softmax(y, -1)
+
     def _by_kernels(
         self, z: Tensor, t: Tensor, reduction: str, g: Tensor | float | None = None
     ) -> tuple[Tensor, Tensor]:
         """Compute the value, and δ for its upstream gradient or 1."""
-        log_p = torch.log_softmax(z, -1)
+        log_p = self._log_softmax(z)
         g = cast(g, log_p.dtype) if isinstance(g, Tensor) else g
         of_target = self._of_probabilities if t.is_floating_point() else self._of_classes
         value, slope = of_target(log_p, t, reduction, g)

@@ -50,12 +50,12 @@ class CrossEntropy(Loss):
         return replace(self, target=self.target.clone()) if smoothed else self
 
     def values(self, y: Tensor, at: slice, need_dy: bool) -> tuple[Tensor, Tensor | None]:
-        log_p = torch.log_softmax(y, -1, out=y)
+        log_p = self._log_softmax(y)
         compared = self._one_hot(log_p, at) if self._is_plain else self._compared(log_p, at)
         return compared.values, _delta(_exp_(log_p), compared) if need_dy else None
 
     def reduced(self, y: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
-        log_p, t = torch.log_softmax(y, -1, out=y), self.target
+        log_p, t = self._log_softmax(y), self.target
         if self._is_hard():
             value, count = aten.nll_loss_forward.default(log_p, t, None, 1 if mean else 2, self.ignore_index)
             if count.item() == len(t) > 0:
@@ -69,12 +69,15 @@ class CrossEntropy(Loss):
         return super().reduced(log_p, mean, g)
 
     def curvature(self, y: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
-        log_p = torch.log_softmax(y, -1, out=y)
+        log_p = self._log_softmax(y)
         compared = self._compared(log_p, at)
         p = _exp_(log_p)
         total = 1.0 if compared.total is None else compared.total
         r = (q - (p * q).sum(-1, keepdim=True)).mul_(p).mul_(total)  # (O4)
         return _delta(p, compared), r
+
+    def _log_softmax(self, y: Tensor) -> Tensor:
+        return torch.log_softmax(y, -1, out=y)
 
     def _compared(self, log_p: Tensor, at: slice) -> Compared:
         epsilon, t, weight = self.label_smoothing, self.target[at], self.weight

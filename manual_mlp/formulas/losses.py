@@ -1,4 +1,4 @@
-"""The losses at the end of a network, for some rows of its output y: each with its gradient, and the derivative of that.
+"""The losses at the end of a network, for some rows of its output y: the value, its gradient, and the gradient of that.
 
 ``docs/derivation.md`` proves each formula under its tag.
 """
