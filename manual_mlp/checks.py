@@ -174,6 +174,19 @@ def check_squared_error(input: Tensor, d_out: int, target: Tensor) -> None:
     _check_beside(input, target=target)
 
 
+def check_gradient(gradient: Any, like: Tensor) -> None:
+    """Raise an error unless it is None, a number, or a real tensor on the device of the output."""
+    if isinstance(gradient, Tensor):
+        if gradient.is_complex() or gradient.dtype is torch.bool:
+            raise TypeError(f"expected gradient of a real dtype, got {gradient.dtype}")
+        if gradient.layout is not torch.strided:
+            raise TypeError(f"expected gradient of layout torch.strided, got {gradient.layout}")
+        if gradient.device != like.device:
+            raise ValueError(f"expected gradient on {like.device}, got {gradient.device}")
+    elif not (gradient is None or isinstance(gradient, (int, float))):
+        raise TypeError(f"expected gradient to be a tensor, a number or None, got {gradient!r}")
+
+
 def _check_broadcast(name: str, t: Tensor | None, target: Tensor, mask: bool = False) -> None:
     if t is None:
         return

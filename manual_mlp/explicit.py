@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from manual_mlp.checks import check_options, check_rows, check_tensor, network_fits
+from manual_mlp.checks import check_gradient, check_options, check_rows, check_tensor, network_fits
 from manual_mlp.dropout import draw_seed
 from manual_mlp.formulas.layer import Layer
 from manual_mlp.formulas.losses import Pair
@@ -99,18 +99,9 @@ def backprop(
     check_options(reduction)
     check_rows("tile_rows", tile_rows)
     criterion = Criterion(_known(loss, options), target, reduction, options)
-    way = (None if who == "torch" else _Network.of(mlp, input, tile_rows)) or _Called.of(mlp, input)
-    objective = _objective(criterion, way.like, way.d_out, gradient)
-    if criterion.loss.torchs is None and has_class(gradient):
-        raise TypeError(f"expected a gradient without a class of its own for a pair, got {type(gradient).__name__}")
-    output: Tensor | None
-    if criterion.loss.torchs is not None and (who == "torch" or has_class(way.like)):
-        result, output = _by_torch(criterion, way.like, gradient)
-    else:
-        with torch.no_grad(), uncast(input):
-            output = way.back(objective, return_output)
-            result = shaped(cast(objective.result(), _result_dtype(criterion, way.like)), way.like)
-    return result if output is None or not return_output else (result, output)
+    way = (None if who == "torch" else _Network.of(mlp, input, tile_rows)) or _Called.of(mlp, input, who)
+    value, output = way.step(criterion, gradient, return_output)
+    return value if output is None or not return_output else (value, output)
 
 
 def _caller(input: Tensor, *others: Any) -> Caller:
@@ -164,7 +155,7 @@ def _objective(criterion: Criterion, like: Tensor, d_out: int, gradient: Tensor 
     loss = criterion.make(like)
     if loss.target.requires_grad:
         raise ValueError("expected a target that requires no grad: loss.backward() would give it one")
-    _check_gradient(gradient, like)
+    check_gradient(gradient, like)
     whole, mean = rows(like), criterion.reduction == "mean"
     if isinstance(gradient, int):
         gradient = float(gradient)
@@ -180,19 +171,6 @@ def _objective(criterion: Criterion, like: Tensor, d_out: int, gradient: Tensor 
     assert isinstance(gradient, Tensor)
     gradient = rows(gradient) if loss.by_entry else gradient.reshape(-1)
     return Objective(loss, whole, apart=tuple(gradient.shape), gradient=gradient)
-
-
-def _check_gradient(gradient: Any, like: Tensor) -> None:
-    """Raise an error unless it is None, a number, or a real tensor on the device of the output."""
-    if isinstance(gradient, Tensor):
-        if gradient.is_complex() or gradient.dtype is torch.bool:
-            raise TypeError(f"expected gradient of a real dtype, got {gradient.dtype}")
-        if gradient.layout is not torch.strided:
-            raise TypeError(f"expected gradient of layout torch.strided, got {gradient.layout}")
-        if gradient.device != like.device:
-            raise ValueError(f"expected gradient on {like.device}, got {gradient.device}")
-    elif not (gradient is None or isinstance(gradient, (int, float))):
-        raise TypeError(f"expected gradient to be a tensor, a number or None, got {gradient!r}")
 
 
 class _Network(NamedTuple):
@@ -213,13 +191,16 @@ class _Network(NamedTuple):
         assert isinstance(mlp, MLP)
         return cls(layers, input, tile_rows or mlp.tile_rows, region)
 
-    @property
-    def d_out(self) -> int:
-        """Return the width of the output."""
-        return self.layers[-1].w.size(0)
+    def step(
+        self, criterion: Criterion, gradient: Tensor | float | None, return_output: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add to the gradients; return the loss, and the output if it is asked for."""
+        objective = _objective(criterion, self.like, self.layers[-1].w.size(0), gradient)
+        with torch.no_grad(), uncast(self.like):
+            output = self._back(objective, return_output)
+        return _result(objective, self.like), output
 
-    def back(self, objective: Objective, return_output: bool) -> Tensor | None:
-        """Add to the gradients; return the output if it is asked for."""
+    def _back(self, objective: Objective, return_output: bool) -> Tensor | None:
         input, dtype = self.like, self.region or self.like.dtype
         products, h = product_dtype(dtype, input.device), rows(input)
         tiling = tiling_of(Work.of(self.layers, h), self.tile_rows)
@@ -239,7 +220,7 @@ class _Network(NamedTuple):
             output = trace.y.clone() if return_output else None
             dh: Tensor | None = backward(layers, trace, objective.of_all(trace), Wanted(sums, lowest))
         else:
-            output = h.new_empty(h.size(0), self.d_out) if return_output else None
+            output = h.new_empty(h.size(0), layers[-1].w.size(0)) if return_output else None
 
             def dy_of(trace: Trace, tile: Tile) -> Tensor:
                 if output is not None:
@@ -264,49 +245,44 @@ class _Called(NamedTuple):
     """A network that is called as it is, on all rows: autograd goes back through it."""
 
     like: Tensor
+    by_torch: bool  # whether torch's own loss is asked for
 
     @classmethod
-    def of(cls, mlp: nn.Module, input: Tensor) -> _Called:
+    def of(cls, mlp: nn.Module, input: Tensor, who: Caller) -> _Called:
         """Call the network."""
         with torch.enable_grad():
             y = mlp(input)
         if not isinstance(y, Tensor):
             raise TypeError(f"expected a module that returns a tensor, got {type(y).__name__}")
-        return cls(y)
+        return cls(y, who == "torch" or has_class(y))
 
-    @property
-    def d_out(self) -> int:
-        """Return the width of the output."""
-        return self.like.shape[-1]
+    def step(
+        self, criterion: Criterion, gradient: Tensor | float | None, return_output: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Let autograd go back; return the loss and the output."""
+        y = self.like
+        objective = _objective(criterion, y, y.shape[-1], gradient)
+        if self.by_torch and criterion.loss.torchs is not None:
+            with torch.enable_grad():
+                value = criterion.torchs(y)
+            _autograd(value, torch.full_like(value, gradient) if isinstance(gradient, (int, float)) else gradient)
+            return value.detach(), y.detach()
+        if has_class(gradient):
+            raise TypeError(f"expected a gradient without a class of its own for a pair, got {type(gradient).__name__}")
+        output = y.detach()
+        with torch.no_grad(), uncast(y):
+            whole = rows(output)
+            _autograd(y, objective.of_all(Trace([], [whole], [], whole)).view(y.shape))
+        return _result(objective, y), output
 
-    def back(self, objective: Objective, _: bool) -> Tensor:
-        """Let autograd go back from the gradient by the output; return the output."""
-        if not self.like.requires_grad:
-            raise RuntimeError(NOTHING)
-        output = self.like.detach()
-        whole = rows(output)
-        dy = objective.of_all(Trace([], [whole], [], whole))
-        torch.autograd.backward(self.like, dy.view(self.like.shape))
-        return output
 
-
-def _by_torch(criterion: Criterion, y: Tensor, gradient: Tensor | float | None) -> tuple[Tensor, Tensor]:
-    """Let torch compute the loss, and autograd go back from it; return the loss and the output."""
-    with torch.enable_grad():
-        value = criterion.torchs(y)
-    if not value.requires_grad:
+def _autograd(y: Tensor, dy: Tensor | None) -> None:
+    if not y.requires_grad:
         raise RuntimeError(NOTHING)
-    if isinstance(gradient, (int, float)):
-        gradient = torch.full_like(value, gradient)
-    torch.autograd.backward(value, gradient)
-    return value.detach(), y.detach()
+    torch.autograd.backward(y, dy)
 
 
-def _result_dtype(criterion: Criterion, like: Tensor) -> torch.dtype:
-    """Return the dtype of torch's loss."""
-    dtype = widened(like.dtype) if autocasting(like) else like.dtype
-    if not criterion.target.is_floating_point():
-        return dtype
-    for t in criterion.tensors():
-        dtype = torch.promote_types(dtype, t.dtype)
-    return dtype
+def _result(objective: Objective, like: Tensor) -> Tensor:
+    """Give the loss the shape and the dtype of torch's."""
+    dtype = objective.loss.dtype_of(widened(like.dtype) if autocasting(like) else like.dtype)
+    return shaped(cast(objective.result(), dtype), like)

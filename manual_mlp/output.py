@@ -10,7 +10,8 @@ from manual_mlp.checks import check_layer, check_options
 from manual_mlp.composite import torchs_layer
 from manual_mlp.formulas.losses import Loss
 from manual_mlp.formulas.products import rows
-from manual_mlp.head import Head, loss_of_step, step_for
+from manual_mlp.head.functions import loss_of_step
+from manual_mlp.head.plan import Head, step_for
 from manual_mlp.losses import LOSSES, Criterion
 from manual_mlp.transforms import Caller, caller
 

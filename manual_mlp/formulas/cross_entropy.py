@@ -43,6 +43,7 @@ class CrossEntropy(Loss):
     label_smoothing: float
     _found: tuple[Tensor, Tensor, Tensor] | None = field(default=None, init=False)
     by_entry: ClassVar[bool] = False
+    promoting: ClassVar[tuple[str, ...]] = ("target", "weight")
     held: ClassVar[tuple[str, ...]] = ("target", "weight")
 
     def unchanging(self) -> CrossEntropy:

@@ -26,10 +26,12 @@ class RowLoss(ABC):
 
     Attributes:
         by_entry: whether there is a value for each entry of y, instead of each row.
+        promoting: the names of the tensors whose dtype the value takes on, beside a target that is floating-point.
     """
 
     target: Tensor
     by_entry: ClassVar[bool] = True
+    promoting: ClassVar[tuple[str, ...]] = ("target",)
 
     def overwrites(self, y: Tensor) -> bool:
         """Tell whether y may be overwritten."""
@@ -66,6 +68,13 @@ class RowLoss(ABC):
     def mean_now(self) -> tuple[Tensor | float, Tensor | float]:
         """Return the same, with a look at the target: nothing traces or transforms."""
         return self.mean()
+
+    def dtype_of(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype of torch's loss for an output of this one."""
+        for name in self.promoting if self.target.is_floating_point() else ():
+            t: Tensor | None = getattr(self, name)
+            dtype = dtype if t is None else torch.promote_types(dtype, t.dtype)
+        return dtype
 
     def counted(self, g: Tensor, at: slice) -> Tensor:
         """Let no upstream gradient (n,) through to a row that does not count."""
@@ -111,13 +120,7 @@ class Loss(RowLoss):
 
     def as_torchs(self, value: Tensor, y: Tensor) -> Tensor:
         """Give a value of this output the dtype that torch's loss has."""
-        if autocasting(y):
-            return value
-        dtype = y.dtype
-        for t in self.tensors() if self.target.is_floating_point() else ():
-            if t is not None and t.dtype is not dtype:
-                dtype = torch.promote_types(dtype, t.dtype)
-        return cast(value, dtype)
+        return value if autocasting(y) else cast(value, self.dtype_of(y.dtype))
 
 
 @dataclass(eq=False)

@@ -117,7 +117,8 @@ def bfloat16_products(fast: bool) -> Iterator[None]:
     """Let a CPU be one whose products in bfloat16 are fast, or one whose are not."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "manual_mlp.head.product_dtype", lambda dtype, _: dtype if fast or dtype.itemsize >= 4 else torch.float32
+            "manual_mlp.head.plan.product_dtype",
+            lambda dtype, _: dtype if fast or dtype.itemsize >= 4 else torch.float32,
         )
         yield
 

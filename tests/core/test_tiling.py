@@ -1,5 +1,6 @@
 """How many rows at once: what the model of sweep/tiling.py chooses."""
 
+from itertools import pairwise
 from math import ceil
 
 import pytest
@@ -30,7 +31,7 @@ def loss_seconds(n: int, d: int, v: int, c: int) -> float:
 
 def network_seconds(n: int, widths: tuple[int, ...], c: int) -> float:
     """Evaluate T(c) for a network on one core in float32, whose tiles stay in the third level of the cache."""
-    weights, s = sum(a * b for a, b in zip(widths, widths[1:], strict=False)), sum(widths[1:])
+    weights, s = sum(a * b for a, b in pairwise(widths)), sum(widths[1:])
     busy = 6 * n * weights / tiling.PRODUCTS + 40 * n * s / tiling.THIRD_LEVEL
     calls = ceil(n / c) * (len(widths) * tiling.CALL + 12 * weights / tiling.MEMORY)
     return busy + calls + 4 * c * (s + 2 * max(widths[1:])) / tiling.FRESH

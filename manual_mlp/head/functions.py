@@ -1,106 +1,23 @@
-"""A layer and its loss as one Function: a network of one layer, run a tile of rows at a time."""
+"""The Functions of a layer with its loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.composite import Found, gradients_by_autograd
-from manual_mlp.formulas.layer import (
-    Layer,
-    b_cotangent_of,
-    delta_of,
-    gradients,
-    h_cotangent_of,
-    q_of,
-    second_of_delta,
-    w_cotangent_of,
-    z_of,
-)
-from manual_mlp.formulas.losses import Loss
-from manual_mlp.formulas.products import plus
-from manual_mlp.layer import dense
-from manual_mlp.precision import FLOATS, autocast_dtype, cast, product_dtype, uncast, widen, widened
-from manual_mlp.sweep.objective import Objective
+from manual_mlp.formulas.layer import delta_of, gradients
+from manual_mlp.head.plan import Head, Step
+from manual_mlp.head.second import in_dtypes, second_order
+from manual_mlp.precision import cast, uncast, widen, widened
 from manual_mlp.sweep.passes import Trace, forward
 from manual_mlp.sweep.sums import Sum, Total
 from manual_mlp.sweep.tiles import Sweep, Tile
-from manual_mlp.sweep.tiling import Tiling, Work, few_logits, tiling_of
 from manual_mlp.transforms import below_functions, last_pass, needed_now, plain, version
-
-
-class Head(NamedTuple):
-    """The last layer of a network, and rows of its input."""
-
-    h: Tensor
-    w: Tensor
-    b: Tensor | None
-    activation: Activation = IDENTITY
-
-    def output(self) -> Tensor:
-        """Compute y, so that every mode is right."""
-        h, w, b, activation = self
-        return z_of(h, w, b) if activation is IDENTITY else dense(h, w, b, activation)
-
-
-class Step(NamedTuple):
-    """How a loss is computed: in which tiles, with products in which dtype, under which autocast dtype or none."""
-
-    loss: Loss
-    reduction: str
-    activation: Activation
-    tiling: Tiling
-    dtype: torch.dtype
-    region: torch.dtype | None
-    again: bool  # whether backward makes the output once more
-
-    def layers(self, w: Tensor, b: Tensor | None) -> list[Layer]:
-        """List the one layer, in the dtype of the products."""
-        return [Layer(w, b, self.activation).to(self.dtype)]
-
-    def objective(self, h: Tensor, w: Tensor) -> Objective:
-        """Make the objective whose upstream gradients are 1: the sum, or the values apart."""
-        apart = None
-        if self.reduction == "none":
-            apart = (len(h), len(w)) if self.loss.by_entry else (len(h),)
-        return Objective(self.loss, h, apart=apart)
-
-
-def step_for(loss: Loss, head: Head, reduction: str, tile_rows: int | None) -> Step | None:
-    """Plan a step, or leave it to the composite, where that is quicker or keeps less."""
-    h, w, b, activation = head
-    if tile_rows is None and few_logits(len(h), len(w), h.is_cuda):
-        return None
-    held = [t for t in loss.tensors() if t is not None]
-    dtypes = {t.dtype for t in (h, w, b, *held) if t is not None and t.is_floating_point()}
-    region = autocast_dtype(h)
-    mixed = torch.float64 in dtypes if region else len(dtypes) > 1
-    if mixed or not FLOATS.issuperset(dtypes) or any(t.requires_grad for t in held) or not h.numel() or not len(w):
-        return None
-    dtype = product_dtype(region or h.dtype, h.device)
-    work = Work.of([Layer(w, b, activation)], h, loss=True)._replace(dtype=dtype)
-    tiling = tiling_of(work, tile_rows)
-    # An upstream gradient of each row comes before the products; float16, whose range is small, asks for its scale too.
-    again = tiling.rows < len(h) and (reduction == "none" or dtype is torch.float16)
-    step = Step(loss, reduction, activation, tiling, dtype, region, again)
-    if torch.is_grad_enabled() and not (h.requires_grad and w.requires_grad) and _keeps_more(step, h, w, b):
-        return None
-    return step
-
-
-def _keeps_more(step: Step, h: Tensor, w: Tensor, b: Tensor | None) -> bool:
-    """Tell whether a step with frozen operands keeps more than torch: the logits, h for dw and w for dh."""
-    logits, need_dh, need_dw = len(h) * len(w), h.requires_grad, w.requires_grad
-    if step.again:
-        return h.numel() * (not need_dw) + w.numel() * (not need_dh) + (0 if b is None else len(b)) > logits
-    made = logits if step.tiling.rows >= len(h) else h.numel() * need_dh + w.numel() * need_dw
-    # create_graph asks for h, whoever needs it besides; w, a parameter, is there in any case.
-    return made + h.numel() * (not need_dw) > logits
 
 
 def loss_of_step(step: Step, head: Head) -> Tensor:
@@ -192,7 +109,7 @@ class _GradientsFunction(Function):
                 lambda *of: [t for t in first(*of) if t is not None], operands, given, needed
             )
         else:
-            cotangents = _second_order(step, operands, tildes, needed)
+            cotangents = second_order(step, operands, tildes, needed)
         return *cotangents, None, None
 
 
@@ -248,63 +165,7 @@ def _finish(ctx: Any, step: Step, g: Tensor, operands: Sequence[Any], needed: Se
             made = gradients(_times(made, g if g.dim() != 1 else g[:, None], last), operands[0], operands[1], needed)
     else:
         made = [_times(t, g, last) if need else None for t, need in zip(made, needed, strict=True)]
-    return _in_dtypes(made, ctx.dtypes)
-
-
-def _second_order(
-    step: Step, operands: Sequence[Any], tildes: Sequence[Tensor | None], needed: Sequence[bool]
-) -> Found:
-    """Compute the cotangents of h, w, b and g from those of dh, dw and db."""
-    h, w, b, g = operands
-    layers = step.layers(w, b)
-    sweep, objective = Sweep(layers, h, step.tiling), step.objective(h, w)
-    h_tilde, w_tilde, b_tilde = (None if t is None else cast(t, step.dtype) for t in tildes)
-    sums = [
-        t.new_zeros(t.shape, dtype=widened(step.dtype)) if t is not None and need else None
-        for t, need in zip(operands, needed, strict=True)
-    ]
-    h_sum, w_sum, b_sum, g_sum = sums
-
-    def work(tile: Tile) -> None:
-        at, trace = tile.at, sweep.trace(tile)
-        h_tilde_at = None if h_tilde is None else h_tilde[at]
-        q = q_of(tile.h, layers[0].w, (h_tilde_at, w_tilde, b_tilde), trace.y, plain=True)
-        assert q is not None
-        delta, r, of_g = _second_of_loss(objective, trace, tile, step.activation, widen(q))
-        if g_sum is not None:
-            g_sum[at] = of_g.sum_to_size(g[at].shape)
-        delta, r = cast(delta.mul_(g[at]), step.dtype), cast(r.mul_(g[at]), step.dtype)
-        if h_sum is not None:
-            h_sum[at] = h_cotangent_of(delta, w_tilde, r, layers[0].w)
-        if w_sum is not None:
-            w_cotangent_of(delta, h_tilde_at, r, tile.h, w_sum)
-        if b_sum is not None:
-            b_cotangent_of(r, b_sum)
-
-    with uncast(h):
-        sweep.run(work)
-    return _in_dtypes(sums, [None if t is None else t.dtype for t in operands])
-
-
-def _second_of_loss(
-    objective: Objective, trace: Trace, tile: Tile, activation: Activation, q: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute δ of upstream gradients of 1, r, and the cotangent of each upstream gradient, entry by entry."""
-    kept = trace.kept[0]
-    if kept is None:
-        delta, r = objective.curvature(trace, tile, q)
-        return delta, r, q * delta
-    kept = widen(kept)
-    dy_cotangent = delta_of(q, kept, activation, plain=True)
-    assert dy_cotangent is not None
-    dy, of_loss = objective.curvature(trace, tile, dy_cotangent)
-    of_g = dy_cotangent * dy
-    delta, _, r = second_of_delta(dy, q, kept, activation, plain=True)
-    # What reaches y through the loss joins r, which is of y or of z, as the layer keeps it.
-    of_y, of_z = (plus(of_loss, r), None) if activation.df_y is not None else (of_loss, r)
-    through_z = delta_of(of_y, kept, activation, plain=True, dz=of_z)
-    assert through_z is not None
-    return delta, through_z, of_g
+    return in_dtypes(made, ctx.dtypes)
 
 
 def _by_composite(step: Step, needed: Sequence[bool]) -> Callable[..., Found]:
@@ -335,8 +196,3 @@ def _whole(operands: Sequence[Any], rest: Sequence[tuple[Tensor, int] | None]) -
                 "expected that no operand of the loss was modified by an inplace operation: create_graph reads it again"
             )
     return [of_rest[0] if of_rest else t for t, of_rest in zip(operands, rest, strict=True)]
-
-
-def _in_dtypes(found: Sequence[Tensor | None], dtypes: Sequence[torch.dtype | None]) -> Found:
-    pairs = zip(found, dtypes, strict=True)
-    return tuple(None if t is None or dtype is None else cast(t, dtype) for t, dtype in pairs)
