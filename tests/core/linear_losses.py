@@ -118,12 +118,3 @@ def bfloat16_products(fast: bool) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "has_fast_products", lambda dtype, device: fast or dtype.itemsize >= 4)
         yield
-
-
-PRECISIONS = {
-    "float32": (torch.float32, None),
-    "float16": (torch.float16, None),
-    "bfloat16": (torch.bfloat16, None),
-    "autocast to float16": (torch.float32, torch.float16),
-    "autocast to bfloat16": (torch.float32, torch.bfloat16),
-}
