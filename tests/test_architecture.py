@@ -101,3 +101,9 @@ def test_only_transforms_touches_private_torch(room: str) -> None:
 def test_the_public_names_are_listed_and_documented() -> None:
     for name in manual_mlp.__all__:
         assert getattr(manual_mlp, name).__doc__
+
+
+@pytest.mark.parametrize(("folder", "most"), [(PACKAGE, 300), (ROOT / "tests", 500)], ids=["manual_mlp", "tests"])
+def test_no_file_is_longer_than_one_reads_in_one_go(folder: Path, most: int) -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in folder.rglob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > most} == {}

@@ -15,8 +15,8 @@ from benchmarks import dense, harness, left_out, machine, memory, network, outpu
 from benchmarks.__main__ import main
 from benchmarks.network import cases, goals, providers, studies
 from benchmarks.network.cases import Case, read_case
+from briefly import BRIEF
 from manual_mlp import MLP, backprop
-from test_benchmarks import BRIEF, brief
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 ODD = Case((5, 7, 3, 6, 4), 9, "tanh", "squared_error", "float64")
@@ -24,7 +24,7 @@ CHEAP = ["torch", "manual_mlp", providers.AUTOGRAD, "checkpoint", "checkpoint se
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 
-pytestmark = pytest.mark.usefixtures(brief.__name__)
+pytestmark = pytest.mark.usefixtures("brief")
 
 
 @pytest.fixture

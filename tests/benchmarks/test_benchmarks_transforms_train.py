@@ -11,9 +11,9 @@ from benchmarks.__main__ import main
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.network import providers
 from benchmarks.network.cases import Case
-from test_benchmarks import BRIEF, brief
+from briefly import BRIEF
 
-pytestmark = pytest.mark.usefixtures(brief.__name__)
+pytestmark = pytest.mark.usefixtures("brief")
 
 CPU = torch.device("cpu")
 COMPILER = shutil.which("g++") or shutil.which("clang++")

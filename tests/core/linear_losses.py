@@ -121,12 +121,3 @@ def bfloat16_products(fast: bool) -> Iterator[None]:
             lambda dtype, _: dtype if fast or dtype.itemsize >= 4 else torch.float32,
         )
         yield
-
-
-PRECISIONS = {
-    "float32": (torch.float32, None),
-    "float16": (torch.float16, None),
-    "bfloat16": (torch.bfloat16, None),
-    "autocast to float16": (torch.float32, torch.float16),
-    "autocast to bfloat16": (torch.float32, torch.bfloat16),
-}

@@ -1,7 +1,6 @@
 """A small network beside torch's own modules, to second order."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,16 +39,6 @@ def second_order(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 def assert_close(mine: Any, theirs: Any, atol: float = 1e-12) -> None:
     torch.testing.assert_close(mine, theirs, rtol=atol, atol=atol)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # What is kept.

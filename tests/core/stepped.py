@@ -3,8 +3,7 @@
 import copy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -73,16 +72,6 @@ def assert_as_torch(mlp: MLP, x: Tensor, t: Tensor, *args: Any, tile_rows: int |
     torch.testing.assert_close(
         by_hand(mlp, x, t, *args, tile_rows=tile_rows, **options), expected, rtol=1e-12, atol=1e-12, equal_nan=True
     )
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def assert_directional(mlp: MLP, x: Tensor, gradients: list[Tensor], loss: Callable[[], Tensor]) -> None:

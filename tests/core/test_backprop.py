@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conditions import threads
 from manual_mlp import MLP, Activation, activations, backprop
 from stepped import (
     LOSSES,
@@ -24,7 +25,6 @@ from stepped import (
     one_tile_or_more,
     rows_of,
     target_of,
-    threads,
     value,
 )
 

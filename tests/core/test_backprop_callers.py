@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 
 from benchmarks.memory import peak_bytes
+from conditions import threads
 from manual_mlp import MLP, backprop
 from stepped import (
     CPU,
@@ -28,7 +29,6 @@ from stepped import (
     replaced,
     rows_of,
     target_of,
-    threads,
 )
 
 # Who calls.

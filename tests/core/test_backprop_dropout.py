@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from conditions import threads
 from manual_mlp import MLP, backprop
-from stepped import D, N, V, assert_as_torch, assert_directional, make, rows_of, target_of, threads
+from stepped import D, N, V, assert_as_torch, assert_directional, make, rows_of, target_of
 
 # Dropout.
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conditions import threads
 from manual_mlp import backprop
-from stepped import PAIR, WEIGHT, C, N, V, assert_as_torch, huber, make, refused, rows_of, sized, threads
+from stepped import PAIR, WEIGHT, C, N, V, assert_as_torch, huber, make, refused, rows_of, sized
 
 REFUSED: list[tuple[Callable[..., Any], Any, str]] = [
     (lambda m, x: backprop(m, x, C.to(x.device), "hinge"), ValueError, "among cross_entropy, squared_error, binary"),

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from conditions import threads
 from manual_mlp import backprop
 from patience import SECONDS
-from stepped import C, V, by_torch, make, rows_of, run_alone, threads
+from stepped import C, V, by_torch, make, rows_of, run_alone
 
 # Threads and processes.
 

@@ -4,20 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from linear_losses import (
-    PRECISIONS,
-    D,
-    Draw,
-    Loss,
-    N,
-    V,
-    bfloat16_products,
-    binary,
-    binary_of_torch,
-    classes,
-    cross_entropy,
-    ours,
-)
+from conditions import PRECISIONS
+from linear_losses import D, Draw, Loss, N, V, bfloat16_products, binary, binary_of_torch, classes, cross_entropy, ours
 from manual_mlp import linear_cross_entropy
 
 

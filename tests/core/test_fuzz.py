@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conditions import PRECISIONS
 from drawn_calls import Reverse, Transform, reverses, transforms
 from drawn_layers import MODERATE, VMAPPED, Layer, given, hypothesis, layers, st
 from modes.mode import Map
@@ -87,13 +88,6 @@ def test_what_a_transform_gives_is_what_it_gives_of_the_composite(device: str, c
 # In low precision a single draw may happen to be exact in torch, so the largest error over some draws is compared, and
 # two roundings of the largest result are forgiven at first order, four at second.
 DRAWS = 8
-LOW = {
-    "float32": (torch.float32, None),
-    "bfloat16": (torch.bfloat16, None),
-    "float16": (torch.float16, None),
-    "float32, autocast to bfloat16": (torch.float32, torch.bfloat16),
-    "float32, autocast to float16": (torch.float32, torch.float16),
-}
 
 
 @on_any_device
@@ -107,12 +101,12 @@ LOW = {
 )
 @given(
     case=asked_of(layers(MODERATE), partial(reverses, most=2)),
-    precision=st.sampled_from(list(LOW)),
+    precision=st.sampled_from(list(PRECISIONS)),
 )
 def test_the_error_in_low_precision_is_at_most_twice_torchs_own(
     device: str, case: tuple[Layer, Reverse], precision: str
 ) -> None:
-    (layer, asked), (dtype, region) = case, LOW[precision]
+    (layer, asked), (dtype, region) = case, PRECISIONS[precision]
     ours, torchs, truth = layer.ours(), layer.torchs(), layer.truth()
 
     def cast(f: Map, *t: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from conditions import threads
 from manual_mlp import MLP, activations
-from networks import D, N, V, assert_close, gradients, head, make, one_tile_or_more, rows_of, second_order, threads
+from networks import D, N, V, assert_close, gradients, head, make, one_tile_or_more, rows_of, second_order
 from patience import SECONDS
 
 

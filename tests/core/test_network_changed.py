@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from conditions import threads
 from manual_mlp import MLP
-from networks import D, N, V, assert_close, gradients, head, make, one_tile_or_more, rows_of, saved_by, threads
+from networks import D, N, V, assert_close, gradients, head, make, one_tile_or_more, rows_of, saved_by
 
 # The module.
 

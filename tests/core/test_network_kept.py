@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from benchmarks.memory import kept_bytes, peak_bytes
+from conditions import threads
 from manual_mlp import MLP
-from networks import CPU, D, N, V, assert_close, make, rows_of, saved_by, threads
+from networks import CPU, D, N, V, assert_close, make, rows_of, saved_by
 
 
 @pytest.mark.parametrize("activation", ["tanh", "gelu"])
