@@ -4,7 +4,6 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -34,15 +33,13 @@ def _seeded_and_poisoned() -> Iterator[None]:
 @pytest.fixture
 def forget() -> Iterator[Callable[[], None]]:
     """Forget at the end of a test, or when called, which activations were registered since its beginning."""
-    from manual_mlp.activations import lookup, record
+    from manual_mlp.activations.registry import ENTRIES
 
-    tables: list[dict[Any, Any]] = [record.FACTORIES, record._MADE, lookup._RECORDS]
-    before = [dict(table) for table in tables]
+    before = dict(ENTRIES)
 
     def forgotten() -> None:
-        for table, kept in zip(tables, before, strict=True):
-            table.clear()
-            table.update(kept)
+        ENTRIES.clear()
+        ENTRIES.update(before)
 
     yield forgotten
     forgotten()

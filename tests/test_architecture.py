@@ -33,7 +33,9 @@ ROOMS = {
     "sweep": GROUND | {"rules", "dropout", "tiles"},
     "network": GROUND | {"rules", "dense", "dropout", "fused", "sweep", "tiles"},
     "backprop": BELOW_BACKPROP | {"modules"},
-    "modules": GROUND | {"dense", "dropout", "output", "network", "sweep"},
+    "sequential": GROUND,
+    "modules": GROUND | {"dense", "dropout", "output", "network", "sequential", "sweep"},
+    "loss_modules": GROUND | {"modules", "output", "sequential"},
     "explain": GROUND | {"rules", "losses", "modules", "training"},
     "training": GROUND | {"backprop", "dense", "output", "modules"},
 }

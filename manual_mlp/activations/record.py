@@ -1,15 +1,15 @@
 """The record of an activation, and the list of those known by name."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import wraps
-from typing import Any, ParamSpec
+from os.path import basename
+from typing import Any
 
 from torch import Tensor
 
+from manual_mlp.activations.check import check
+
 Map = Callable[[Tensor], Tensor]
-P = ParamSpec("P")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +33,10 @@ class Activation:
         f_out: ``(z, out) -> out``, with f(z) written into ``out``, which may be z. For the same.
         kernel2: ``(dy, q, kept) -> dy ⊙ f′, q ⊙ f′, q ⊙ dy ⊙ c`` with c = f″, or f″/f′ where ``kept`` is y. It may
             overwrite q, and is given float32 or float64. For the speed of second-order gradients alone.
-        name: shown by ``repr``.
+        name: shown by ``repr``; without one, which function f is.
         params: the arguments that made it, shown by ``repr``.
         by_z: the same function, whose layer keeps z in any case.
+        maker: the factory that made it, by which it is copied and pickled; not to be given.
 
     Raises:
         TypeError: what should be a function is none.
@@ -56,9 +57,10 @@ class Activation:
     kernel_out: Callable[[Tensor, Tensor], Tensor] | None = None
     f_out: Callable[[Tensor, Tensor], Tensor] | None = None
     kernel2: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
-    name: str = "custom"
+    name: str = ""
     params: tuple[Any, ...] = ()
     by_z: "Activation" = field(init=False, repr=False)
+    maker: "Callable[..., Activation] | None" = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         for name in ("f", "df", "d2f", "df_y", "d2f_y", "kernel", "kernel_out", "f_out", "kernel2"):
@@ -73,11 +75,31 @@ class Activation:
         object.__setattr__(self, "by_z", self if self.df_y is None else replace(self, **by_y))
 
     def __repr__(self) -> str:
-        return f"{self.name}({', '.join(map(repr, self.params))})"
+        if self.name:
+            return f"{self.name}({', '.join(map(repr, self.params))})"
+        return f"Activation(f={_told(self.f)})"
 
-    def made_here(self) -> bool:
-        """Tell whether a factory of this package made it."""
-        return any(made is self for made in _MADE.values())
+    def check(self, z: Any = None) -> "Activation":
+        """Compare what the record says with f and its differences, in float64, and return the record.
+
+        f′ is held to central differences of f, f″ to those of f′, and ``df_y``, ``d2f_y`` and the kernels to both. At a
+        kink any slope between those of the two sides is right. f has to be entrywise and finite, and no function may
+        change what it is given, or have parameters that require grad.
+
+        Args:
+            z: the points, a tensor or numbers; None for 272 of them from -8 to 8. Give those where f changes its form.
+
+        Raises:
+            ValueError: one of the functions is wrong; it tells which, at which z, what was expected, and what came.
+
+        Example::
+
+            cubic = Activation(f=lambda z: z**3, df=lambda z: 3 * z**2, d2f=lambda z: 6 * z).check()
+            step = Activation(torch.relu, lambda z: (z > 0).to(z.dtype), torch.zeros_like)
+            step.check([-1.0, 0.0, 1.0])
+        """
+        check(self, z)
+        return self
 
     def of_kept(self) -> tuple[Map, Map]:
         """Return f′ as a function of what a layer keeps, y or z, and the derivative of that."""
@@ -86,31 +108,15 @@ class Activation:
         return self.df_y, self.d2f_y
 
     def __reduce__(self) -> Any:
-        # Ours is made again by name, so pickle and deepcopy give the one object it is.
-        # A user's own is its functions, which pickle by reference.
-        if self.made_here():
-            return FACTORIES[self.name], self.params
+        # One with a factory is made again by it, so pickle and deepcopy give the one object it is.
+        # Another is its functions, which pickle by reference.
+        if self.maker is not None:
+            return self.maker, self.params
         return super().__reduce__()
 
 
-FACTORIES: dict[str, Callable[..., Activation]] = {}
-_MADE: dict[tuple[str, tuple[Any, ...]], Activation] = {}
-
-
-def register(make: Callable[P, Activation]) -> Callable[P, Activation]:
-    """List a factory under its name, and let equal arguments give the same object."""
-    name, signature = make.__name__, inspect.signature(make)
-
-    @wraps(make)
-    def factory(*args: P.args, **kwargs: P.kwargs) -> Activation:
-        if not kwargs and (name, args) in _MADE:
-            return _MADE[name, args]
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        params = tuple(bound.arguments.values())
-        if (name, params) not in _MADE:
-            _MADE[name, params] = replace(make(*args, **kwargs), name=name, params=params)
-        return _MADE[name, params]
-
-    FACTORIES[name] = factory
-    return factory
+def _told(f: Map) -> str:
+    """Say in a word which function it is; of a lambda, where it stands."""
+    f = getattr(f, "func", f)  # of a partial function
+    name, code = getattr(f, "__name__", type(f).__name__), getattr(f, "__code__", None)
+    return f"<lambda at {basename(code.co_filename)}:{code.co_firstlineno}>" if name == "<lambda>" and code else name

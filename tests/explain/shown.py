@@ -10,7 +10,14 @@ from manual_mlp.explain.blocks import Matrix, Numbers, Table, Text
 
 RIGHT = Formulas()
 LOSSES = ("squared-error", "cross-entropy")
-ANALYTIC = ("identity", "sigmoid", "tanh", "lecun_tanh", "sin")  # and torch's operations of them take complex numbers
+ANALYTIC = (
+    "identity",
+    "sigmoid",
+    "tanh",
+    "lecun_tanh",
+    "sin",
+    "silu",
+)  # and torch's operations of them take complex numbers
 CUBIC = Activation(f=lambda z: z**3, df=lambda z: 3 * z**2, d2f=lambda z: 6 * z, name="cubic")
 
 
