@@ -1,20 +1,14 @@
 """Modules that hold the last layer and compare its output with a target: no formula lives here."""
 
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
+from manual_mlp.checks import check_class_weight, check_options, check_smoothing, ignored_class
+from manual_mlp.losses import LOSSES, Criterion
 from manual_mlp.modules import Dense, Known, Linear, check_size
-from manual_mlp.output import (
-    check_class_weight,
-    check_options,
-    check_smoothing,
-    cross_entropy_of,
-    dense_squared_error,
-    ignored_class,
-    linear_cross_entropy,
-)
+from manual_mlp.output import dense_squared_error, linear_cross_entropy, loss_of_output
 from manual_mlp.sequential import is_one_of
 from manual_mlp.transforms import called_as_it_is, modules_are_watched
 
@@ -110,20 +104,16 @@ class LinearCrossEntropyLoss(nn.Module):
         self.chunk_rows = chunk_rows
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        linear, options = self.linear, (self.weight, self.ignore_index, self.label_smoothing)
+        linear, reduction = self.linear, self.reduction
+        options: dict[str, Any] = {
+            "weight": self.weight,
+            "ignore_index": self.ignore_index,
+            "label_smoothing": self.label_smoothing,
+        }
         if not (is_one_of((nn.Linear, Linear), linear) and called_as_it_is(linear)) or modules_are_watched():
-            return cross_entropy_of(linear(input), target, self.reduction, *options)
-        return linear_cross_entropy(
-            input,
-            linear.weight,
-            target,
-            linear_bias=linear.bias,
-            weight=self.weight,
-            reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            chunk_rows=self.chunk_rows,
-        )
+            return loss_of_output(linear(input), Criterion(LOSSES["cross_entropy"], target, reduction, options))
+        options |= {"linear_bias": linear.bias, "reduction": reduction, "chunk_rows": self.chunk_rows}
+        return linear_cross_entropy(input, linear.weight, target, **options)
 
     def extra_repr(self) -> str:
         return (

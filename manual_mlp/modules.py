@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import init
 
 from manual_mlp.activations import Activation, get
-from manual_mlp.dense import autocasting, check_tensor, dense
+from manual_mlp.checks import check_rows, check_tensor, network_fits
 from manual_mlp.dropout import Mask, draw_seed, drop
-from manual_mlp.network import fits, network
-from manual_mlp.output import check_rows
+from manual_mlp.formulas.layer import Layer
+from manual_mlp.layer import dense
+from manual_mlp.network import network
+from manual_mlp.precision import autocasting
 from manual_mlp.sequential import Block, has_forward_of, is_as_written, linear_over, read, refuse_changed, write
-from manual_mlp.sweep import Layer
 from manual_mlp.transforms import called_as_it_is, caller, has_class, modules_are_watched, traced
 
 Known: TypeAlias = str | nn.Module | Activation | None
@@ -158,7 +159,7 @@ class MLP(nn.Module):
             seed = draw_seed(input.device)
         if who in ("eager", "no grad"):
             layers = None if autocasting(input) else self.chain()
-            if layers is not None and fits(layers, input):
+            if layers is not None and network_fits(layers, input):
                 whole = network(layers, input, self.tile_rows, seed)
                 if whole is not None:
                     return whole

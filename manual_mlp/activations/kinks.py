@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manual_mlp.activations.record import Activation, Map, cast, widen
+from manual_mlp.activations.record import Activation, Map
 from manual_mlp.activations.registry import register
+from manual_mlp.precision import cast, widen
 
 aten = torch.ops.aten
 

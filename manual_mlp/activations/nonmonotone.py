@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manual_mlp.activations.monotone import Triple, terms
-from manual_mlp.activations.record import Activation, cast, widen
+from manual_mlp.activations.record import Activation
 from manual_mlp.activations.registry import register
+from manual_mlp.precision import cast, widen
 
 aten = torch.ops.aten
 

@@ -1,7 +1,6 @@
 """What a config means, the gradient check and the loop, on the embedded digits."""
 
 import functools
-import importlib
 import math
 import signal
 from dataclasses import replace
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 pytest.importorskip("torchvision")
 
 import manual_mlp
+from manual_mlp import explicit
 from manual_mlp.training import build, feed
 from manual_mlp.training.check import GradientCheck
 from manual_mlp.training.config import Config
@@ -227,10 +227,8 @@ def test_the_gradient_check_finds_the_manual_gradient_right_and_leaves_no_trace(
 def test_the_gradient_check_shows_a_wrong_manual_gradient(digits, monkeypatch, factor):
     model = manual_mlp.MLP([64, 7, 10], "tanh")
     check = GradientCheck(model, build.Objective.of(BASE, 10))
-    # The package exports a function of the module's name.
-    backprop = importlib.import_module("manual_mlp.backprop")
-    right = backprop.backward
-    monkeypatch.setattr(backprop, "backward", lambda layers, trace, dy, *rest: right(layers, trace, factor * dy, *rest))
+    right = explicit.backward
+    monkeypatch.setattr(explicit, "backward", lambda layers, trace, dy, *rest: right(layers, trace, factor * dy, *rest))
     error = check(digits.train.images[:9], digits.train.labels[:9])
     assert not error < 1e-3
     assert not check.worst < 1e-3
