@@ -21,7 +21,7 @@ from manual_mlp.sweep.objective import Objective
 from manual_mlp.sweep.passes import Trace, Wanted, backward, forward, masks_of
 from manual_mlp.sweep.sums import Total, accumulate, sums_of
 from manual_mlp.sweep.tiles import Sweep, Tile
-from manual_mlp.sweep.tiling import Work, tiling_of
+from manual_mlp.sweep.tiling import tiling_of
 from manual_mlp.transforms import Caller, called_as_it_is, caller, has_class, traced
 
 OfRows = Callable[[Tensor, Tensor], Tensor]  # of some rows of output and target
@@ -203,7 +203,7 @@ class _Network(NamedTuple):
     def _back(self, objective: Objective, return_output: bool) -> Tensor | None:
         input, dtype = self.like, self.region or self.like.dtype
         products, h = product_dtype(dtype, input.device), rows(input)
-        tiling = tiling_of(Work.of(self.layers, h), self.tile_rows)
+        tiling = tiling_of(self.layers, h, self.tile_rows)
         one = tiling.rows >= h.size(0)
         sums, totals = sums_of(self.layers, one)
         needed = [w is not None or b is not None for w, b in sums]

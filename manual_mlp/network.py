@@ -20,7 +20,7 @@ from manual_mlp.precision import cast, uncast
 from manual_mlp.sweep.passes import forward, masks_of, share_memory
 from manual_mlp.sweep.sums import Sum, Sums, Total
 from manual_mlp.sweep.tiles import Sweep
-from manual_mlp.sweep.tiling import Work, tiling_of
+from manual_mlp.sweep.tiling import tiling_of
 from manual_mlp.transforms import below_functions, needed_now, plain
 
 Needed = tuple[bool, bool, bool]  # dh, dw, db
@@ -37,7 +37,7 @@ def network(layers: Sequence[Layer], input: Tensor, tile_rows: int | None, seed:
     """
     h = rows(input)
     recorded = torch.is_grad_enabled()
-    tiling = tiling_of(Work.of(layers, h, recompute=recorded), tile_rows)
+    tiling = tiling_of(layers, h, tile_rows, recompute=recorded)
     one = tiling.rows >= h.size(0)
     if not recorded:
         if one:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from manual_mlp.activations import Activation
 from manual_mlp.activations.entrywise import slope
-from manual_mlp.formulas.products import add_linear, add_product, linear, plus, product, rows
+from manual_mlp.formulas.products import add_linear, add_product, plus, product, rows
 from manual_mlp.precision import cast, widen
 
 Three = tuple[Tensor | None, Tensor | None, Tensor | None]  # of h, w and b
@@ -38,7 +39,7 @@ class Layer(NamedTuple):
 
 def z_of(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor | None = None) -> Tensor:
     """Compute z (*, D_out), the pre-activation."""
-    return linear(h, w, b, out)  # (F1)
+    return F.linear(h, w, b) if out is None else product(h, w.t(), out, b)  # (F1)
 
 
 def y_of(z: Tensor, activation: Activation, out: Tensor | None = None) -> Tensor:
@@ -69,7 +70,9 @@ def dh_of(delta: Tensor, w: Tensor, total: Tensor | None = None, out: Tensor | N
 
 def dw_of(delta: Tensor, h: Tensor, total: Tensor | None = None) -> Tensor:
     """Compute dw (D_out, D_in), or add it to a total."""
-    return rows(delta).t() @ cast(rows(h), delta.dtype) if total is None else add_product(total, delta.t(), h)  # (B3)
+    return (
+        product(rows(delta).t(), cast(rows(h), delta.dtype)) if total is None else add_product(total, delta.t(), h)
+    )  # (B3)
 
 
 def db_of(delta: Tensor, total: Tensor | None = None) -> Tensor:
@@ -165,14 +168,14 @@ def _change(h: Tensor | None, w: Tensor | None, dots: Some, plain: bool = False)
     first = b_dot
     if h_dot is not None:
         assert w is not None
-        first = linear(h_dot, cast(w, h_dot.dtype), b_dot)
+        first = F.linear(h_dot, cast(w, h_dot.dtype), b_dot)
     if w_dot is None:
         return first
     assert h is not None
     h = cast(h, w_dot.dtype)
     if h_dot is None or first is None:
-        return linear(h, w_dot, b_dot)
-    return add_linear(first, h, w_dot) if plain else first + linear(h, w_dot, None)
+        return F.linear(h, w_dot, b_dot)
+    return add_linear(first, h, w_dot) if plain else first + F.linear(h, w_dot)
 
 
 def _sum(

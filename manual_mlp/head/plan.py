@@ -13,7 +13,7 @@ from manual_mlp.formulas.losses import Loss
 from manual_mlp.layer import dense
 from manual_mlp.precision import FLOATS, autocast_dtype, product_dtype
 from manual_mlp.sweep.objective import Objective
-from manual_mlp.sweep.tiling import Tiling, Work, few_logits, tiling_of
+from manual_mlp.sweep.tiling import Tiling, few_logits, tiling_of_loss
 
 
 class Head(NamedTuple):
@@ -65,8 +65,7 @@ def step_for(loss: Loss, head: Head, reduction: str, tile_rows: int | None) -> S
     if mixed or not FLOATS.issuperset(dtypes) or any(t.requires_grad for t in held) or not h.numel() or not len(w):
         return None
     dtype = product_dtype(region or h.dtype, h.device)
-    work = Work.of([Layer(w, b, activation)], h, loss=True)._replace(dtype=dtype)
-    tiling = tiling_of(work, tile_rows)
+    tiling = tiling_of_loss(h, len(w), dtype, tile_rows)
     # An upstream gradient of each row comes before the products; float16, whose range is small, asks for its scale too.
     again = tiling.rows < len(h) and (reduction == "none" or dtype is torch.float16)
     step = Step(loss, reduction, activation, tiling, dtype, region, again)
