@@ -23,7 +23,7 @@ from manual_mlp.formulas.layer import (
     z_dot_of,
     z_of,
 )
-from manual_mlp.formulas.products import plus
+from manual_mlp.formulas.products import plus, rows
 from manual_mlp.transforms import Caller, below_functions, caller, needed_now, plain, without_jvp
 
 
@@ -212,5 +212,9 @@ class _GradientsFunction(Function):
         absent = [k for k, t in enumerate((h, w)) if t is None]
         need_h, need_w = needed_now(ctx, 2, absent)
         h_cotangent = h_cotangent_of(delta, tildes[1]) if need_h else None
-        w_cotangent = w_cotangent_of(delta, tildes[0]) if need_w else None
+        w_cotangent = w_cotangent_of(_rows(delta), _rows(tildes[0])) if need_w else None
         return h_cotangent, w_cotangent, r, dy_cotangent, None if dz is None else q, None, None
+
+
+def _rows(t: Tensor | None) -> Tensor | None:
+    return None if t is None else rows(t)
