@@ -95,6 +95,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "product: of its tables of parameters, every column is an axis of a product")
     config.stash[ERRORS] = defaultdict(dict)
 
 

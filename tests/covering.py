@@ -39,14 +39,24 @@ def covering(rows: Sequence[Row]) -> list[int]:
 
 
 def row_of(item: pytest.Item) -> Row:
-    """List the values of a test, one for each of its decorators, and one for each fixture that has several."""
+    """List the values of a test, one for each of its decorators, and one for each fixture that has several.
+
+    A decorator of several names is a table, and so one axis, unless the test is marked as a `product`: then every name
+    is an axis, and the table lists the rows that there are.
+    """
     if not hasattr(item, "callspec"):
         return ()
-    axes = [mark.args[0] for mark in item.iter_markers("parametrize")]
-    names = [axis.replace(" ", "").split(",") if isinstance(axis, str) else list(axis) for axis in axes]
-    names += [[name] for name in item.callspec.params if name not in {name for axis in names for name in axis}]
-    # By identity, since a value may be of any kind: the product holds the same objects again and again.
-    return tuple(tuple(id(item.callspec.params[name]) for name in axis) for axis in names)
+    tables = [mark.args[0] for mark in item.iter_markers("parametrize")]
+    axes = [table.replace(" ", "").split(",") if isinstance(table, str) else list(table) for table in tables]
+    if item.get_closest_marker("product"):
+        axes = [[name] for axis in axes for name in axis]
+    axes += [[name] for name in item.callspec.params if name not in {name for axis in axes for name in axis}]
+    return tuple(tuple(_key(item.callspec.params[name]) for name in axis) for axis in axes)
+
+
+def _key(value: object) -> Hashable:
+    """Tell values apart: of other kinds than these, the product holds the same objects again and again."""
+    return (type(value), value) if isinstance(value, str | int | float | None) else id(value)
 
 
 def split(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:

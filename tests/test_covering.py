@@ -40,6 +40,7 @@ def test_of_rows_that_are_no_product_every_pair_that_occurs_is_chosen() -> None:
 
 
 SUITE = """
+    import itertools
     import pytest
 
     @pytest.fixture(params=["x", "y"])
@@ -54,6 +55,11 @@ SUITE = """
 
     @pytest.mark.parametrize(("a", "b", "c"), [(0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 1)])
     def test_of_a_table(a, b, c):
+        pass
+
+    @pytest.mark.product
+    @pytest.mark.parametrize(("a", "b", "c"), itertools.product((0, 1), repeat=3))
+    def test_of_columns(a, b, c):
         pass
 
     def test_alone():
@@ -81,10 +87,14 @@ def passed(pytester: pytest.Pytester, request: pytest.FixtureRequest) -> Callabl
 
 def test_a_decorator_is_an_axis_and_so_is_a_fixture(passed: Callable[..., dict[str, int]]) -> None:
     found, every = passed(), passed("--cases=all")
-    assert every == {"test_of_axes": 48, "test_of_a_table": 5, "test_alone": 1, "test_in_part": 2}
-    assert found == every | {"test_of_axes": found["test_of_axes"]}
-    assert 3 * 4 <= found["test_of_axes"] < 24
-    assert passed("--cases=rest") == {"test_of_axes": 48 - found["test_of_axes"], "test_in_part": 2}
+    assert every == {"test_of_axes": 48, "test_of_a_table": 5, "test_of_columns": 8, "test_alone": 1, "test_in_part": 2}
+    for name, least in (("test_of_axes", 3 * 4), ("test_of_columns", 2 * 2)):
+        assert least <= found[name] <= every[name] // 2 + 1
+        every[name] -= found.pop(name)
+    assert found == {"test_of_a_table": 5, "test_alone": 1, "test_in_part": 2}
+    assert passed("--cases=rest") == {
+        name: every[name] for name in every if name not in ("test_of_a_table", "test_alone")
+    }
 
 
 def test_what_is_named_by_its_id_is_run(passed: Callable[..., dict[str, int]]) -> None:
