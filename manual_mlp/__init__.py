@@ -8,6 +8,7 @@ from manual_mlp.loss_modules import DenseSquaredError, LinearCrossEntropyLoss
 from manual_mlp.modules import MLP, Dense, Linear
 from manual_mlp.output import dense_squared_error, linear_binary_cross_entropy, linear_cross_entropy
 
+__version__ = "0.1.0"
 __all__ = [
     "MLP",
     "Activation",
@@ -22,3 +23,7 @@ __all__ = [
     "linear_binary_cross_entropy",
     "linear_cross_entropy",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

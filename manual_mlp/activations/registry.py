@@ -18,7 +18,7 @@ Factory = Callable[..., Activation]
 _FORMULA = re.compile(r"^ *(f|f′|f″|f′ of y|∂f′/∂y|where)(?: =|(?<=where)) (.+)$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """Hold what is known of an activation: the arguments of :func:`register`, and what its factory has made."""
 

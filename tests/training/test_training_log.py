@@ -203,7 +203,7 @@ def test_training_images_are_the_batch_that_the_network_got(run, digits):
     torch.testing.assert_close(torch.tensor(got[9:17, 9:17]).float(), expected, atol=0.51, rtol=0)
     plain = Deformation(0.0, 0.0, 0.0, 0.0, 0.0, 4.0)
     assert plain.is_identity
-    assert not trainer.deform.is_identity
+    assert not trainer.feed.deform.is_identity
 
 
 def test_filters_are_those_of_the_first_layer_over_time(run):
