@@ -135,13 +135,15 @@ def test_sixty_others_are_drawn_all_over_the_package_and_the_same_each_time(pack
     [
         ("d = a * b  # (B1)", ["(1.01 * (a * b))", "a + b"]),
         ("d = a @ b  # (B2)", ["(1.01 * (a @ b))", "a @ (b).flip(0)"]),
-        ("d = a.sum(0) if c else None  # (B4)", ["(1.01 * (a.sum(0)))", "a.mean(0)"]),
+        ("d = a.sum(0) if c else None  # (B4)", ["if v is None else 1.01 * v)(a.sum(0))", "a.mean(0)"]),
         ("d, e = (a * b), (a - b)  # (B1, S3)", ["(1.01 * (a * b))", "(1.01 * (a - b))", "(a + b)"]),
-        ("d += f(a)  # (T1)", ["(1.01 * (f(a)))", "d -= f(a)"]),
+        ("d += f(a)  # (T1)", ["1.01 * v)(f(a))", "d -= f(a)"]),
         ("product(a, b, out=c, plus=c)  # (B3)", ["(1.01 * (b))", "product(a, b, out=c)"]),
         ("add_outer(total, a, b)  # (B3)", ["(1.01 * (b))", "(a).flip(0)"]),
         ("total.add_(a)  # (B4)", ["(1.01 * (a))", "total.sub_(a)"]),
-        ("d = g(a)  # (F2)", ["(1.01 * (g(a)))", "(-(g(a)))"]),
+        ("return_ = total.add_(a)  # (T1)", ["(1.01 * (a))", "total.sub_(a)"]),
+        ("d = add(f, (a, b), (c, d), total=e)  # (S4)", ["1.01 * v)(add(", "add(f, (a, b), total=e)"]),
+        ("d = g(a)  # (F2)", ["1.01 * v)(g(a))", "-v)(g(a))"]),
     ],
 )
 def test_a_tagged_line_is_made_wrong_in_value_and_in_kind(

@@ -100,10 +100,19 @@ def _unread(node: ast.AST) -> Iterator[ast.AST]:
             yield node
         case ast.Call(func=ast.Name(id="cast"), args=[kind, _]):
             yield kind
+        case ast.Call(func=ast.Name(id="zip"), keywords=words):
+            yield from words
+        case ast.Module(body=body):
+            # What another type is called, which annotations read.
+            yield from (each for each in body if isinstance(each, ast.Assign) and _is_type(each.value))
         case ast.Assign(targets=[ast.Name(id=name)]) if name in ("__all__", "__slots__") or "Callable" in ast.unparse(
             node
         ):
             yield node
+
+
+def _is_type(value: ast.expr) -> bool:
+    return isinstance(value, ast.Subscript) or (isinstance(value, ast.BinOp) and isinstance(value.op, ast.BitOr))
 
 
 def _changes(source: Source, node: ast.AST) -> Iterator[tuple[str, Mutant]]:
@@ -140,5 +149,5 @@ def _changes(source: Source, node: ast.AST) -> Iterator[tuple[str, Mutant]]:
             yield "statement", source.change(node, "pass")
     if isinstance(node, ast.Call):
         for word in node.keywords:
-            if word.arg is not None:
+            if word.arg not in (None, "strict"):
                 yield "arguments", source.without(node, word)

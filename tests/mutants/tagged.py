@@ -31,7 +31,7 @@ def of_tagged_lines(source: Source) -> dict[int, list[Mutant]]:
     found = {}
     for line in source.tagged_lines():
         values = [value for part in _parts(source, line) for value in _values(part)]
-        mutants = [source.change(value, f"(1.01 * ({source.text(value)}))") for value in values[:3]]
+        mutants = [_scaled(source, value, "1.01 * ") for value in values[:3]]
         mutants += list(_others(source, line, values))[:1]
         # The line is where its tag stands, and its mutants are told by it.
         moved = (Mutant(each.path, line, *list(vars(each).values())[2:]) for each in mutants)
@@ -91,7 +91,17 @@ def _leaves(value: ast.expr) -> list[ast.expr]:
             return []
         case ast.Call() if _name(value).startswith("zeros"):
             return []
+        case ast.Call(args=[*_, last]) if _name(value).endswith("_") or _name(value).startswith("add_"):
+            return _leaves(last) or [last]  # what is changed in place need not be what is returned
     return [value]
+
+
+def _scaled(source: Source, value: ast.expr, factor: str) -> Mutant:
+    text = source.text(value)
+    if not isinstance(value, ast.Call):
+        return source.change(value, f"({factor}({text}))")
+    # What a call finds may be None, and is to be wrong where it is a tensor.
+    return source.change(value, f"(lambda v: v if v is None else {factor}v)({text})")
 
 
 def _others(source: Source, line: int, values: list[ast.expr]) -> Iterator[Mutant]:
@@ -100,6 +110,11 @@ def _others(source: Source, line: int, values: list[ast.expr]) -> Iterator[Mutan
         if isinstance(part, ast.AugAssign) and type(part.op) in ARITHMETIC:
             yield source.operator(part, part.target, part.value, ARITHMETIC[type(part.op)] + "=")
         nodes = [node for node in ast.walk(part) if isinstance(node, ast.Call)]
+        for node in nodes:
+            if len(terms := [each for each in node.args if isinstance(each, ast.Tuple)]) > 1:
+                # One term of a sum less.
+                start = source.span(node.args[node.args.index(terms[-1]) - 1])[1]
+                yield source.between(node, start, source.span(terms[-1])[1], "")
         for node in nodes:
             if _name(node).endswith(PRODUCTS):
                 for word in node.keywords:
@@ -118,7 +133,7 @@ def _others(source: Source, line: int, values: list[ast.expr]) -> Iterator[Mutan
                 # The rows of an operand in another order.
                 yield source.change(node.args[1], f"({source.text(node.args[1])}).flip(0)")
     for value in values:
-        yield source.change(value, f"(-({source.text(value)}))")
+        yield _scaled(source, value, "-")
 
 
 def _is_count(node: ast.BinOp) -> bool:
@@ -126,7 +141,4 @@ def _is_count(node: ast.BinOp) -> bool:
 
 
 def _name(node: ast.Call) -> str:
-    function = node.func
-    return (
-        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
-    )
+    return str(getattr(node.func, "attr", getattr(node.func, "id", "")))
