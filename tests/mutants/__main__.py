@@ -9,11 +9,10 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from mutants import drawn
-from mutants.record import Record
+from mutants.record import OURS, Record
 from mutants.slots import Job, copy_of, deal
 from mutants.source import Mutant, sources
 from mutants.suite import Plan, file_of
@@ -26,16 +25,8 @@ LOADED = (
 CASES = 3  # of each test function, that are seen to reach what they reach
 
 
-@dataclass
-class Verdicts:
-    """What became of every mutant: the test that found it, or None."""
-
-    found: dict[Mutant, str | None] = field(default_factory=dict)
-    seconds: dict[Mutant, float] = field(default_factory=dict)
-
-
-def hunt(mutant: Mutant, record: Record, verdicts: Verdicts, patience: float, told: str) -> Job:
-    """Run the suite on a mutant to its first red, the likeliest tests first."""
+def hunt(mutant: Mutant, record: Record, verdicts: dict[Mutant, str | None], patience: float, told: str) -> Job:
+    """Run the suite on a mutant to its first red, the likeliest tests first, and put down which that was."""
     start = time.monotonic()
     killer = None
     for plan in record.plans(mutant):
@@ -48,12 +39,9 @@ def hunt(mutant: Mutant, record: Record, verdicts: Verdicts, patience: float, to
             (killer, *_) = found.red
             record.killed(mutant, killer)
             break
-    verdicts.found[mutant] = killer
-    verdicts.seconds[mutant] = time.monotonic() - start
-    print(
-        f"{told}{mutant}\n    {f'killed by {killer}' if killer else 'SURVIVED'} ({verdicts.seconds[mutant]:.0f} s)",
-        flush=True,
-    )
+    verdicts[mutant] = killer
+    verdict = f"killed by {killer}" if killer else "SURVIVED"
+    print(f"{told}{mutant}\n    {verdict} ({time.monotonic() - start:.0f} s)", flush=True)
 
 
 def record_of(root: Path, file: Path, trees: list[Path], again: bool) -> Record:
@@ -70,7 +58,7 @@ def record_of(root: Path, file: Path, trees: list[Path], again: bool) -> Record:
             raise RuntimeError(f"{path}: pytest did not run: {found.error}")
 
     files = sorted(path.relative_to(root).as_posix() for path in (root / "tests").rglob("test_*.py"))
-    deal([(None, one(path)) for path in files], trees)
+    deal([(None, one(path)) for path in files if path != OURS], trees)
     record.save(file)
     return record
 
@@ -131,7 +119,7 @@ def main() -> int:
         if name.partition(".")[0] in text:
             with suppress(ImportError):
                 importlib.import_module(name)
-    start, verdicts = time.monotonic(), Verdicts()
+    start, verdicts = time.monotonic(), dict[Mutant, str | None]()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         trees = [copy_of(root, Path(folder) / f"tree{k}") for k in range(options.jobs)]
         record = record_of(root, root / ".mutants.json", trees, options.record)
@@ -143,12 +131,12 @@ def main() -> int:
             ]
             deal(jobs, trees)
             # The record may be older than the suite.
-            void = red_alone({killer for killer in verdicts.found.values() if killer}, seen, trees, record)
+            void = red_alone({killer for killer in verdicts.values() if killer}, seen, trees, record)
             record.red |= void
-            todo = [mutant for mutant in kept if verdicts.found[mutant] in void]
+            todo = [mutant for mutant in kept if verdicts[mutant] in void]
         record.save(root / ".mutants.json")
 
-    survivors = [mutant for mutant in kept if verdicts.found[mutant] is None]
+    survivors = [mutant for mutant in kept if verdicts[mutant] is None]
     print(f"\n{len(kept)} mutants, {len(survivors)} survived, {time.monotonic() - start:.0f} s")
     for test in sorted(record.red):
         print(f"red without a mutant: {test}")

@@ -25,7 +25,7 @@ class Plan:
     Attributes:
         files: the test files, in order.
         tests: those that are run, in order within a file, by the names of cases or of functions; None for all.
-        but: tests that are left out, named in the same way.
+        but: cases, functions and files that are left out.
         seconds: what each case took before.
         cases: how many of each function are run, all of them to the end, with a note of what they reach; 0 to run all
             to the first that is red.
@@ -69,7 +69,9 @@ class Watch:
     @pytest.hookimpl(wrapper=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Iterator[None]:
         yield  # the suite itself leaves cases out, by what it sees of all
-        items[:] = [item for item in items if not {item.nodeid, function_of(item.nodeid)} & self.plan.but]
+        items[:] = [
+            item for item in items if not {item.nodeid, function_of(item.nodeid), file_of(item.nodeid)} & self.plan.but
+        ]
         if self.plan.tests is not None:
             files = {name: k for k, name in enumerate(self.plan.files)}
             chosen = {name: k for k, name in enumerate(self.plan.tests)}
