@@ -82,7 +82,7 @@ def is_dispatched(t: Tensor) -> bool:
     return has_class(t) and type(t).__torch_function__ is nn.Parameter.__torch_function__
 
 
-def plain(*cotangents: Tensor | None) -> bool:
+def is_plain(*cotangents: Tensor | None) -> bool:
     """Tell whether nobody looks into what is done to the cotangents while grad mode is off.
 
     Transforms do, a batch of cotangents (``is_grads_batched``) does, and so does a class of their own.

@@ -10,10 +10,11 @@ from torch import Tensor
 from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.formulas.layer import Layer, z_of
 from manual_mlp.formulas.losses import Loss
-from manual_mlp.layer import dense
+from manual_mlp.layer import COMPUTE, dense
 from manual_mlp.precision import FLOATS, autocast_dtype, product_dtype
 from manual_mlp.sweep.objective import Objective
 from manual_mlp.sweep.tiling import Tiling, few_logits, tiling_of_loss
+from manual_mlp.transforms import Caller
 
 
 class Head(NamedTuple):
@@ -24,10 +25,12 @@ class Head(NamedTuple):
     b: Tensor | None
     activation: Activation = IDENTITY
 
-    def output(self) -> Tensor:
-        """Compute y, so that every mode is right."""
+    def output(self, who: Caller | None = None) -> Tensor:
+        """Compute y, so that every mode is right; for this caller, if it was asked who it is."""
         h, w, b, activation = self
-        return z_of(h, w, b) if activation is IDENTITY else dense(h, w, b, activation)
+        if activation is IDENTITY:
+            return z_of(h, w, b)
+        return dense(h, w, b, activation) if who is None else COMPUTE[who](h, w, b, activation)
 
 
 class Step(NamedTuple):
