@@ -51,7 +51,7 @@ from benchmarks.layers import BASELINE, OURS
 from benchmarks.left_out import attempt
 from manual_mlp.output import linear_cross_entropy
 from manual_mlp.precision import product_dtype
-from manual_mlp.sweep.tiling import Work, tiling_of
+from manual_mlp.sweep.tiling import tiling_of_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -215,8 +215,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
 def chosen_rows(case: Case, device: torch.device) -> int:
     """Return the rows of logits that manual_mlp holds at once in this case, by its own choice."""
     dtype = product_dtype(command.DTYPES[case.dtype], device)
-    threads = torch.get_num_threads() if device.type == "cpu" else 0
-    return tiling_of(Work(case.rows, (case.d_in, case.classes), dtype, threads, loss=True)).rows
+    return tiling_of_loss(torch.empty(1, 1, device=device).expand(case.rows, case.d_in), case.classes, dtype).rows
 
 
 def least_bytes(tensors: Mapping[str, Tensor]) -> int:

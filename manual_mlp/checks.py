@@ -87,7 +87,7 @@ def network_fits(layers: Sequence[Layer], input: Tensor, mixed: bool = False, le
         for p in (w,) if b is None else (w, b):
             if p.layout is not torch.strided:
                 return False
-            if p.is_cpu is not on_cpu or p.is_meta is not on_meta:
+            if p.is_cpu is not on_cpu or (not on_cpu and p.is_meta is not on_meta):
                 return False
             # Autocast leaves float64 alone.
             if (p.dtype is torch.float64 if mixed else p.dtype is not dtype) or (leaves and not p.is_leaf):

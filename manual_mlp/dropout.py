@@ -26,7 +26,7 @@ from torch.autograd import Function
 
 from manual_mlp.engines import engine_for
 from manual_mlp.formulas.products import rows
-from manual_mlp.transforms import operations_are_watched, plain
+from manual_mlp.transforms import is_plain, operations_are_watched
 
 MIX = (16, 0x7FEB352D), (15, 0x846CA68B)
 LAYER = 0x9E3779B9  # 2³² divided by the golden ratio
@@ -68,7 +68,7 @@ def draw_seed(device: torch.device) -> Tensor:
 
 def drop(t: Tensor, mask: Mask, out: Tensor | None = None) -> Tensor:
     """Multiply ``(*, D)`` by a mask; into ``out`` (N, D), which may be t, if it is given and nothing is recorded."""
-    by_engine = engine_for(t).drop if mask.factor is None and plain(t) else None
+    by_engine = engine_for(t).drop if mask.factor is None and is_plain(t) else None
     if by_engine is None:
         return torch.mul(t, factors(t, mask) if mask.factor is None else mask.factor, out=out)
     if torch.is_grad_enabled() and t.requires_grad:

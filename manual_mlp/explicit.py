@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from manual_mlp.sweep.objective import Objective
 from manual_mlp.sweep.passes import Trace, Wanted, backward, forward, masks_of
 from manual_mlp.sweep.sums import Total, accumulate, sums_of
 from manual_mlp.sweep.tiles import Sweep, Tile
-from manual_mlp.sweep.tiling import Work, tiling_of
+from manual_mlp.sweep.tiling import tiling_of
 from manual_mlp.transforms import Caller, called_as_it_is, caller, has_class, traced
 
 OfRows = Callable[[Tensor, Tensor], Tensor]  # of some rows of output and target
@@ -108,7 +109,7 @@ def _caller(input: Tensor, *others: Any) -> Caller:
     """Find out who calls, and refuse where a gradient could not be kept."""
     check_tensor("input", input)
     who = caller(input, *[t for t in others if isinstance(t, Tensor)])
-    if who not in ("eager", "no grad", "torch") or traced():
+    if who not in ("eager", "no grad") and (who != "torch" or traced()):
         raise RuntimeError(
             "expected backprop outside of torch.func, forward mode and what a compiler or tracer follows"
         )
@@ -196,14 +197,15 @@ class _Network(NamedTuple):
     ) -> tuple[Tensor, Tensor | None]:
         """Add to the gradients; return the loss, and the output if it is asked for."""
         objective = _objective(criterion, self.like, self.layers[-1].w.size(0), gradient)
-        with torch.no_grad(), uncast(self.like):
+        mixed = self.region is not None
+        with torch.no_grad(), uncast(self.like) if mixed else nullcontext():
             output = self._back(objective, return_output)
-        return _result(objective, self.like), output
+        return _result(objective, self.like, mixed), output
 
     def _back(self, objective: Objective, return_output: bool) -> Tensor | None:
         input, dtype = self.like, self.region or self.like.dtype
         products, h = product_dtype(dtype, input.device), rows(input)
-        tiling = tiling_of(Work.of(self.layers, h), self.tile_rows)
+        tiling = tiling_of(self.layers, h, self.tile_rows)
         one = tiling.rows >= h.size(0)
         sums, totals = sums_of(self.layers, one)
         needed = [w is not None or b is not None for w, b in sums]
@@ -270,10 +272,11 @@ class _Called(NamedTuple):
         if has_class(gradient):
             raise TypeError(f"expected a gradient without a class of its own for a pair, got {type(gradient).__name__}")
         output = y.detach()
+        mixed = autocasting(y)
         with torch.no_grad(), uncast(y):
             whole = rows(output)
             _autograd(y, objective.of_all(Trace([], [whole], [], whole)).view(y.shape))
-        return _result(objective, y), output
+        return _result(objective, y, mixed), output
 
 
 def _autograd(y: Tensor, dy: Tensor | None) -> None:
@@ -282,7 +285,7 @@ def _autograd(y: Tensor, dy: Tensor | None) -> None:
     torch.autograd.backward(y, dy)
 
 
-def _result(objective: Objective, like: Tensor) -> Tensor:
-    """Give the loss the shape and the dtype of torch's."""
-    dtype = objective.loss.dtype_of(widened(like.dtype) if autocasting(like) else like.dtype)
+def _result(objective: Objective, like: Tensor, mixed: bool) -> Tensor:
+    """Give the loss the shape and the dtype of torch's; ``mixed`` tells that autocast was on."""
+    dtype = objective.loss.dtype_of(widened(like.dtype) if mixed else like.dtype)
     return shaped(cast(objective.result(), dtype), like)

@@ -23,8 +23,10 @@ from manual_mlp.formulas.layer import (
     z_dot_of,
     z_of,
 )
-from manual_mlp.formulas.products import plus
-from manual_mlp.transforms import Caller, below_functions, caller, needed_now, plain, without_jvp
+from manual_mlp.formulas.products import plus, rows
+from manual_mlp.transforms import Caller, below_functions, caller, is_plain, needed_now, without_jvp
+
+Compute = Callable[[Tensor, Tensor, Tensor | None, Activation], Tensor]
 
 
 def dense(
@@ -56,44 +58,58 @@ def dense(
     """
     if not isinstance(activation, Activation):
         activation = get(activation)
-    return FORMS[caller(input, weight, bias)](input, weight, bias, activation)
+    return _DOORS[caller(input, weight, bias)](input, weight, bias, activation)
 
 
 def _eager(input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
-    # What does not fit raises by itself, and only then is asked why.
-    if not looks_fit(input, weight, bias):
-        check_layer(input, weight, bias)
-    try:
-        if not torch.is_grad_enabled():
-            return y_of(z_of(input, weight, bias), activation)
-        y = _EagerDenseFunction.apply(input, weight, bias, activation)
-    except RuntimeError:
-        check_layer(input, weight, bias)
-        raise
+    if not torch.is_grad_enabled():
+        return y_of(z_of(input, weight, bias), activation)
+    y = _EagerDenseFunction.apply(input, weight, bias, activation)
     return y if activation.df_y is not None else y[0]  # type: ignore[no-any-return]
 
 
 def _transformed(input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
-    check_layer(input, weight, bias)
     return DenseFunction.apply(input, weight, bias, activation)[0]  # type: ignore[no-any-return]
 
 
 def _compiled(input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
-    check_layer(input, weight, bias)
     return _CompiledDenseFunction.apply(input, weight, bias, activation)[0]  # type: ignore[no-any-return]
 
 
 def _composed(input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
-    check_layer(input, weight, bias)
     return y_of(z_of(input, weight, bias), activation)
 
 
-FORMS: dict[Caller, Callable[[Tensor, Tensor, Tensor | None, Activation], Tensor]] = {
+def _checked(compute: Compute) -> Compute:
+    def run(input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
+        check_layer(input, weight, bias)
+        return compute(input, weight, bias, activation)
+
+    return run
+
+
+def _tried(input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
+    # What does not fit raises by itself, and only then is asked why.
+    if not looks_fit(input, weight, bias):
+        check_layer(input, weight, bias)
+    try:
+        return _eager(input, weight, bias, activation)
+    except RuntimeError:
+        check_layer(input, weight, bias)
+        raise
+
+
+# Of operands that fit together, by who asks.
+COMPUTE: dict[Caller, Compute] = {
     "eager": _eager,
     "no grad": _eager,
     "transform": _transformed,
     "compiler": _compiled,
     "composite": _composed,
+}
+_DOORS: dict[Caller, Compute] = {who: _checked(compute) for who, compute in COMPUTE.items()} | {
+    "eager": _tried,
+    "no grad": _tried,
     "torch": torchs_layer,
 }
 
@@ -162,7 +178,7 @@ class _EagerDenseFunction(Function):
     @staticmethod
     @below_functions
     def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None = None) -> Any:
-        return *back(Kept(ctx.activation, *ctx.saved_tensors), dy, dz, needed_now(ctx, 3), plain(dy, dz)), None
+        return *back(Kept(ctx.activation, *ctx.saved_tensors), dy, dz, needed_now(ctx, 3), is_plain(dy, dz)), None
 
 
 class Kept(NamedTuple):
@@ -200,17 +216,21 @@ class _GradientsFunction(Function):
     @below_functions
     def backward(ctx: Any, *tildes: Tensor | None) -> Any:
         h, w, kept, dy, dz = ctx.saved_tensors
-        opaque = not torch.is_grad_enabled() and plain(*tildes)
-        q = q_of(h, w, tildes, kept, opaque)
+        plain = not torch.is_grad_enabled() and is_plain(*tildes)
+        q = q_of(h, w, tildes, kept, plain)
         if q is None:
             return (None,) * 7
         delta, dy_cotangent, r = dz, None, None
         if dy is not None:
             # With dz, q is that one's cotangent too, and must last.
-            delta, dy_cotangent, r = second_of_delta(dy, q, kept, ctx.activation, opaque and dz is None)
+            delta, dy_cotangent, r = second_of_delta(dy, q, kept, ctx.activation, plain and dz is None)
             delta = plus(delta, dz)
         absent = [k for k, t in enumerate((h, w)) if t is None]
         need_h, need_w = needed_now(ctx, 2, absent)
         h_cotangent = h_cotangent_of(delta, tildes[1]) if need_h else None
-        w_cotangent = w_cotangent_of(delta, tildes[0]) if need_w else None
+        w_cotangent = w_cotangent_of(_rows(delta), _rows(tildes[0])) if need_w else None
         return h_cotangent, w_cotangent, r, dy_cotangent, None if dz is None else q, None, None
+
+
+def _rows(t: Tensor | None) -> Tensor | None:
+    return None if t is None else rows(t)

@@ -20,8 +20,8 @@ from manual_mlp.precision import cast, uncast
 from manual_mlp.sweep.passes import forward, masks_of, share_memory
 from manual_mlp.sweep.sums import Sum, Sums, Total
 from manual_mlp.sweep.tiles import Sweep
-from manual_mlp.sweep.tiling import Work, tiling_of
-from manual_mlp.transforms import below_functions, needed_now, plain
+from manual_mlp.sweep.tiling import tiling_of
+from manual_mlp.transforms import below_functions, is_plain, needed_now
 
 Needed = tuple[bool, bool, bool]  # dh, dw, db
 
@@ -37,7 +37,7 @@ def network(layers: Sequence[Layer], input: Tensor, tile_rows: int | None, seed:
     """
     h = rows(input)
     recorded = torch.is_grad_enabled()
-    tiling = tiling_of(Work.of(layers, h, recompute=recorded), tile_rows)
+    tiling = tiling_of(layers, h, tile_rows, recompute=recorded)
     one = tiling.rows >= h.size(0)
     if not recorded:
         if one:
@@ -100,7 +100,7 @@ class _NetworkFunction(Function):
     @below_functions
     def backward(ctx: Any, dy: Tensor | None, *hidden: Tensor | None) -> Any:
         forms: list[_Form] = ctx.forms
-        count, opaque = len(forms), plain(dy, *hidden)
+        count, plain = len(forms), is_plain(dy, *hidden)
         h, *saved = ctx.saved_tensors
         weights, kept, factor = saved[:count], saved[count : 2 * count], saved[2 * count :]
         needed = _by_layer(forms, needed_now(ctx, len(ctx.needs_input_grad) - 2))
@@ -116,10 +116,10 @@ class _NetworkFunction(Function):
                 if k and needed[k][1]:
                     h_k = kept[k - 1]
                     if not ctx.constant[k]:
-                        h_k = _output(forms[k - 1].activation, h_k, opaque)
+                        h_k = _output(forms[k - 1].activation, h_k, plain)
                         h_k = h_k if mask is None else drop(h_k, mask)
                 of = Kept(forms[k].activation, h_k, weights[k], kept[k])
-                dy, dw, db = back(of, dy, dz, needed[k], opaque)
+                dy, dw, db = back(of, dy, dz, needed[k], plain)
             else:
                 dy = None
             found[:0] = (dw, db) if forms[k].biased else (dw,)
@@ -144,7 +144,7 @@ class _TiledFunction(Function):
         h, *parameters = ctx.saved_tensors
         needed = needed_now(ctx, 1 + len(parameters))
         sweep = Sweep(_layers(ctx.forms, parameters), h, ctx.tiling, ctx.seed)
-        if torch.is_grad_enabled() or not plain(dy):
+        if torch.is_grad_enabled() or not is_plain(dy):
             all_at_once = _by_dense(sweep, ctx.forms)
             return *gradients_by_autograd(all_at_once, (h, *parameters), dy, needed), None, None, None
         by_layer = _by_layer(ctx.forms, needed)
@@ -237,8 +237,8 @@ def _zeros(layers: Sequence[Layer], needed: Sequence[Needed]) -> Sums:
     return [(of(w, need_w), of(b, need_b)) for (w, b, *_), (_, need_w, need_b) in zip(layers, needed, strict=True)]
 
 
-def _output(activation: Activation, kept: Tensor, opaque: bool) -> Tensor:
+def _output(activation: Activation, kept: Tensor, plain: bool) -> Tensor:
     """Compute a layer's output from what it kept."""
     if activation.df_y is not None:
         return kept
-    return y_of(kept, activation) if opaque and not torch.is_grad_enabled() else value(kept, activation)
+    return y_of(kept, activation) if plain and not torch.is_grad_enabled() else value(kept, activation)

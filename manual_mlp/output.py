@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from manual_mlp.activations import Activation, get
 from manual_mlp.checks import check_layer, check_options
 from manual_mlp.composite import torchs_layer
-from manual_mlp.formulas.losses import Loss
 from manual_mlp.formulas.products import rows
 from manual_mlp.head.functions import loss_of_step
 from manual_mlp.head.plan import Head, step_for
@@ -164,45 +163,35 @@ def shaped(loss: Tensor, input: Tensor) -> Tensor:
 
 def _loss(head: Head, criterion: Criterion, chunk_rows: int | None) -> Tensor:
     check_options(criterion.reduction, chunk_rows)
-    return FORMS[caller(*head[:3], *criterion.tensors())](head, criterion, chunk_rows)
+    who = caller(*head[:3], *criterion.tensors())
+    return _DOORS[who](who, head, criterion, chunk_rows)
 
 
-def _torchs(head: Head, criterion: Criterion, _: int | None) -> Tensor:
+def _torchs(_: Caller, head: Head, criterion: Criterion, chunk_rows: int | None) -> Tensor:
     return criterion.torchs(torchs_layer(*head))
 
 
-def _fitting(compute: Callable[[Loss, Head, str, int | None], Tensor]) -> Callable[..., Tensor]:
-    """Let a loss be computed of rows, once it is seen that all fits."""
-
-    def form(head: Head, criterion: Criterion, chunk_rows: int | None) -> Tensor:
-        check_layer(*head[:3])
-        criterion.check(head.h, head.w.shape[0])
-        loss = criterion.make(head.h)
-        return shaped(compute(loss, head._replace(h=rows(head.h)), criterion.reduction, chunk_rows), head.h)
-
-    return form
+def _by_rows(who: Caller, head: Head, criterion: Criterion, chunk_rows: int | None) -> Tensor:
+    check_layer(*head[:3])
+    criterion.check(head.h, head.w.shape[0])
+    loss, of_rows, reduction = criterion.make(head.h), head._replace(h=rows(head.h)), criterion.reduction
+    step = None if who == "compiler" else step_for(loss, of_rows, reduction, chunk_rows)
+    if step is not None:
+        return shaped(loss_of_step(step, of_rows), head.h)
+    return shaped(loss.quick_composite(of_rows.output(who), reduction), head.h)
 
 
-@_fitting
-def _eager(loss: Loss, head: Head, reduction: str, chunk_rows: int | None) -> Tensor:
-    step = step_for(loss, head, reduction, chunk_rows)
-    return loss.quick_composite(head.output(), reduction) if step is None else loss_of_step(step, head)
+def _composed(who: Caller, head: Head, criterion: Criterion, _: int | None) -> Tensor:
+    check_layer(*head[:3])
+    criterion.check(head.h, head.w.shape[0])
+    y = head._replace(h=rows(head.h)).output(who)
+    return shaped(criterion.make(head.h).composite(y, criterion.reduction), head.h)
 
 
-@_fitting
-def _compiled(loss: Loss, head: Head, reduction: str, _: int | None) -> Tensor:
-    return loss.quick_composite(head.output(), reduction)
-
-
-@_fitting
-def _composed(loss: Loss, head: Head, reduction: str, _: int | None) -> Tensor:
-    return loss.composite(head.output(), reduction)
-
-
-FORMS: dict[Caller, Callable[[Head, Criterion, int | None], Tensor]] = {
-    "eager": _eager,
-    "no grad": _eager,
-    "compiler": _compiled,
+_DOORS: dict[Caller, Callable[[Caller, Head, Criterion, int | None], Tensor]] = {
+    "eager": _by_rows,
+    "no grad": _by_rows,
+    "compiler": _by_rows,
     "transform": _composed,
     "composite": _composed,
     "torch": _torchs,

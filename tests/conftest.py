@@ -12,14 +12,22 @@ import pytest
 import torch
 from torch import Tensor
 
+import covering
+
+# Where there is a GPU, every test that asks for a device is run on it too.
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 ERRORS = pytest.StashKey[dict[tuple[str, str], dict[str, float]]]()
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+@pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     return str(request.param)
+
+
+@pytest.fixture
+def every_case(request: pytest.FixtureRequest) -> bool:
+    """Tell whether all cases are asked for, in a test that otherwise takes a part of its own."""
+    return request.config.getoption("--cases") != "covering"
 
 
 @pytest.fixture(autouse=True)
@@ -73,12 +81,23 @@ with suppress(ImportError):
     settings.load_profile("suite")
 
 
+def pytest_report_header() -> str:
+    return f"devices: {', '.join(DEVICES)}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    covering.select(config, items)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=3, help="how often a training run is killed, and resumed")
+    parser.addoption("--cases", choices=covering.CHOICES, default=covering.CHOICES[0], help=covering.__doc__)
+    parser.addoption("--kills", type=int, help="how often a training run is killed, and resumed: 1, or 3 in all cases")
     parser.addoption("--error-table", action="store_true", help="print the largest error of every gradient proof")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "product: of its tables of parameters, every column is an axis of a product")
     config.stash[ERRORS] = defaultdict(dict)
 
 

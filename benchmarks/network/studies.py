@@ -16,7 +16,7 @@ from benchmarks.network.goals import PEAK_ROWS
 from benchmarks.network.providers import AUTOGRAD, by_hand, kept_bytes, step_of
 from manual_mlp.formulas.layer import Layer
 from manual_mlp.precision import product_dtype
-from manual_mlp.sweep.tiling import Work, tiling_of
+from manual_mlp.sweep.tiling import tiling_of
 
 SWEPT = (cases.POINTS, cases.FIELD, cases.NARROW, cases.NARROW_GELU)
 QUICK_SWEPT = (cases.NARROW._replace(rows=1 << 12),)
@@ -34,7 +34,7 @@ def chosen_rows(problem: Problem) -> int:
     narrow = product_dtype(dtype, input.device)
     each: Any = problem.mlp.layers
     layers = [Layer(layer.weight, layer.bias, layer.activation, 0.0) for layer in each]
-    return tiling_of(Work.of(layers, input)._replace(dtype=narrow)).rows
+    return tiling_of(layers, input.new_empty(1, 1, dtype=narrow).expand(input.shape)).rows
 
 
 def candidates(chosen: int, rows: int) -> list[int]:

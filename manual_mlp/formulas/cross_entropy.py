@@ -59,8 +59,8 @@ class CrossEntropy(Loss):
         log_p, t = self._log_softmax(y), self.target
         if self._is_hard():
             value, count = aten.nll_loss_forward.default(log_p, t, None, 1 if mean else 2, self.ignore_index)
-            if count.item() == len(t) > 0:
-                epsilon, scale = self.label_smoothing, 1 / len(t) if mean else 1.0
+            if count.item() == t.size(0) > 0:
+                epsilon, scale = self.label_smoothing, 1 / t.size(0) if mean else 1.0
                 if epsilon:
                     value = (1 - epsilon) * value - self._share(log_p) * scale * log_p.sum()
                 delta = _delta(_exp_(log_p), self._smoothed(log_p, value, t))

@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from manual_mlp.activations import Activation
 from manual_mlp.activations.entrywise import slope
-from manual_mlp.formulas.products import add_linear, add_product, linear, plus, product, rows
+from manual_mlp.formulas.products import add_linear, add_product, plus, product, rows
 from manual_mlp.precision import cast, widen
 
 Three = tuple[Tensor | None, Tensor | None, Tensor | None]  # of h, w and b
@@ -38,7 +39,7 @@ class Layer(NamedTuple):
 
 def z_of(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor | None = None) -> Tensor:
     """Compute z (*, D_out), the pre-activation."""
-    return linear(h, w, b, out)  # (F1)
+    return F.linear(h, w, b) if out is None else product(h, w.t(), out, b)  # (F1)
 
 
 def y_of(z: Tensor, activation: Activation, out: Tensor | None = None) -> Tensor:
@@ -58,35 +59,36 @@ def delta_of(
     if dy is None or kept is None:
         return plus(dy, dz)
     kernel = (own and activation.kernel_out) or activation.kernel if plain and dy.dtype == kept.dtype else None
-    delta = kernel(dy, kept) if kernel else widen(dy) * slope(kept, activation, plain)  # (B1)
-    return plus(cast(delta, kept.dtype), dz)
+    delta = kernel(dy, kept) if kernel else cast(widen(dy) * slope(kept, activation, plain), kept.dtype)  # (B1)
+    return delta if dz is None else delta + dz
 
 
 def dh_of(delta: Tensor, w: Tensor, total: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """Compute dh (*, D_in), or its sum with a total; in memory that is there, if it is given."""
-    return product(delta, cast(w, delta.dtype), out, total)  # (B2)
+    return product(delta, w, out, total)  # (B2)
 
 
 def dw_of(delta: Tensor, h: Tensor, total: Tensor | None = None) -> Tensor:
-    """Compute dw (D_out, D_in), or add it to a total."""
-    return rows(delta).t() @ cast(rows(h), delta.dtype) if total is None else add_product(total, delta.t(), h)  # (B3)
+    """Compute dw (D_out, D_in) of rows (N, ·), or add it to a total."""
+    return torch.mm(delta.t(), h) if total is None else add_product(total, delta.t(), h)  # (B3)
 
 
 def db_of(delta: Tensor, total: Tensor | None = None) -> Tensor:
-    """Compute db (D_out,), or add it to a total."""
-    return rows(delta).sum(0) if total is None else total.add_(delta.sum(0, dtype=total.dtype))  # (B4)
+    """Compute db (D_out,) of rows (N, D_out), or add it to a total."""
+    return delta.sum(0) if total is None else total.add_(delta.sum(0, dtype=total.dtype))  # (B4)
 
 
 def gradients(delta: Tensor | None, h: Tensor | None, w: Tensor | None, needed: Sequence[bool]) -> Three:
-    """Compute dh, dw and db from δ, each if it is needed: dh takes w, and dw takes h."""
+    """Compute dh, dw and db from δ, each if it is needed: dh takes w, and dw takes h.
+
+    The products run in δ's dtype: under autocast h and w may be wider.
+    """
     if delta is None:
         return None, None, None
-    need_dh, need_dw, need_db = needed
-    return (
-        dh_of(delta, w) if need_dh and w is not None else None,
-        dw_of(delta, h) if need_dw and h is not None else None,
-        db_of(delta) if need_db else None,
-    )
+    dh = dh_of(delta, cast(w, delta.dtype)) if needed[0] and w is not None else None
+    delta = rows(delta)
+    dw = dw_of(delta, cast(rows(h), delta.dtype)) if needed[1] and h is not None else None
+    return dh, dw, db_of(delta) if needed[2] else None
 
 
 def merge(total: Tensor, part: Tensor) -> Tensor:
@@ -150,7 +152,7 @@ def w_cotangent_of(
     h: Tensor | None = None,
     total: Tensor | None = None,
 ) -> Tensor | None:
-    """Compute the cotangent of w: as a factor of dh, and through z; or add it to a total."""
+    """Compute the cotangent of w, of rows (N, ·): as a factor of dh, and through z; or add it to a total."""
     return _sum(dw_of, (delta, h_tilde), (r, h), total=total)  # (S5)
 
 
@@ -165,14 +167,14 @@ def _change(h: Tensor | None, w: Tensor | None, dots: Some, plain: bool = False)
     first = b_dot
     if h_dot is not None:
         assert w is not None
-        first = linear(h_dot, cast(w, h_dot.dtype), b_dot)
+        first = F.linear(h_dot, cast(w, h_dot.dtype), b_dot)
     if w_dot is None:
         return first
     assert h is not None
     h = cast(h, w_dot.dtype)
     if h_dot is None or first is None:
-        return linear(h, w_dot, b_dot)
-    return add_linear(first, h, w_dot) if plain else first + linear(h, w_dot, None)
+        return F.linear(h, w_dot, b_dot)
+    return add_linear(first, h, w_dot) if plain else first + F.linear(h, w_dot)
 
 
 def _sum(

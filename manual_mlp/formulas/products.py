@@ -1,22 +1,9 @@
 """The matrix products that the formulas are made of: of any layout, into memory that is there, or added to a total."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from manual_mlp.transforms import operations_are_watched
-
-
-def linear(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """Compute h wᵀ + b, by one operation that rounds once.
-
-    Shape:
-        - h: :math:`(*, D_{in})`; with ``out``, :math:`(N, D_{in})`
-        - w: :math:`(D_{out}, D_{in})`
-        - b: :math:`(D_{out})`
-        - out: :math:`(N, D_{out})`
-    """
-    return F.linear(h, w, b) if out is None else product(h, w.t(), out, b)
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
@@ -25,7 +12,7 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None, plus: Tensor | None
     A mode that watches operations sees torch's usual products, which it may know how to count or to replace.
     """
     if out is None:
-        return a @ b if plus is None else torch.addmm(plus, a, b)
+        return torch.addmm(plus, a, b) if plus is not None else torch.mm(a, b) if a.dim() == 2 else a @ b
     if operations_are_watched():
         return out.copy_(torch.mm(a, b) if plus is None else torch.addmm(plus, a, b))
     return torch.mm(a, b, out=out) if plus is None else torch.addmm(plus, a, b, out=out)

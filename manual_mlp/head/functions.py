@@ -17,7 +17,7 @@ from manual_mlp.precision import cast, uncast, widen, widened
 from manual_mlp.sweep.passes import Trace, forward
 from manual_mlp.sweep.sums import Sum, Total
 from manual_mlp.sweep.tiles import Sweep, Tile
-from manual_mlp.transforms import below_functions, last_pass, needed_now, plain, version
+from manual_mlp.transforms import below_functions, is_plain, last_pass, needed_now, version
 
 
 def loss_of_step(step: Step, head: Head) -> Tensor:
@@ -60,7 +60,7 @@ class LossFunction(Function):
         h, w, b, *held = ctx.saved_tensors
         operands, rest = (h, w, b), ctx.rest
         step: Step = ctx.step._replace(loss=ctx.step.loss.holding(held))
-        needed, opaque = needed_now(ctx, 3), plain(upstream)
+        needed, plain = needed_now(ctx, 3), is_plain(upstream)
         g = widen(upstream)
         if isinstance(ctx.scale, Tensor):
             # 0 stands for a mean over no row: no upstream gradient, not even NaN, reaches the layer.
@@ -70,14 +70,14 @@ class LossFunction(Function):
         if g.dim() == 1:
             g = step.loss.counted(g, slice(None))
         made: Found = ()
-        if opaque:
+        if plain:
             with torch.no_grad():
                 made = _finish(ctx, step, g, operands, needed)
             if not torch.is_grad_enabled():
                 return *made, None
         whole = _whole(operands, rest)
         g = g if g.dim() == 2 else g.expand(len(step.loss.target))[:, None]
-        if opaque:
+        if plain:
             return *_GradientsFunction.apply(*whole, g, step, made), None
         return *_by_composite(step, needed)(*whole, g), None
 
@@ -102,7 +102,7 @@ class _GradientsFunction(Function):
         needed, operands = (*needed_now(ctx, 3), ctx.needs_input_grad[3]), (h, w, b, g)
         if all(t is None for t in tildes):
             cotangents: Found = (None,) * 4
-        elif torch.is_grad_enabled() or not plain(*tildes):
+        elif torch.is_grad_enabled() or not is_plain(*tildes):
             first = _by_composite(step, [t is not None for t in tildes])
             given = [t for t in tildes if t is not None]
             cotangents = gradients_by_autograd(

@@ -10,10 +10,11 @@ from torch import Tensor
 from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.formulas.layer import Layer, z_of
 from manual_mlp.formulas.losses import Loss
-from manual_mlp.layer import dense
+from manual_mlp.layer import COMPUTE, dense
 from manual_mlp.precision import FLOATS, autocast_dtype, product_dtype
 from manual_mlp.sweep.objective import Objective
-from manual_mlp.sweep.tiling import Tiling, Work, few_logits, tiling_of
+from manual_mlp.sweep.tiling import Tiling, few_logits, tiling_of_loss
+from manual_mlp.transforms import Caller
 
 
 class Head(NamedTuple):
@@ -24,10 +25,12 @@ class Head(NamedTuple):
     b: Tensor | None
     activation: Activation = IDENTITY
 
-    def output(self) -> Tensor:
-        """Compute y, so that every mode is right."""
+    def output(self, who: Caller | None = None) -> Tensor:
+        """Compute y, so that every mode is right; for this caller, if it was asked who it is."""
         h, w, b, activation = self
-        return z_of(h, w, b) if activation is IDENTITY else dense(h, w, b, activation)
+        if activation is IDENTITY:
+            return z_of(h, w, b)
+        return dense(h, w, b, activation) if who is None else COMPUTE[who](h, w, b, activation)
 
 
 class Step(NamedTuple):
@@ -65,8 +68,7 @@ def step_for(loss: Loss, head: Head, reduction: str, tile_rows: int | None) -> S
     if mixed or not FLOATS.issuperset(dtypes) or any(t.requires_grad for t in held) or not h.numel() or not len(w):
         return None
     dtype = product_dtype(region or h.dtype, h.device)
-    work = Work.of([Layer(w, b, activation)], h, loss=True)._replace(dtype=dtype)
-    tiling = tiling_of(work, tile_rows)
+    tiling = tiling_of_loss(h, len(w), dtype, tile_rows)
     # An upstream gradient of each row comes before the products; float16, whose range is small, asks for its scale too.
     again = tiling.rows < len(h) and (reduction == "none" or dtype is torch.float16)
     step = Step(loss, reduction, activation, tiling, dtype, region, again)

@@ -108,11 +108,11 @@ class Objective:
         if space is not None and space.wide:
             return space.wide[0].copy_(y)
         wide = widen(y)
-        return wide if trace.is_free() or wide is not y or not self.loss.overwrites(wide) else wide.clone()
+        return wide if trace.owns_output() or wide is not y or not self.loss.overwrites(wide) else wide.clone()
 
 
 def _narrow(dy: Tensor, trace: Trace, tile: Tile) -> Tensor:
     """Turn a gradient into the dtype of the output; in its memory, where that is of the workspace and free."""
-    if dy.dtype == trace.y.dtype or tile.space is None or not trace.is_free():
+    if dy.dtype == trace.y.dtype or tile.space is None or not trace.owns_output():
         return cast(dy, trace.y.dtype)
     return trace.y.copy_(dy)

@@ -25,7 +25,7 @@ class Trace(NamedTuple):
     masks: Masks
     y: Tensor
 
-    def is_free(self) -> bool:
+    def owns_output(self) -> bool:
         """Tell whether y may be overwritten, as backward does without it."""
         kept = self.kept[-1]
         return kept is None or not share_memory(self.y, kept)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manual_mlp.formulas.layer import Layer
-from manual_mlp.precision import cast, widened
+from manual_mlp.precision import widened
 from manual_mlp.transforms import has_class, has_gradient_hooks
 
 
@@ -38,7 +38,7 @@ class Sum:
     def add(self, term: Callable[..., Tensor], *factors: Tensor) -> None:
         """Add a term, such as δᵀh, by its formula, which takes the factors and the total."""
         if self.of.grad is None:
-            self.of.grad = laid_out(cast(term(*factors), grad_dtype(self.of)), self.of)
+            self.of.grad = fitted(term(*factors), self.of)
         else:
             term(*factors, self.of.grad)
 
@@ -52,16 +52,16 @@ def grads_of(sums: Sums) -> list[Tensor]:
     return [grad for grad in found.values() if grad is not None]
 
 
-def laid_out(grad: Tensor, of: Tensor | Total) -> Tensor:
-    """Give a gradient the strides of its parameter where these are dense, as autograd does: optimizers count on it."""
+def fitted(grad: Tensor, of: Tensor | Total) -> Tensor:
+    """Give a gradient the dtype that a parameter's has, and its strides where these are dense, as autograd does.
+
+    torch lets a user choose the dtype, and fused optimizers count on the strides.
+    """
+    dtype = getattr(of, "grad_dtype", None) or of.dtype
+    grad = grad if grad.dtype is dtype else grad.to(dtype)
     if isinstance(of, Total) or of.is_contiguous() or not torch.ops.aten.is_non_overlapping_and_dense(of):
         return grad
     return torch.empty_like(of, dtype=grad.dtype).copy_(grad)
-
-
-def grad_dtype(of: Tensor | Total) -> torch.dtype:
-    """Return the dtype of a parameter's gradient, which torch lets a user choose."""
-    return getattr(of, "grad_dtype", None) or of.dtype
 
 
 def sums_of(layers: Sequence[Layer], one: bool) -> tuple[Sums, dict[Tensor, Total]]:
@@ -74,7 +74,7 @@ def sums_of(layers: Sequence[Layer], one: bool) -> tuple[Sums, dict[Tensor, Tota
     def of(p: Tensor | None) -> Sum | None:
         if p is None or not p.requires_grad:
             return None
-        if one and not has_gradient_hooks(p) and _is_addable(p.grad):
+        if one and not has_gradient_hooks(p) and (p.grad is None or _is_addable(p.grad)):
             return Sum(p)
         if p not in totals:
             totals[p] = Total(p.dtype) if one else Total.of(p)
@@ -83,9 +83,9 @@ def sums_of(layers: Sequence[Layer], one: bool) -> tuple[Sums, dict[Tensor, Tota
     return [(of(w), of(b)) for w, b, *_ in layers], totals
 
 
-def _is_addable(grad: Tensor | None) -> bool:
-    """Tell whether a gradient can be added to in place, if there is one."""
-    return grad is None or not (
+def _is_addable(grad: Tensor) -> bool:
+    """Tell whether a gradient can be added to in place."""
+    return not (
         grad.layout is not torch.strided
         or has_class(grad)
         or grad.is_inference()
@@ -99,12 +99,12 @@ def accumulate(totals: dict[Tensor, Total], watched: dict[Tensor, Tensor]) -> No
         if total.grad is None:
             continue
         if p.grad is not None and not _is_addable(p.grad):
-            p.grad = laid_out(p.grad.to_dense().clone(memory_format=torch.contiguous_format), p)
+            p.grad = fitted(p.grad.to_dense().clone(memory_format=torch.contiguous_format), p)
         if has_gradient_hooks(p):
-            grad = cast(total.grad, grad_dtype(p))
+            grad = fitted(total.grad, p)
             watched[p] = watched[p] + grad if p in watched else grad
         elif p.grad is None:
-            p.grad = laid_out(cast(total.grad, grad_dtype(p)), p)
+            p.grad = fitted(total.grad, p)
         else:
             p.grad += total.grad
     if watched:

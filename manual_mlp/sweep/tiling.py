@@ -59,8 +59,8 @@ class Tiling(NamedTuple):
 class Work(NamedTuple):
     """What is to be done: the rows, the widths of all layers, the dtype of the products, and by how many threads.
 
-    ``recompute`` tells that several tiles are run forward once more, and one is not; ``loss`` that a single layer is
-    run with its loss.
+    On a GPU there are none. ``recompute`` tells that several tiles are run forward once more, and one is not; ``loss``
+    that a single layer is run with its loss.
     """
 
     n: int
@@ -70,19 +70,25 @@ class Work(NamedTuple):
     recompute: bool = False
     loss: bool = False
 
-    @classmethod
-    def of(cls, layers: Sequence[Layer], h: Tensor, recompute: bool = False, loss: bool = False) -> Work:
-        """Describe rows h (N, D_in) of a network; of a GPU there are no threads."""
-        widths = (h.size(1), *[layer.w.size(0) for layer in layers])
-        return cls(h.size(0), widths, h.dtype, torch.get_num_threads() if h.is_cpu else 0, recompute, loss)
 
-
-def tiling_of(work: Work, rows: int | None = None) -> Tiling:
-    """Choose a tiling, with the rows of a tile if they are given."""
+def tiling_of(layers: Sequence[Layer], h: Tensor, rows: int | None = None, recompute: bool = False) -> Tiling:
+    """Choose a tiling for the rows h (N, D_in) of a network, with the rows of a tile if they are given."""
+    n = h.size(0)
+    if rows is None and n <= FEW:
+        return Tiling(n)
+    threads = torch.get_num_threads() if h.is_cpu else 0
     if rows is not None:
-        rows = min(rows, work.n)
-        return Tiling(rows, 1 if work.loss else max(1, min(work.threads, ceil(work.n / rows))))
-    return Tiling(work.n) if work.n <= FEW and not work.loss else _chosen(work)
+        return Tiling(min(rows, n), max(1, min(threads, ceil(n / rows))))
+    widths = (h.size(1), *[layer.w.size(0) for layer in layers])
+    return tiling_for(Work(n, widths, h.dtype, threads, recompute))
+
+
+def tiling_of_loss(h: Tensor, d_out: int, dtype: torch.dtype, rows: int | None = None) -> Tiling:
+    """Choose a tiling for the rows h (N, D_in) of a layer with its loss, whose products are in a dtype."""
+    n, d_in = h.shape
+    if rows is not None:
+        return Tiling(min(rows, n))
+    return tiling_for(Work(n, (d_in, d_out), dtype, torch.get_num_threads() if h.is_cpu else 0, loss=True))
 
 
 def few_logits(n: int, v: int, cuda: bool) -> bool:
@@ -91,7 +97,8 @@ def few_logits(n: int, v: int, cuda: bool) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _chosen(work: Work) -> Tiling:
+def tiling_for(work: Work) -> Tiling:
+    """Choose the tiling whose time is least, or nearly so with fewer rows."""
     n, widths, dtype, threads, recompute, loss = work
     size, entries = dtype.itemsize, sum(widths[1:])
     # A tile of logits exists in float32.

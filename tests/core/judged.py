@@ -29,7 +29,7 @@ def at_every_size(f: Callable[..., Tensor]) -> dict[str, Outcome]:
     """Ask with few logits, in chunks, in one chunk, and as if there were many logits."""
     found = {f"chunk_rows={rows}": outcome(lambda rows=rows: f(chunk_rows=rows)) for rows in (None, 1, 2, 99)}
     many = mock.patch("manual_mlp.head.plan.few_logits", return_value=False)
-    with many, mock.patch("manual_mlp.head.plan.tiling_of", return_value=Tiling(2)):
+    with many, mock.patch("manual_mlp.head.plan.tiling_of_loss", return_value=Tiling(2)):
         found["large"] = outcome(f)
     return found
 

@@ -83,7 +83,7 @@ def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int
     """Choose the rows of a chunk: none are given, two, or none while everything counts as large."""
     if request.param == "large":
         monkeypatch.setattr("manual_mlp.head.plan.few_logits", lambda *_: False)
-        monkeypatch.setattr("manual_mlp.head.plan.tiling_of", lambda work, rows: Tiling(2))
+        monkeypatch.setattr("manual_mlp.head.plan.tiling_of_loss", lambda *_: Tiling(2))
     return 2 if request.param == "in chunks" else None
 
 

@@ -15,7 +15,7 @@ from torch.func import grad, hessian, jvp, vmap
 
 from manual_mlp import Activation, activations, dense, layer
 from manual_mlp.activations import get
-from manual_mlp.transforms import caller, plain
+from manual_mlp.transforms import caller, is_plain
 
 Draw = Callable[..., Tensor]
 
@@ -114,7 +114,7 @@ def test_plain_is_refused_to_whatever_a_transform_looks_into() -> None:
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor) -> Tensor:
-            seen.append(plain(dy))
+            seen.append(is_plain(dy))
             return dy
 
     x = torch.randn(3, requires_grad=True)

@@ -102,11 +102,6 @@ def tapes(monkeypatch):
     return made
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits", Path("unused"), CPU)
-
-
 class Heard(NoLog):
     """Keep what a log is told."""
 

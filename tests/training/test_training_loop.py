@@ -27,11 +27,6 @@ CPU = torch.device("cpu")
 BASE = Config(dataset="digits", hidden=(32, 16), epochs=2, batch_size=64, check_every=7)
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits", Path("unused"), CPU)
-
-
 @pytest.fixture
 def fit(digits, tmp_path):
     def run(config, interrupt=None, folder=None):

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ pytest.importorskip("torchvision")
 
 from manual_mlp.training import build, feed
 from manual_mlp.training.config import Config
-from manual_mlp.training.data import Split, load
+from manual_mlp.training.data import Split
 from manual_mlp.training.interrupt import Interrupt
 from manual_mlp.training.log import NoLog
 from manual_mlp.training.loop import Trainer
@@ -98,11 +97,6 @@ def made_for(monkeypatch):
     monkeypatch.setattr(torch.amp, "GradScaler", on_cpu(torch.amp.GradScaler))
     monkeypatch.setattr(sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: ["meta"])
     return devices
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits", Path("unused"), CPU)
 
 
 def make(config, digits, device):
