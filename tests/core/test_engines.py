@@ -9,20 +9,21 @@ import torch
 from torch import Tensor
 
 from manual_mlp import engines
-from manual_mlp.engines import PLAIN, Engine, engine_for
+from manual_mlp.engines import KERNELS, PLAIN, Engine, engine_for
 from manual_mlp.engines.aten import KernelCrossEntropy
 from manual_mlp.formulas.cross_entropy import CrossEntropy
 
 N, V = 13, 7
-ON_CUDA = SimpleNamespace(is_cuda=True)
+ON_CUDA = SimpleNamespace(is_cpu=False, is_cuda=True)
 DTYPES = torch.float64, torch.float32
 
 
-def test_a_tensor_that_is_on_no_gpu_gets_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensor_on_a_cpu_gets_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(engines.CHOICE, raising=False)
     assert engine_for(torch.empty(1)) is PLAIN
     assert Engine("plain", CrossEntropy, None) == PLAIN
     assert engine_for(ON_CUDA).cross_entropy is KernelCrossEntropy
+    assert engine_for(torch.empty(1, device="meta")) is KERNELS
 
 
 def test_plain_can_be_asked_for_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +41,7 @@ def test_without_triton_a_gpu_has_torchs_kernels(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "manual_mlp.engines.triton.dropout", None)
     engines._on_cuda.cache_clear()
     try:
-        assert engine_for(ON_CUDA) == Engine("cuda", KernelCrossEntropy)
+        assert engine_for(ON_CUDA) is KERNELS
     finally:
         engines._on_cuda.cache_clear()
 
