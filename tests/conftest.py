@@ -4,7 +4,6 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -12,14 +11,22 @@ import pytest
 import torch
 from torch import Tensor
 
+import covering
+
+# Where there is a GPU, every test that asks for a device is run on it too.
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 ERRORS = pytest.StashKey[dict[tuple[str, str], dict[str, float]]]()
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+@pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     return str(request.param)
+
+
+@pytest.fixture
+def every_case(request: pytest.FixtureRequest) -> bool:
+    """Tell whether all cases are asked for, in a test that otherwise takes a part of its own."""
+    return request.config.getoption("--cases") != "covering"
 
 
 @pytest.fixture(autouse=True)
@@ -34,15 +41,13 @@ def _seeded_and_poisoned() -> Iterator[None]:
 @pytest.fixture
 def forget() -> Iterator[Callable[[], None]]:
     """Forget at the end of a test, or when called, which activations were registered since its beginning."""
-    from manual_mlp.activations import lookup, record
+    from manual_mlp.activations.registry import ENTRIES
 
-    tables: list[dict[Any, Any]] = [record.FACTORIES, record._MADE, lookup._RECORDS]
-    before = [dict(table) for table in tables]
+    before = dict(ENTRIES)
 
     def forgotten() -> None:
-        for table, kept in zip(tables, before, strict=True):
-            table.clear()
-            table.update(kept)
+        ENTRIES.clear()
+        ENTRIES.update(before)
 
     yield forgotten
     forgotten()
@@ -71,12 +76,23 @@ with suppress(ImportError):
     settings.load_profile("suite")
 
 
+def pytest_report_header() -> str:
+    return f"devices: {', '.join(DEVICES)}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    covering.select(config, items)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=3, help="how often a training run is killed, and resumed")
+    parser.addoption("--cases", choices=covering.CHOICES, default=covering.CHOICES[0], help=covering.__doc__)
+    parser.addoption("--kills", type=int, help="how often a training run is killed, and resumed: 1, or 3 in all cases")
     parser.addoption("--error-table", action="store_true", help="print the largest error of every gradient proof")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "product: of its tables of parameters, every column is an axis of a product")
     config.stash[ERRORS] = defaultdict(dict)
 
 

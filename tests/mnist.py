@@ -3,12 +3,10 @@
 import contextlib
 import gzip
 import os
-import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -70,24 +68,3 @@ def read_only(*folders: Path) -> Iterator[None]:
         os.seteuid(user)
         for folder, mode in zip(folders, modes, strict=True):
             folder.chmod(mode)
-
-
-@pytest.fixture
-def mnist(tmp_path: Path) -> Path:
-    return write_mnist(tmp_path)
-
-
-@pytest.fixture
-def packed(tmp_path: Path) -> dict[str, bytes]:
-    """Pack the files of a small MNIST: contents by name."""
-    root = write_mnist(tmp_path / "published")
-    paths = [path_of(root, file) for file in FILES]
-    return {f"{path.name}.gz": gzip.compress(path.read_bytes()) for path in paths}
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise socket.gaierror("Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)

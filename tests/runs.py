@@ -1,20 +1,17 @@
-"""Runs of train.py in processes of their own."""
+"""Runs of train.py, in processes and in forks."""
 
 import json
 import os
-import runpy
 import socket
 import subprocess
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from patience import SECONDS
@@ -36,11 +33,14 @@ FORKS = """
     import json, os, runpy, signal, sys
     import torch, torchvision, sklearn.datasets, tyro, tqdm, tensorboard, safetensors.torch
     from torch.utils.tensorboard import SummaryWriter
-    from manual_mlp.training import build, checkpoint, cli, data, loop, state
+    from manual_mlp.training import build, checkpoint, cli, data, figures, loop, state
 
+    # The pictures of mistakes are drawn where they are tested.
+    figures.mistakes = figures.confusion = lambda *_: torch.zeros(2, 2, 3, dtype=torch.uint8).numpy()
     main = runpy.run_path(sys.argv[1])["main"]
 
-    def child(rank, flags, before, processes, port):
+    def child(rank, flags, before, processes, port, folder):
+        os.chdir(folder)
         world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in world.items()}, MASTER_ADDR="localhost")
         exec(before, globals())
@@ -104,6 +104,8 @@ def read_until(process: "subprocess.Popen[str]", text: str) -> str:
 
 def weights(folder: Path, name: str = "last") -> dict[str, Tensor]:
     """Read the weights of a run."""
+    from safetensors.torch import load_file
+
     return load_file(folder / f"{name}.safetensors")
 
 
@@ -130,45 +132,25 @@ def reader(path: Path) -> Callable[[Tensor], Tensor]:
     return names["model"]  # as it was built: in training mode
 
 
-@pytest.fixture(name="main")
-def main_here(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run the script's main in this process, in an empty directory: exit status, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    script = runpy.run_path(str(SCRIPT))
+class Train:
+    """Run train.py in forks, in a folder of its own: the runs are in ``at``."""
 
-    def call(*flags: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, flags)])
-        try:
-            status = script["main"]()
-        except SystemExit as exit:
-            status = exit.code
-        return status, *capsys.readouterr()
+    def __init__(self, forks: "subprocess.Popen[str]", folder: Path, wholes: dict[tuple[object, ...], Path]) -> None:
+        self.forks, self.folder, self.at, self.wholes = forks, folder, folder / "runs", wholes
 
-    return call
-
-
-@pytest.fixture(name="train", scope="module")
-def train_in_forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[int, list[str]]]]:
-    """Run train.py in a fork, or in several that share the work, in a folder of its own: status, last error line."""
-    at = tmp_path_factory.mktemp("forks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", textwrap.dedent(FORKS), str(SCRIPT)]
-    forks = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=at)
-
-    def call(*flags: object, before: str = "", processes: int = 1) -> tuple[int, list[str]]:
+    def __call__(self, *flags: object, before: str = "", processes: int = 1) -> tuple[int, list[str]]:
+        """Run it in a fork, or in several that share the work: status, last error line."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
-            request = [list(map(str, flags)), before, processes, free.getsockname()[1]]
-        print(json.dumps(request), file=forks.stdin, flush=True)
-        status = int(forks.stdout.readline())
-        return status, (at / "err0").read_text().splitlines()[-1:]
+            request = [list(map(str, flags)), before, processes, free.getsockname()[1], str(self.folder)]
+        print(json.dumps(request), file=self.forks.stdin, flush=True)
+        status = int(self.forks.stdout.readline())
+        return status, (self.folder / "err0").read_text().splitlines()[-1:]
 
-    call.at = at / "runs"  # type: ignore[attr-defined]
-    assert forks.stdin is not None
-    assert forks.stdout is not None
-    yield call
-    forks.stdin.close()
-    forks.stdout.close()
-    forks.wait(SECONDS)
+    def whole(self, *flags: object) -> Path:
+        """Run it to its end, once for all who ask with the same flags: the folder of the run, which nobody changes."""
+        if flags not in self.wholes:
+            name = f"whole-{len(self.wholes)}"
+            assert self(*flags, "--name", name)[0] == 0
+            self.wholes[flags] = self.at / name
+        return self.wholes[flags]

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from manual_mlp.activations import IDENTITY, Activation
-from manual_mlp.losses import CrossEntropy, SquaredError
-from manual_mlp.rules import delta_of, gradients
+from manual_mlp.activations import Activation
+from manual_mlp.formulas.cross_entropy import CrossEntropy
+from manual_mlp.formulas.layer import db_of, delta_of, dh_of, dw_of
+from manual_mlp.formulas.losses import SquaredError
 
 LOSSES = ("squared-error", "cross-entropy")
 
@@ -34,7 +35,7 @@ def cost_gradient(loss: str, y: Tensor, target: Tensor) -> Tensor:
     Shape:
         y, target: (N, D_out) -> (N, D_out)
     """
-    rows = SquaredError(target, IDENTITY) if loss == "squared-error" else CrossEntropy(target, None, -100, 0.0)
+    rows = SquaredError(target) if loss == "squared-error" else CrossEntropy(target, None, -100, 0.0)
     delta = rows.values(y.clone(), slice(None), True)[1]
     assert delta is not None
     return delta
@@ -43,7 +44,7 @@ def cost_gradient(loss: str, y: Tensor, target: Tensor) -> Tensor:
 def back_through_f(dy: Tensor, z: Tensor, activation: Activation) -> Tensor:
     """Return δ = ∂J/∂Y ⊙ f′(Z)."""
     kept = z if activation.df_y is None else activation.f(z)
-    delta = delta_of(dy, None, kept, activation, plain=False)
+    delta = delta_of(dy, kept, activation)
     assert delta is not None
     return delta
 
@@ -54,9 +55,7 @@ def stored_weight(h: Tensor, delta: Tensor) -> Tensor:
     Shape:
         h: (N, D_in), delta: (N, D_out) -> (D_out, D_in)
     """
-    dw = gradients(delta, h, h.new_empty(delta.shape[1], h.shape[1]), (False, True, False))[1]
-    assert dw is not None
-    return dw
+    return dw_of(delta, h)
 
 
 def weight(h: Tensor, delta: Tensor) -> Tensor:
@@ -66,16 +65,12 @@ def weight(h: Tensor, delta: Tensor) -> Tensor:
 
 def bias(delta: Tensor) -> Tensor:
     """Return ∂J/∂B, the sum of δ over the rows, (D_out,)."""
-    db = gradients(delta, delta, delta, (False, False, True))[2]
-    assert db is not None
-    return db
+    return db_of(delta)
 
 
 def input(delta: Tensor, w: Tensor) -> Tensor:
     """Return ∂J/∂H = δWᵀ, for the textbook's W (D_in, D_out): (N, D_in)."""
-    dh = gradients(delta, delta, w.mT, (True, False, False))[0]
-    assert dh is not None
-    return dh
+    return dh_of(delta, w.mT)
 
 
 def through_softmax(s: Tensor, target: Tensor) -> Tensor:

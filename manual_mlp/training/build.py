@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manual_mlp.backprop import backprop
+from manual_mlp.explicit import backprop
 from manual_mlp.modules import MLP
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_benchmarks import BRIEF, brief
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,6 +15,7 @@ from benchmarks import dense, harness, left_out, machine, memory, network, outpu
 from benchmarks.__main__ import main
 from benchmarks.network import cases, goals, providers, studies
 from benchmarks.network.cases import Case, read_case
+from briefly import BRIEF
 from manual_mlp import MLP, backprop
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -24,7 +24,7 @@ CHEAP = ["torch", "manual_mlp", providers.AUTOGRAD, "checkpoint", "checkpoint se
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 
-pytestmark = pytest.mark.usefixtures(brief.__name__)
+pytestmark = pytest.mark.usefixtures("brief")
 
 
 @pytest.fixture

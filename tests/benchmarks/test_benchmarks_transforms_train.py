@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 import torch
-from test_benchmarks import BRIEF, brief
 from torch import nn
 
 from benchmarks import train, transforms
@@ -12,8 +11,9 @@ from benchmarks.__main__ import main
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.network import providers
 from benchmarks.network.cases import Case
+from briefly import BRIEF
 
-pytestmark = pytest.mark.usefixtures(brief.__name__)
+pytestmark = pytest.mark.usefixtures("brief")
 
 CPU = torch.device("cpu")
 COMPILER = shutil.which("g++") or shutil.which("clang++")

@@ -17,6 +17,8 @@ from modes.elementary import ELEMENTARY
 from modes.judge import Verdict, compare, judge
 from modes.subjects import LAYER, SUBJECTS, WITHOUT_ACTIVATION, Subject, chain
 
+# The other layers and losses, by what they are, and by how many rows they take at once.
+ROWS = re.compile("(.*?)(, \\d rows at once)?")
 OTHERS = {name: ("identity",) if name in WITHOUT_ACTIVATION else FEW for name in SUBJECTS if name != "dense"}
 SLOW_FOR_OTHERS = "compile, static batch", "compile of a module", "export, strict", "ONNX in onnxruntime"
 FOR_EVERY_ACTIVATION = "backward", "create_graph, second order", "jvp", "vmap(grad) over rows"
@@ -47,10 +49,11 @@ def test_a_mode_of_the_layer_gives_the_truth(mode: Mode, activation: str, device
     assert_as_promised(mode, subject_of("dense", activation), device)
 
 
+@pytest.mark.product
 @pytest.mark.parametrize(
-    ("mode", "name", "activation"),
+    ("mode", "kind", "rows", "activation"),
     [
-        pytest.param(mode, name, activation, id=f"{mode.name}-{name}-{activation}")
+        pytest.param(mode, *ROWS.fullmatch(name).groups(""), activation, id=f"{mode.name}-{name}-{activation}")
         for mode in MODES.values()
         for name, some in OTHERS.items()
         for activation in (some[-1:] if mode.compiles else some)
@@ -58,9 +61,9 @@ def test_a_mode_of_the_layer_gives_the_truth(mode: Mode, activation: str, device
     ],
 )
 def test_a_mode_of_the_other_layers_and_losses_gives_the_truth(
-    mode: Mode, name: str, activation: str, device: str
+    mode: Mode, kind: str, rows: str, activation: str, device: str
 ) -> None:
-    assert_as_promised(mode, subject_of(name, activation), device)
+    assert_as_promised(mode, subject_of(kind + rows, activation), device)
 
 
 @pytest.mark.parametrize("activation", activations.names())

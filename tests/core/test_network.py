@@ -2,62 +2,19 @@
 
 import copy
 import itertools
-import pickle
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.memory import kept_bytes, peak_bytes
+from conditions import threads
 from manual_mlp import MLP, activations
+from networks import D, N, V, assert_close, gradients, head, make, one_tile_or_more, rows_of, second_order
 from patience import SECONDS
-
-N, D, V = 7, 4, 3
-CPU = torch.device("cpu")
-one_tile_or_more = pytest.mark.parametrize("tile_rows", [None, 2])
-
-
-def make(device: str, activation: Any = "gelu", tile_rows: int | None = None, **options: Any) -> MLP:
-    torch.manual_seed(1)
-    given = {"dtype": torch.float64, "device": device, **options}
-    return MLP([D, 7, 6, V], activation, tile_rows=tile_rows, **given)
-
-
-def rows_of(device: str, *batch: int) -> Tensor:
-    return torch.randn(*(batch or (N,)), D, dtype=torch.float64).to(device).requires_grad_()
-
-
-def head(y: Tensor) -> Tensor:
-    return y.sin().sum()
-
-
-def gradients(model: nn.Module, x: Tensor, **options: Any) -> list[Tensor]:
-    return list(torch.autograd.grad(head(model(x)), [x, *model.parameters()], **options))
-
-
-def second_order(model: nn.Module, x: Tensor) -> list[Tensor]:
-    first = gradients(model, x, create_graph=True)
-    return [*first, *torch.autograd.grad(sum(head(g) for g in first), [x, *model.parameters()])]
-
-
-def assert_close(mine: Any, theirs: Any, atol: float = 1e-12) -> None:
-    torch.testing.assert_close(mine, theirs, rtol=atol, atol=atol)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", activations.names())
@@ -191,77 +148,6 @@ def test_cotangents_of_any_layout_are_read_and_not_written(device: str, tile_row
             mine, theirs = (torch.autograd.grad(m(x), [x, *m.parameters()], dy) for m in (mlp, model))
             assert_close(mine, theirs)
             assert torch.equal(dy, before)
-
-
-# What is kept.
-
-
-def saved_by(f: Callable[[], Tensor]) -> list[Tensor]:
-    saved: list[Tensor] = []
-
-    def pack(t: Tensor) -> Tensor:
-        saved.append(t)
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y = f()
-    assert y.requires_grad
-    return saved
-
-
-@pytest.mark.parametrize("activation", ["tanh", "gelu"])
-def test_one_tile_keeps_the_input_the_weights_and_y_or_z_of_each_hidden_layer(device: str, activation: str) -> None:
-    mlp, x = make(device, activation), rows_of(device)
-    saved = saved_by(lambda: mlp(x))
-    z = mlp.layers[0].weight @ x.mT + mlp.layers[0].bias[:, None]
-    kept = torch.tanh(z) if activation == "tanh" else z
-    weights = [layer.weight for layer in mlp.layers]
-    assert sum(any(t.data_ptr() == w.data_ptr() for w in weights) for t in saved) == 3
-    assert sum(t.data_ptr() == x.data_ptr() for t in saved) == 1
-    assert sorted(tuple(t.shape) for t in saved) == sorted([(N, D), (7, D), (6, 7), (V, 6), (N, 7), (N, 6)])
-    assert_close(next(t for t in saved if t.shape == (N, 7)), kept.mT)
-
-
-def test_more_tiles_keep_the_input_and_the_parameters_alone(device: str) -> None:
-    for dropout in (0.0, 0.3):
-        mlp, x = make(device, tile_rows=2, dropout=dropout), rows_of(device)
-        saved = saved_by(lambda mlp=mlp, x=x: mlp(x))
-        assert sorted(tuple(t.shape) for t in saved) == sorted([(N, D), *(tuple(p.shape) for p in mlp.parameters())])
-        held = {t.data_ptr() for t in (x, *mlp.parameters())}
-        assert all(t.data_ptr() in held for t in saved if t.dim() > 1)
-        counts = kept_bytes(lambda x, mlp=mlp: mlp(x), {"x": x})
-        # A bias may be kept as a copy, on the node or beside it.
-        assert counts["attributes"] <= sum(layer.bias.nbytes for layer in mlp.layers)
-
-
-@pytest.mark.parametrize("activation", ["gelu", "silu"])
-def test_one_tile_keeps_at_most_55_percent_of_eagers_bytes(activation: str) -> None:
-    mlp = MLP([32] * 8, activation)
-    x = torch.randn(512, 32)
-    mine, theirs = (kept_bytes(lambda x, m=m: m(x), {"x": x}) for m in (mlp, mlp.to_sequential()))
-    weights = sum(p.nbytes for p in mlp.parameters())
-    assert mine["attributes"] == 0
-    # Eager keeps the weights as they are too.
-    assert mine["total"] - weights <= 0.55 * (theirs["total"] - weights)
-
-
-def test_without_grad_mode_no_activation_outlives_its_use(device: str) -> None:
-    mlp, x = MLP([64] * 12, "relu", device=device), torch.randn(512, 64, device=device)
-    peaks = []
-    with torch.no_grad():
-        for model in (mlp, mlp.to_sequential()):
-            peaks.append(peak_bytes(lambda m=model: m(x), (), torch.device(device)))  # noqa: PERF401
-    assert peaks[0] <= peaks[1] + x.nbytes
-
-
-def test_the_memory_of_more_tiles_does_not_grow_with_depth_or_batch() -> None:
-    with threads(1):
-        for n in (512, 4096):
-            mlp, x = MLP([16, *[64] * 6, 1], "gelu", tile_rows=32), torch.randn(n, 16)
-            peak = peak_bytes(lambda m=mlp, x=x: m(x).sum().backward(), mlp.parameters(), CPU)
-            parameters = sum(p.nbytes for p in mlp.parameters())
-            tile = 32 * 4 * (2 * 64 * 6 + 2 * 64)
-            assert peak <= 4 * 4 * n + 2 * parameters + 2 * tile + 2**14
 
 
 # Between forward and backward.
@@ -401,129 +287,3 @@ def test_tensors_without_data_have_shapes_with_dropout_too(tile_rows: int | None
     assert y.shape == (N, V)
     y.sum().backward()
     assert mlp.layers[0].weight.grad.shape == (7, D)
-
-
-# The module.
-
-
-@pytest.mark.parametrize("make_twin", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
-def test_a_copy_has_the_same_tiles(device: str, make_twin: Callable[[MLP], MLP]) -> None:
-    mlp, x = make(device, tile_rows=2), rows_of(device)
-    mlp(x).sum().backward()
-    twin = make_twin(mlp)
-    assert twin.tile_rows == 2
-    assert sorted(tuple(t.shape) for t in saved_by(lambda: twin(x)))[0] == (V,)
-    assert_close(gradients(twin, x), gradients(mlp, x))
-
-
-def test_the_rows_of_a_tile_are_checked_when_the_network_is_made() -> None:
-    for tile_rows in (0, -1, 2.0, "2", True):
-        with pytest.raises(ValueError, match="expected tile_rows to be an int from 1 up, or None, got"):
-            MLP([D, V], tile_rows=tile_rows)
-
-
-def swapped(mlp: MLP) -> None:
-    """Change the classes of the layers, as FSDP does."""
-    cls = type(mlp.layers[0])
-    other = type(f"FSDP{cls.__name__}", (cls,), {"forward": lambda self, h: 2 * cls.forward(self, h)})
-    for layer in mlp.layers:
-        layer.__class__ = other
-
-
-def computed(mlp: MLP) -> None:
-    weight = mlp.layers[1].weight
-    del mlp.layers[1].weight
-    mlp.layers[1].weight = 2 * weight.detach()
-
-
-def hooked(mlp: MLP) -> None:
-    mlp.layers[1].register_forward_hook(lambda *args: 2 * args[-1])
-
-
-def overridden(mlp: MLP) -> None:
-    forward = mlp.layers[1].forward
-    mlp.layers[1].forward = lambda h: 2 * forward(h)
-
-
-CHANGES: dict[str, Callable[[MLP], None]] = {
-    "classes swapped": swapped,
-    "a weight that is no parameter": computed,
-    "a hook": hooked,
-    "a forward of its own": overridden,
-    "replaced": lambda mlp: mlp.layers.__setitem__(1, nn.Linear(7, 6, dtype=torch.float64)),
-    "parametrised": lambda mlp: nn.utils.parametrizations.weight_norm(mlp.layers[1]) and None,
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-@one_tile_or_more
-def test_a_changed_network_runs_layer_by_layer(change: str, tile_rows: int | None) -> None:
-    mlp, x = make("cpu", tile_rows=tile_rows), rows_of("cpu")
-    before = mlp(x)
-    CHANGES[change](mlp)
-    h = x
-    for layer in mlp.layers:
-        h = layer(h)
-    parameters = [x, *mlp.parameters()]
-    assert_close(mlp(x), h)
-    mine, theirs = (torch.autograd.grad(head(y), parameters) for y in (mlp(x), h))
-    assert_close(mine, theirs)
-    assert change == "parametrised" or not torch.allclose(mlp(x), before)
-
-
-def test_a_hook_of_every_module_runs_on_every_layer(device: str) -> None:
-    mlp, x, seen = make(device), rows_of(device), []
-    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
-    try:
-        mlp(x)
-    finally:
-        handle.remove()
-    assert seen == [*mlp.layers, mlp]
-
-
-@one_tile_or_more
-def test_what_no_layer_takes_is_the_error_of_a_layer(tile_rows: int | None) -> None:
-    mlp, x = make("cpu", tile_rows=tile_rows), rows_of("cpu").detach()
-    given: list[tuple[Any, Any, str]] = [
-        (x[:, :3], ValueError, r"expected input \(\*, 4\) for weight \(7, 4\), got \(7, 3\)"),
-        (x.sum(), ValueError, r"expected input \(\*, 4\)"),
-        (x.float(), TypeError, "expected one dtype"),
-        (x.long(), TypeError, "floating-point dtype"),
-        (x.to_sparse(), TypeError, "expected input of layout torch.strided"),
-        (x.to("meta"), ValueError, "expected one device"),
-        ("x", TypeError, "expected input to be a tensor, got str"),
-        (None, TypeError, "expected input to be a tensor, got NoneType"),
-    ]
-    for wrong, error, message in given:
-        with pytest.raises(error, match=message):
-            mlp(wrong)
-    mlp.layers[1].weight = nn.Parameter(mlp.layers[1].weight.detach().to_sparse())
-    with pytest.raises(TypeError, match=r"expected weight of layout torch.strided, got torch.sparse_coo"):
-        mlp(x)
-
-
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_a_nested_input_is_the_error_of_a_layer() -> None:
-    nested = torch.nested.nested_tensor([torch.randn(2, D).double(), torch.randn(3, D).double()])
-    with pytest.raises(TypeError, match="got a nested tensor"):
-        make("cpu")(nested)
-
-
-@one_tile_or_more
-def test_a_traced_network_is_the_network(tile_rows: int | None) -> None:
-    mlp, x = make("cpu", tile_rows=tile_rows), rows_of("cpu").detach()
-    traced = make_fx(lambda x: mlp(x))(x)
-    other = torch.randn_like(x)
-    with threads(2):
-        assert_close(traced(other), mlp(other))
-
-
-@one_tile_or_more
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
-def test_a_network_traced_by_jit_is_the_network_for_other_batches_too(tile_rows: int | None) -> None:
-    mlp, x = make("cpu", tile_rows=tile_rows), rows_of("cpu").detach()
-    traced = torch.jit.trace(mlp, (x,), check_trace=False)
-    for rows in (N, 3):
-        other = torch.randn(rows, D).double()
-        assert_close(traced(other), mlp(other))

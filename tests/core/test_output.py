@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from conditions import PRECISIONS
 from manual_mlp import activations, dense, dense_squared_error
 from manual_mlp.activations import get
 
@@ -100,15 +101,6 @@ def test_an_empty_batch_has_zero_loss_and_zero_gradients(draw: Draw) -> None:
     assert loss == 0
     assert not w.grad.any()
     assert not b.grad.any()
-
-
-PRECISIONS = {
-    "float32": (torch.float32, None),
-    "float16": (torch.float16, None),
-    "bfloat16": (torch.bfloat16, None),
-    "autocast to float16": (torch.float32, torch.float16),
-    "autocast to bfloat16": (torch.float32, torch.bfloat16),
-}
 
 
 @pytest.mark.parametrize("name", ["relu", "tanh", "gelu"])

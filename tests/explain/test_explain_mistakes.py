@@ -49,18 +49,6 @@ def first_red(network, name):
     return next((step.number for step in steps if step.failed), None)
 
 
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def net():
-    return draw_network()
-
-
 @pytest.fixture(scope="module")
 def eleven(net):
     return parts(explain(net)[11])

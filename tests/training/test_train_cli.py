@@ -23,7 +23,6 @@ from manual_mlp.training.data import load
 from manual_mlp.training.recipes import RECIPES
 from patience import SECONDS
 from runs import SCRIPT, read_until, start
-from runs import main_here as main_here
 
 LAST_LINE = re.compile(r"test accuracy \d+\.\d\d %")
 SMALL = ("--dataset", "digits", "--hidden", "32", "--epochs", "2", "--batch-size", "64")

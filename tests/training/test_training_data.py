@@ -12,17 +12,10 @@ import torch.nn.functional as F
 from manual_mlp.training import idx
 from manual_mlp.training.data import Split, drop, load, shift
 from manual_mlp.training.errors import InputError
-from mnist import mnist as mnist
-from mnist import path_of, write_idx
-from mnist import write_mnist as write_mnist
+from mnist import path_of, write_idx, write_mnist
 from runs import SCRIPT
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits", None, CPU)
 
 
 @pytest.mark.skipif("MANUAL_MLP_DATA" not in os.environ, reason="needs MNIST in MANUAL_MLP_DATA")

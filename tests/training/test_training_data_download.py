@@ -19,8 +19,6 @@ from manual_mlp.training.download import DownloadError
 from manual_mlp.training.errors import InputError
 from manual_mlp.training.published import FILES, PUBLISHED, Published
 from mnist import UNPACKED, names_in
-from mnist import no_network as no_network
-from mnist import packed as packed
 
 CPU = torch.device("cpu")
 NAME = "train-images-idx3-ubyte.gz"  # the first to be asked for

@@ -18,9 +18,6 @@ from manual_mlp.training.data import load
 from manual_mlp.training.errors import InputError
 from manual_mlp.training.sources import holds
 from mnist import FILES, PACKED, names_in, pack, path_of, read_only, write_idx, write_mnist
-from mnist import mnist as mnist
-from mnist import no_network as no_network
-from mnist import packed as packed
 
 CPU = torch.device("cpu")
 

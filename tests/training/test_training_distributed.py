@@ -10,7 +10,6 @@ pytest.importorskip("tyro")
 pytest.importorskip("torchvision")
 
 from runs import run, weights
-from runs import train_in_forks as train_in_forks
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="no torch.distributed with gloo"
@@ -83,8 +82,7 @@ def close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> No
 @pytest.fixture(scope="module")
 def alone(train):
     """A run of one process."""
-    assert train(*FLAGS, *SGD, "--name", "alone")[0] == 0
-    return train.at / "alone"
+    return train.whole(*FLAGS, *SGD)
 
 
 @pytest.mark.parametrize("processes", [2, 4])

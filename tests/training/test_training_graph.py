@@ -12,8 +12,6 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("torchvision")
 
-from test_training_waits import require_no_wait
-
 from manual_mlp.training import build, loop
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import load
@@ -23,6 +21,7 @@ from manual_mlp.training.graph import StepGraph, require
 from manual_mlp.training.interrupt import Interrupt
 from manual_mlp.training.log import NoLog
 from manual_mlp.training.loop import Trainer
+from test_training_waits import require_no_wait
 
 CPU = torch.device("cpu")
 # 1374 images: 10 batches, and one of 94.
@@ -101,11 +100,6 @@ def tapes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     return made
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits", Path("unused"), CPU)
 
 
 class Heard(NoLog):

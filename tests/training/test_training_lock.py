@@ -21,9 +21,7 @@ import fcntl
 from manual_mlp.training import load_run
 from manual_mlp.training.errors import InputError
 from manual_mlp.training.lock import writer
-from runs import main_here as main_here
 from runs import run, same, weights
-from runs import train_in_forks as train_in_forks
 
 # Python 3.12 warns of a fork beside torch's threads: this one only locks, and waits.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -172,8 +170,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def whole(train):
     """A run that nobody disturbed."""
-    assert train(*FLAGS, "--name", "whole")[0] == 0
-    return train.at / "whole"
+    return train.whole(*FLAGS)
 
 
 @pytest.fixture

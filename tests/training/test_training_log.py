@@ -32,7 +32,7 @@ from manual_mlp import MLP
 from manual_mlp.training import build, checkpoint, figures, report
 from manual_mlp.training.augment import Deformation
 from manual_mlp.training.config import Config
-from manual_mlp.training.data import Split, load
+from manual_mlp.training.data import Split
 from manual_mlp.training.distributed import Processes
 from manual_mlp.training.errors import DivergedError
 from manual_mlp.training.git import git_state
@@ -76,11 +76,6 @@ def _patient():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules[git_state.__module__], "_TIMEOUT", SECONDS)
         yield
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits", Path("unused"), CPU)
 
 
 def older(folder):
@@ -208,7 +203,7 @@ def test_training_images_are_the_batch_that_the_network_got(run, digits):
     torch.testing.assert_close(torch.tensor(got[9:17, 9:17]).float(), expected, atol=0.51, rtol=0)
     plain = Deformation(0.0, 0.0, 0.0, 0.0, 0.0, 4.0)
     assert plain.is_identity
-    assert not trainer.deform.is_identity
+    assert not trainer.feed.deform.is_identity
 
 
 def test_filters_are_those_of_the_first_layer_over_time(run):

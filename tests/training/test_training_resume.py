@@ -15,8 +15,6 @@ pytest.importorskip("torchvision")
 
 from mnist import write_mnist
 from runs import finish, read_until, run, same, start, weights
-from runs import main_here as main_here
-from runs import train_in_forks as train_in_forks
 
 DIGITS = ("--dataset", "digits", "--batch-size", "64", "--check-every", "50", "--log-every", "7")
 DEFORMED = ("--dropout", "0.2", "--rotation", "10", "--elastic-alpha", "8", "--shift", "0.1")
@@ -60,15 +58,14 @@ import dataclasses
 def test_best_after_interrupts_is_that_of_the_run_that_was_not_interrupted(train, stops):
     flags = (*DIGITS, "--epochs", "3", "--hidden", "20", "--lr", "0.05")
     name = "best-" + "-".join(map(str, stops))
-    assert train(*flags, "--name", name + "-whole")[0] == 0
-    folder = train.at / name
+    whole, folder = train.whole(*flags), train.at / name
     for stop in stops:
         signals = AT_STEP.format(stop=stop - 1, signal=int(signal.SIGINT))
         begin = ("--resume", folder) if folder.exists() else (*flags, "--name", name)
         assert train(*begin, before=TOO_GOOD + signals)[0] == 130
     assert train("--resume", folder, before=TOO_GOOD)[0] == 0
     for kind in ("last", "best"):
-        assert same(weights(folder, kind), weights(train.at / (name + "-whole"), kind))
+        assert same(weights(folder, kind), weights(whole, kind))
 
 
 def test_a_terminal_that_is_closed_ends_a_run_like_ctrl_c_and_not_under_nohup(train):
@@ -102,12 +99,12 @@ def contest(rivals):
     return refused, [rival for rival in rivals if rival not in ended]
 
 
-def test_kill_9_at_any_moment_then_resume_is_the_run_that_was_not_killed(tmp_path, request):
+def test_kill_9_at_any_moment_then_resume_is_the_run_that_was_not_killed(tmp_path, request, every_case):
     """`--kills 20` kills so many times. Two more processes want to go on with the run, each time."""
     flags = (*DIGITS, *DEFORMED, "--epochs", "60", "--hidden", "300", "--logdir", tmp_path)
     assert run(*flags, "--name", "whole")[0] == 0
     whole = {kind: weights(tmp_path / "whole", kind) for kind in ("last", "best")}
-    folder, kills, refused = tmp_path / "killed", request.config.getoption("--kills"), 0
+    folder, kills, refused = tmp_path / "killed", request.config.getoption("--kills") or (3 if every_case else 1), 0
     draw = random.Random(kills)
     for _ in range(kills):
         if not (folder / "manifest.json").exists():
@@ -142,8 +139,7 @@ def test_kill_9_at_any_moment_then_resume_is_the_run_that_was_not_killed(tmp_pat
 def test_a_run_stopped_in_mid_epoch_or_killed_inside_a_save_goes_on_bit_by_bit(train, flags):
     folder = train.at / f"run-{flags[1]}"
     flags = (*DIGITS, *flags, "--epochs", "3", "--hidden", "20")
-    assert train(*flags, "--name", folder.name + "-whole")[0] == 0
-    whole = weights(train.at / (folder.name + "-whole"))
+    whole = weights(train.whole(*flags))
     status, _ = train(*flags, "--name", folder.name, before=AT_STEP.format(stop=9, signal=int(signal.SIGINT)))
     assert status == 130
     # In the third epoch's save, whose calls begin behind those of the second's.
@@ -166,8 +162,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_says_so(train):
 @pytest.fixture(scope="module")
 def finished(train):
     """A finished run of two epochs."""
-    assert train(*DIGITS, "--epochs", "2", "--hidden", "20", "--name", "finished", "--no-normalised")[0] == 0
-    return train.at / "finished"
+    return train.whole(*DIGITS, "--epochs", "2", "--hidden", "20", "--no-normalised")
 
 
 def copied(folder, to):
@@ -231,7 +226,7 @@ def test_a_resumed_run_keeps_the_settings_that_may_change(main, finished, tmp_pa
     monkeypatch.setattr(loop.Trainer, "resume", lambda self, folder: seen.append(self.config) or sys.exit(3))
     assert main("--resume", finished)[0] == 3
     assert main("--resume", finished, "--log-every", "9")[0] == 3
-    assert [(c.log_every, c.check_every, c.name) for c in seen] == [(7, 50, "finished"), (9, 50, "finished")]
+    assert [(c.log_every, c.check_every, c.name) for c in seen] == [(7, 50, finished.name), (9, 50, finished.name)]
 
 
 @pytest.mark.parametrize(
@@ -276,18 +271,16 @@ def test_damage_is_one_line_with_status_2_and_the_checkpoint_before_it_goes_on(t
 
 def test_a_full_disk_is_one_line_with_status_1_and_the_run_goes_on_once_there_is_room(train):
     flags = (*DIGITS, "--epochs", "3", "--hidden", "20")
-    assert train(*flags, "--name", "room")[0] == 0
     full = "import errno\ndef fsync(*_, made=[], real=os.fsync):\n    made.append(1)\n    "
     full += "if len(made) > 12: raise OSError(errno.ENOSPC, 'No space left on device')\nos.fsync = fsync"
     status, err = train(*flags, "--name", "full", before=full)
     assert (status, err) == (1, ["error: [Errno 28] No space left on device"])
     assert train("--resume", train.at / "full")[0] == 0
-    assert same(weights(train.at / "full"), weights(train.at / "room"))
+    assert same(weights(train.at / "full"), weights(train.whole(*flags)))
 
 
 def test_a_loss_that_diverges_keeps_the_checkpoint_before_and_resumes(train):
     flags = (*DIGITS, "--epochs", "3", "--hidden", "20")
-    assert train(*flags, "--name", "finite")[0] == 0
     nan = "take = loop.Trainer._step\ndef step(self, images, *rest):\n"
     nan += (
         "    return take(self, images * float('nan') if self.step == 50 else images, *rest)\nloop.Trainer._step = step"
@@ -296,13 +289,12 @@ def test_a_loss_that_diverges_keeps_the_checkpoint_before_and_resumes(train):
     assert status == 1
     assert err[0].startswith("error: expected a finite loss, got nan in epoch 3 at step 51: try a lower --lr")
     assert train("--resume", train.at / "nan")[0] == 0
-    assert same(weights(train.at / "nan"), weights(train.at / "finite"))
+    assert same(weights(train.at / "nan"), weights(train.whole(*flags)))
 
 
 def test_the_same_seed_twice_gives_the_same_weights(train):
     flags = (*DIGITS, *DEFORMED, "--epochs", "1", "--hidden", "20")
-    for name in ("once", "twice"):
-        assert train(*flags, "--name", name)[0] == 0
+    assert train(*flags, "--name", "again")[0] == 0
     assert train(*flags, "--name", "other", "--seed", "1")[0] == 0
-    assert same(weights(train.at / "once"), weights(train.at / "twice"))
-    assert not same(weights(train.at / "once"), weights(train.at / "other"))
+    assert same(weights(train.at / "again"), weights(train.whole(*flags)))
+    assert not same(weights(train.at / "other"), weights(train.whole(*flags)))

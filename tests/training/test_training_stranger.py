@@ -18,9 +18,7 @@ from manual_mlp.__main__ import main as command
 from manual_mlp.training import load_run, state
 from manual_mlp.training.errors import InputError
 from manual_mlp.training.packed import pack, unpack
-from runs import main_here as main_here
 from runs import same, weights
-from runs import train_in_forks as train_in_forks
 
 FLAGS = ("--dataset", "digits", "--hidden", "20", "--batch-size", "64", "--epochs", "3")
 # Two epochs, then a kill inside of the save of the third: there is something to go on with, and to sweep.
@@ -32,8 +30,7 @@ KILLED += "state.files.write = deadly"
 @pytest.fixture(scope="module")
 def whole(train):
     """A run that was left in peace."""
-    assert train(*FLAGS, "--name", "whole")[0] == 0
-    return train.at / "whole"
+    return train.whole(*FLAGS)
 
 
 @pytest.fixture(scope="module")
@@ -393,7 +390,6 @@ HALF = (*FLAGS, "--precision", "fp16", "--optimizer", "sgd", "--momentum", "0")
 @pytest.fixture(scope="module")
 def half(train):
     """A run in float16, whose scaler has a state, and whose optimizer has none."""
-    assert train(*HALF, "--name", "half-whole")[0] == 0
     assert train(*HALF, "--name", "half", before=KILLED)[0] == -9
     return train.at / "half"
 
@@ -401,7 +397,7 @@ def half(train):
 def test_a_run_whose_optimizer_has_no_state_goes_on(train, half):
     folder = shutil.copytree(half, half.parent / "half-resumed")
     assert train("--resume", folder)[0] == 0
-    assert same(weights(folder), weights(half.parent / "half-whole"))
+    assert same(weights(folder), weights(train.whole(*HALF)))
 
 
 @pytest.mark.parametrize(

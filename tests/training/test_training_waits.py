@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +11,9 @@ from tqdm import tqdm
 
 pytest.importorskip("torchvision")
 
-from manual_mlp.training import build, loop
+from manual_mlp.training import build, feed
 from manual_mlp.training.config import Config
-from manual_mlp.training.data import Split, load
+from manual_mlp.training.data import Split
 from manual_mlp.training.interrupt import Interrupt
 from manual_mlp.training.log import NoLog
 from manual_mlp.training.loop import Trainer
@@ -100,11 +99,6 @@ def made_for(monkeypatch):
     return devices
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits", Path("unused"), CPU)
-
-
 def make(config, digits, device):
     train = Split(digits.train.images.to(device), digits.train.labels.to(device))
     data = replace(digits, train=train)
@@ -120,7 +114,7 @@ def steps(trainer):
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_step_waits_for_the_device_or_for_a_copy(digits, made_for, monkeypatch, case):
-    monkeypatch.setattr(loop, "_DEFORMED", 256)  # blocks of two batches
+    monkeypatch.setattr(feed, "_DEFORMED", 256)  # blocks of two batches
     training = steps(make(replace(BASE, **CASES[case]), digits, META))
     next(training)
     with NoWait():
@@ -163,7 +157,7 @@ def test_an_epoch_waits_for_the_device_where_the_log_is_due_and_no_sooner(digits
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("case", CASES)
 def test_a_gpu_is_not_waited_for(digits, monkeypatch, case):
-    monkeypatch.setattr(loop, "_DEFORMED", 256)
+    monkeypatch.setattr(feed, "_DEFORMED", 256)
     torch.use_deterministic_algorithms(False)  # as train.py runs
     training = steps(make(replace(BASE, **CASES[case]), digits, build.pick_device("auto")))
     next(training)

@@ -13,7 +13,7 @@ from manual_mlp.activations import Activation
 from manual_mlp.explain.formulas import LOSSES
 from manual_mlp.explain.grading.call import Answer
 from manual_mlp.explain.grading.known import BY_OTHER_MEANS, RIGHTLY, At, Known
-from manual_mlp.explain.grading.mistakes import ROWS
+from manual_mlp.explain.grading.mistakes import all_known
 from manual_mlp.explain.grading.rounding import Rounding, results, same
 from manual_mlp.explain.grading.search import CHAIN, Search, put, tell
 from manual_mlp.explain.network import Network, one_hot
@@ -68,12 +68,13 @@ def _nudged(step: str) -> Known:
     )
 
 
-_ALL = (*ROWS, *map(_nudged, RIGHTLY))
+_NUDGED = tuple(map(_nudged, RIGHTLY))
 
 
-def hidden(search: Search, rows: tuple[Known, ...] = _ALL) -> tuple[Known, ...]:
+def hidden(search: Search, among: tuple[Known, ...] | None = None) -> tuple[Known, ...]:
     """List the mistakes that would not show in these numbers, if the function made them."""
-    return tuple(row for row in rows if row.name != "argument-overwritten" and _hides(search, row))
+    among = (*all_known(), *_NUDGED) if among is None else among
+    return tuple(row for row in among if row.name != "argument-overwritten" and _hides(search, row))
 
 
 def _hides(search: Search, row: Known) -> bool:

@@ -1,0 +1,84 @@
+"""Which rows of a product of parameters are run: by default so few that every pair of values occurs.
+
+A test that is parametrised along several axes stands for the whole product. `--cases covering` runs a covering array of
+it, `--cases all` all of it, and `--cases rest` what the covering array leaves out. Whatever is named by its id is run.
+"""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import combinations_with_replacement
+
+import pytest
+
+CHOICES = ("covering", "all", "rest")
+Row = tuple[Hashable, ...]
+
+
+def pairs(row: Row) -> Iterator[Hashable]:
+    """List the pairs of values of a row, each value beside itself too."""
+    return combinations_with_replacement(enumerate(row), 2)
+
+
+def covering(rows: Sequence[Row]) -> list[int]:
+    """Choose rows, greedily, until every pair of values that occurs in one of them has been chosen: their positions."""
+    left = {pair for row in rows for pair in pairs(row)}
+    # What a row adds only ever falls, so that the first of the queue is the best one as soon as its number holds.
+    queue = [(-len(left), k) for k in range(len(rows))]
+    chosen = []
+    while left:
+        claimed, k = queue[0]
+        adds = sum(pair in left for pair in pairs(rows[k]))
+        if -claimed == adds:
+            heapq.heappop(queue)
+            left.difference_update(pairs(rows[k]))
+            chosen.append(k)
+        else:
+            heapq.heapreplace(queue, (-adds, k))
+    return sorted(chosen)
+
+
+def row_of(item: pytest.Item) -> Row:
+    """List the values of a test, one for each of its decorators, and one for each fixture that has several.
+
+    A decorator of several names is a table, and so one axis, unless the test is marked as a `product`: then every name
+    is an axis, and the table lists the rows that there are.
+    """
+    if not hasattr(item, "callspec"):
+        return ()
+    tables = [mark.args[0] for mark in item.iter_markers("parametrize")]
+    axes = [table.replace(" ", "").split(",") if isinstance(table, str) else list(table) for table in tables]
+    if item.get_closest_marker("product"):
+        axes = [[name] for axis in axes for name in axis]
+    axes += [[name] for name in item.callspec.params if name not in {name for axis in axes for name in axis}]
+    return tuple(tuple(_key(item.callspec.params[name]) for name in axis) for axis in axes)
+
+
+def _key(value: object) -> Hashable:
+    """Tell values apart: of other kinds than these, the product holds the same objects again and again."""
+    return (type(value), value) if isinstance(value, str | int | float | None) else id(value)
+
+
+def split(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """Part tests into those of the covering arrays, and the others; one without parameters is of the first."""
+    tests: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        tests[item.nodeid.partition("[")[0]].append(item)
+    kept = set()
+    for rows in tests.values():
+        values = [row_of(item) for item in rows]
+        kept |= {rows[k] for k in covering(values)} if values[0] else set(rows)
+    return [item for item in items if item in kept], [item for item in items if item not in kept]
+
+
+def select(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests that the option --cases asks for."""
+    cases = config.getoption("--cases")
+    if cases == "all" or any("[" in argument for argument in config.args):
+        return
+    kept, others = split(items)
+    if cases == "rest":
+        # A test that takes more where all cases are asked for has done only a part of its work.
+        kept, others = [item for item in items if item in set(others) or "every_case" in item.fixturenames], kept
+    config.hook.pytest_deselected(items=[item for item in others if item not in set(kept)])
+    items[:] = kept

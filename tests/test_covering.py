@@ -1,0 +1,102 @@
+"""A product of parameters is run in part, and no pair of its values is left out."""
+
+import itertools
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from covering import covering, pairs
+
+pytest_plugins = ("pytester",)
+
+PRODUCTS = [(3,), (2, 5), (2, 3, 4), (3, 3, 3, 3), (2,) * 8, (22, 2, 3, 5), (1, 4, 1, 2)]
+
+
+@pytest.mark.parametrize("sizes", PRODUCTS, ids=str)
+def test_every_pair_of_values_is_chosen(sizes: Sequence[int]) -> None:
+    rows = list(itertools.product(*map(range, sizes)))
+    chosen = [rows[k] for k in covering(rows)]
+    for (i, some), (j, others) in itertools.combinations_with_replacement(enumerate(map(range, sizes)), 2):
+        for a, b in itertools.product(some, others):
+            assert any(row[i] == a and row[j] == b for row in chosen) or (i == j and a != b)
+
+
+@pytest.mark.parametrize("sizes", PRODUCTS, ids=str)
+def test_few_rows_are_chosen(sizes: Sequence[int]) -> None:
+    rows = list(itertools.product(*map(range, sizes)))
+    least, *_ = sorted((a * b for a, b in itertools.combinations((*sizes, 1), 2)), reverse=True)
+    assert least <= len(covering(rows)) <= 2 * least + 2
+
+
+def test_of_rows_that_are_no_product_every_pair_that_occurs_is_chosen() -> None:
+    rows: list[tuple[Any, ...]] = [(a, b, c) for a in range(4) for b in range(4) for c in range(3) if (a + b) % 3 != c]
+    chosen = {pair for k in covering(rows) for pair in pairs(rows[k])}
+    assert chosen == {pair for row in rows for pair in pairs(row)}
+    assert len(covering(rows)) < len(rows)
+
+
+SUITE = """
+    import itertools
+    import pytest
+
+    @pytest.fixture(params=["x", "y"])
+    def made(request):
+        return request.param
+
+    @pytest.mark.parametrize("a", [0, 1, 2])
+    @pytest.mark.parametrize("b", [[], {}])
+    @pytest.mark.parametrize(("c", "d"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+    def test_of_axes(a, b, c, d, made):
+        pass
+
+    @pytest.mark.parametrize(("a", "b", "c"), [(0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 1)])
+    def test_of_a_table(a, b, c):
+        pass
+
+    @pytest.mark.product
+    @pytest.mark.parametrize(("a", "b", "c"), itertools.product((0, 1), repeat=3))
+    def test_of_columns(a, b, c):
+        pass
+
+    def test_alone():
+        pass
+
+    @pytest.mark.parametrize("a", [0, 1])
+    def test_in_part(a, every_case):
+        pass
+"""
+
+
+@pytest.fixture
+def passed(pytester: pytest.Pytester, request: pytest.FixtureRequest) -> Callable[..., dict[str, int]]:
+    """Run the small suite under this one's conftest: how many tests of each name passed."""
+    pytester.makeconftest((request.config.rootpath / "tests" / "conftest.py").read_text())
+    pytester.makepyfile(test_it=textwrap.dedent(SUITE))
+
+    def run(*arguments: str) -> dict[str, int]:
+        passed, skipped, failed = pytester.inline_run("-p", "no:cacheprovider", *arguments).listoutcomes()
+        assert not skipped + failed
+        return Counter(re.match(r".*::(\w+)", report.nodeid)[1] for report in passed)
+
+    return run
+
+
+def test_a_decorator_is_an_axis_and_so_is_a_fixture(passed: Callable[..., dict[str, int]]) -> None:
+    found, every = passed(), passed("--cases=all")
+    assert every == {"test_of_axes": 48, "test_of_a_table": 5, "test_of_columns": 8, "test_alone": 1, "test_in_part": 2}
+    for name, least in (("test_of_axes", 3 * 4), ("test_of_columns", 2 * 2)):
+        assert least <= found[name] <= every[name] // 2 + 1
+        every[name] -= found.pop(name)
+    assert found == {"test_of_a_table": 5, "test_alone": 1, "test_in_part": 2}
+    assert passed("--cases=rest") == {
+        name: every[name] for name in every if name not in ("test_of_a_table", "test_alone")
+    }
+
+
+def test_what_is_named_by_its_id_is_run(passed: Callable[..., dict[str, int]]) -> None:
+    names = [f"test_it.py::test_of_axes[{made}-{row}-b{b}-2]" for made in "xy" for row in ("0-1", "1-0") for b in "01"]
+    assert passed(*names) == {"test_of_axes": 8}
