@@ -116,6 +116,23 @@ def test_the_function_is_told_from_its_namesakes(activation, said):
     assert said in words(explain(draw_network(activation=activation), mistaken=())[0])
 
 
+@pytest.mark.parametrize(
+    ("activation", "said"),
+    [
+        ("gelu", "For gelu, `f(z) = z·Φ(z)`."),
+        ("gelu_tanh", "For gelu('tanh'), `f(z) = z·(1 + t)/2`, where `c = √(2/π)`, `a = 0.044715`, `t = tanh("),
+        (
+            nn.LeakyReLU(0.3),
+            "For leaky_relu(0.3), `f(z) = z if z > 0, else negative_slope·z`, where `negative_slope = 0.3`",
+        ),
+        ("sigmoid", "For sigmoid, `f(z) = 1/(1 + exp(−z))`."),
+    ],
+)
+def test_the_function_is_told_with_its_formula_and_the_numbers_in_it(activation, said):
+    assert said in words(explain(draw_network(activation=activation), mistaken=())[0])
+    assert "`f(z) = " not in words(explain(draw_network(activation=CUBIC), mistaken=())[0])
+
+
 @pytest.mark.parametrize("seed", [-1, 1, 2, 3, 2**40, -(2**63), 2**63 - 1])
 def test_all_checks_pass_for_any_seed(seed):
     found = explain(draw_network(seed=seed), mistaken=(), seed=seed)
