@@ -146,6 +146,28 @@ def test_a_name_with_odd_characters_is_refused(name):
         activations.register(make)
 
 
+def test_a_module_class_is_given_once_and_takes_the_factorys_arguments(named):
+    class Slower(torch.nn.Module):
+        def __init__(self, scale=1.0):
+            super().__init__()
+            self.scale = scale
+
+    with pytest.raises(ValueError, match=r"^expected a module class that is not yet known, got Tanh$"):
+
+        @activations.register(module=torch.nn.Tanh)
+        def my_tanh():
+            return arctan()
+
+    assert "my_tanh" not in activations.names()
+
+    @activations.register(module=Slower)
+    def slower(scale=1.0):
+        return arctan(scale)
+
+    assert activations.get(Slower(0.5)) is slower(0.5)
+    assert activations.to_module(slower(0.5)).scale == 0.5
+
+
 def test_a_factory_needs_defaults_and_returns_an_activation():
     def steep(scale, shift=0.0, *more):
         return arctan(scale)
@@ -371,6 +393,24 @@ def test_the_text_of_a_sequential_is_never_that_of_a_namesake():
         ):
             export._code(MLP([4, 7, 3], activation).to_sequential())
     mlp, x = MLP([4, 7, 3], activations.sin(30.0), "sin", dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    built = {}
+    exec(export._code(mlp.to_sequential()), built)
+    built["model"].double().load_state_dict(mlp.to_sequential().state_dict())
+    torch.testing.assert_close(built["model"](x), mlp(x))
+
+
+def test_texts_of_nearly_the_same_name_are_kept_apart():
+    from manual_mlp.training import export
+
+    @activations.register(source="torch.atan(z)")
+    def a_b():
+        return arctan()
+
+    @activations.register(source="torch.atan(shift + 2 * z)")
+    def aB(shift=0.25):
+        return Activation(lambda z: torch.atan(shift + 2 * z), torch.zeros_like, torch.zeros_like)
+
+    mlp, x = MLP([4, 7, 3], "a_b", aB(0.5), dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
     built = {}
     exec(export._code(mlp.to_sequential()), built)
     built["model"].double().load_state_dict(mlp.to_sequential().state_dict())
