@@ -15,8 +15,15 @@ from manual_mlp.formulas.losses import BinaryCrossEntropy, Loss, SquaredError
 from manual_mlp.formulas.products import rows
 
 
+def _as_it_is(y: Tensor) -> Tensor:
+    return y
+
+
 class Known(NamedTuple):
-    """A loss that has a name. What follows the first three arguments of each function are the options, by name.
+    """A loss that has a name: all that the package knows of it, and the commands too.
+
+    What follows the named arguments of the first three functions are the options, by name. The explanation writes Y for
+    the output and `Y*` for the target, formulas between backticks.
 
     Attributes:
         check: ``(input, d_out, target)``: raise an error unless the target fits what a layer makes of this input.
@@ -24,12 +31,35 @@ class Known(NamedTuple):
         torchs: ``(y, target, reduction)``: call torch's own loss of an output ``(*, D_out)``, checked before; None
             where torch has none.
         options: their names.
+        of_classes: whether a target may be a class for each row, instead of a number for each entry. The rows of
+            numbers are probabilities then.
+        shares: y to what it says of the classes, from 0 to 1 where the network is right.
+        words: what J is, for a reader.
+        slope: ∂J/∂Y, as a formula.
+        gradient: ``(y, target)`` to that; None where it is shares − target.
+        cost: ``(y, target)``, both ``(N, D_out)``, to J, their sum, in operations that take complex numbers; None for
+            torch's own.
     """
 
     check: Callable[..., None]
     make: Callable[..., Any]
     torchs: Callable[..., Tensor] | None = None
     options: tuple[str, ...] = ()
+    of_classes: bool = False
+    shares: Callable[[Tensor], Tensor] = _as_it_is
+    words: str = "the loss"
+    slope: str = "what the loss says"
+    gradient: Callable[[Tensor, Tensor], Tensor] | None = None
+    cost: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def gradient_of(self, y: Tensor, target: Tensor) -> Tensor:
+        """Compute ∂J/∂Y as a reader would write it."""
+        return self.shares(y) - target if self.gradient is None else self.gradient(y, target)
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether the output is something else than what it says of the classes, such as logits."""
+        return self.shares is not _as_it_is
 
 
 def _cross_entropy(
@@ -64,15 +94,55 @@ def _entries(t: Tensor | None, target: Tensor) -> Tensor | None:
     return rows(t.expand(*target.shape[:-1], t.shape[-1]))
 
 
+def _cost_of_softmax(y: Tensor, target: Tensor) -> Tensor:
+    # Subtracting a constant from a row changes no softmax.
+    y = y - y.real.detach().amax(1, keepdim=True)
+    return (target.sum(1) * y.exp().sum(1).log() - (target * y).sum(1)).sum()
+
+
 LOSSES: dict[str, Known] = {
     "cross_entropy": Known(
-        check_cross_entropy, _cross_entropy, torchs_cross_entropy, ("weight", "ignore_index", "label_smoothing")
+        check_cross_entropy,
+        _cross_entropy,
+        torchs_cross_entropy,
+        ("weight", "ignore_index", "label_smoothing"),
+        of_classes=True,
+        shares=lambda y: y.softmax(-1),
+        words="the cross-entropy: minus the logarithm of the share that softmax(Y) gives to the right class, added "
+        "over rows. A softmax turns a row into shares p; step 9 takes it apart",
+        slope="p − Y*,   p = softmax(Y)",
+        cost=_cost_of_softmax,
     ),
-    "squared_error": Known(check_squared_error, _squared_error, torchs_squared_error),
+    "squared_error": Known(
+        check_squared_error,
+        _squared_error,
+        torchs_squared_error,
+        words="half the sum of the squared differences of Y and `Y*`",
+        slope="Y − Y*",
+        cost=lambda y, target: 0.5 * (y - target).square().sum(),
+    ),
     "binary_cross_entropy": Known(
-        check_binary_cross_entropy, _binary_cross_entropy, torchs_binary_cross_entropy, ("weight", "pos_weight")
+        check_binary_cross_entropy,
+        _binary_cross_entropy,
+        torchs_binary_cross_entropy,
+        ("weight", "pos_weight"),
+        shares=torch.sigmoid,
+        words="the binary cross-entropy: each entry of Y answers yes or no by itself, p = sigmoid(Y) is its share of "
+        "yes, and J adds up minus the logarithm of the share of the right answer",
+        slope="p − Y*,   p = sigmoid(Y)",
+        cost=lambda y, target: (((1 + (-y).exp()).log() + y) - target * y).sum(),
     ),
 }
+
+
+def flags() -> tuple[str, ...]:
+    """List the names as a command line has them."""
+    return tuple(name.replace("_", "-") for name in LOSSES)
+
+
+def by_flag(flag: str) -> Known:
+    """Find a loss by its name, as a command line has it."""
+    return LOSSES[flag.replace("-", "_")]
 
 
 class Criterion(NamedTuple):
@@ -96,7 +166,9 @@ class Criterion(NamedTuple):
         return self.loss.make(input, self.target, **self.options)
 
     def torchs(self, y: Tensor) -> Tensor:
-        """Check, and call torch's own loss of an output ``(*, D_out)``."""
-        assert self.loss.torchs is not None
+        """Check, and call torch's own loss of an output ``(*, D_out)``, or its formula in torch's operations."""
         self.check(y, y.shape[-1])
+        if self.loss.torchs is None:
+            value: Tensor = self.make(y).composite(rows(y), self.reduction)
+            return value.reshape(y.shape[:-1] + value.shape[1:]) if value.dim() else value
         return self.loss.torchs(y, self.target, self.reduction, **self.options)

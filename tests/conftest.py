@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -40,14 +41,18 @@ def _seeded_and_poisoned() -> Iterator[None]:
 
 @pytest.fixture
 def forget() -> Iterator[Callable[[], None]]:
-    """Forget at the end of a test, or when called, which activations were registered since its beginning."""
+    """Forget at the end of a test, or when called, the activations, losses and recipes that it added."""
     from manual_mlp.activations.registry import ENTRIES
+    from manual_mlp.losses import LOSSES
+    from manual_mlp.training.recipes import RECIPES
 
-    before = dict(ENTRIES)
+    tables: list[dict[str, Any]] = [ENTRIES, LOSSES, RECIPES]
+    before = [dict(table) for table in tables]
 
     def forgotten() -> None:
-        ENTRIES.clear()
-        ENTRIES.update(before)
+        for table, kept in zip(tables, before, strict=True):
+            table.clear()
+            table.update(kept)
 
     yield forgotten
     forgotten()

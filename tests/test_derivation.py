@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import reference
 from manual_mlp import MLP, activations, backprop
+from truths import scalar_of
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "derivation.md").read_text(encoding="utf-8")
@@ -291,7 +291,7 @@ def with_abbreviations(where: str, variables: dict[str, float]) -> dict[str, flo
 @pytest.mark.parametrize("cell", OF_Z)
 def test_the_table_of_activations_gives_f_and_its_two_derivatives(cell: str) -> None:
     name, parameters = name_and_parameters(cell)
-    scalar = reference.ACTIVATIONS[name](*parameters.values())
+    scalar = scalar_of(name, *parameters.values())
     *formulas, where = OF_Z[cell]
     for z in POINTS:
         variables = with_abbreviations(where, parameters | {"z": z})
@@ -302,7 +302,7 @@ def test_the_table_of_activations_gives_f_and_its_two_derivatives(cell: str) -> 
 @pytest.mark.parametrize("cell", OF_Y)
 def test_the_table_of_slopes_from_y_gives_both_derivatives(cell: str) -> None:
     name, parameters = name_and_parameters(cell)
-    scalar = reference.ACTIVATIONS[name](*parameters.values())
+    scalar = scalar_of(name, *parameters.values())
     where = next(row[-1] for other, row in OF_Z.items() if name_and_parameters(other)[0] == name)
     # Constants of the first table hold in the second; z does not.
     constants = with_abbreviations(where, parameters | {"z": math.nan})

@@ -84,12 +84,11 @@ def relu() -> Activation:
 def leaky_relu(negative_slope: float = 0.01) -> Activation:
     """Rectified linear unit that leaks.
 
-    f = z if z > 0, else a·z
-    f′ = 1 if z > 0, else a
+    f = z if z > 0, else negative_slope·z
+    f′ = 1 if z > 0, else negative_slope
     f″ = 0
-    f′ of y = 1 if y > 0, else a
+    f′ of y = 1 if y > 0, else negative_slope
     ∂f′/∂y = 0
-    where a = negative_slope
     """
     a = negative_slope
     # With a < 0 the function falls and rises: y does not tell which side z was on.

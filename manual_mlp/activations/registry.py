@@ -208,5 +208,22 @@ def entry_of(activation: Activation) -> Entry | None:
     return entry if entry is not None and entry.make is activation.maker else None
 
 
+def formulas_of(activation: Activation) -> dict[str, str]:
+    """Return the formulas that stand in the docstring of a record's factory; of another name for it, if that has one.
+
+    Their keys are f, f′, f″, "where", and "f′ of y" and "∂f′/∂y" if f′ is computed from y.
+    """
+    named = [entry for entry in ENTRIES.values() if entry.default is activation]
+    entry = named[-1] if named else entry_of(activation)
+    return {} if entry is None else entry.formulas
+
+
+def parameters_of(activation: Activation) -> dict[str, Any]:
+    """Return the numbers that a record's factory was given, by name."""
+    entry = entry_of(activation)
+    given = () if entry is None else zip(entry.parameters, activation.params, strict=True)
+    return {name: value for name, value in given if isinstance(value, (int, float))}
+
+
 def _of_module(kind: type[nn.Module]) -> Entry | None:
     return next((entry for entry in ENTRIES.values() if entry.module is kind), None)

@@ -19,7 +19,7 @@ class Engine(NamedTuple):
     """What an engine computes in its own way; the rest is plain.
 
     Attributes:
-        name: "plain", or where it runs.
+        name: who computes.
         cross_entropy: the loss.
         drop: ``(t, mask, out) -> t`` times dropout's mask, which is made where the entries are; None for plain.
     """
@@ -30,6 +30,7 @@ class Engine(NamedTuple):
 
 
 PLAIN = Engine("plain")
+KERNELS = Engine("torch's kernels", KernelCrossEntropy)
 
 
 def engine_for(t: Tensor) -> Engine:
@@ -38,12 +39,12 @@ def engine_for(t: Tensor) -> Engine:
     Raises:
         ValueError: the variable names another engine.
     """
-    if not t.is_cuda:
+    if t.is_cpu:
         return PLAIN
     choice = os.environ.get(CHOICE, "")
     if choice not in ("", "plain"):
         raise ValueError(f"expected {CHOICE} to be plain or unset, got {choice!r}")
-    return PLAIN if choice else _on_cuda()
+    return PLAIN if choice else _on_cuda() if t.is_cuda else KERNELS
 
 
 @lru_cache(maxsize=1)
@@ -51,5 +52,5 @@ def _on_cuda() -> Engine:
     try:
         from manual_mlp.engines.triton.dropout import drop
     except ImportError:  # no Triton
-        return Engine("cuda", KernelCrossEntropy)
-    return Engine("cuda", KernelCrossEntropy, drop)
+        return KERNELS
+    return Engine("torch's kernels and Triton", KernelCrossEntropy, drop)

@@ -9,36 +9,28 @@ import torch
 from torch import Tensor
 
 from manual_mlp.activations import Activation
-from manual_mlp.formulas.cross_entropy import CrossEntropy
 from manual_mlp.formulas.layer import db_of, delta_of, dh_of, dw_of
-from manual_mlp.formulas.losses import SquaredError
-
-LOSSES = ("squared-error", "cross-entropy")
+from manual_mlp.losses import Criterion, by_flag
 
 
 def cost(loss: str, y: Tensor, target: Tensor) -> Tensor:
-    """Return J, summed over rows and outputs, by torch's own operations; y may be complex.
+    """Return J, summed over rows and outputs, by torch's own operations; y may be complex if the loss lets it.
 
     Shape:
         y, target: (N, D_out) -> ()
     """
-    if loss == "squared-error":
-        return 0.5 * (y - target).square().sum()
-    # Subtracting a constant from a row changes no softmax.
-    y = y - y.real.detach().amax(1, keepdim=True)
-    return (target.sum(1) * y.exp().sum(1).log() - (target * y).sum(1)).sum()
+    known = by_flag(loss)
+    return Criterion(known, target, "sum", {}).torchs(y) if known.cost is None else known.cost(y, target)
 
 
 def cost_gradient(loss: str, y: Tensor, target: Tensor) -> Tensor:
-    """Return ∂J/∂Y: Y − Y* of the squared error, p − Y* of the cross-entropy.
+    """Return ∂J/∂Y: Y − Y* of the squared error, p − Y* of both cross-entropies.
 
     Shape:
         y, target: (N, D_out) -> (N, D_out)
     """
-    rows = SquaredError(target) if loss == "squared-error" else CrossEntropy(target, None, -100, 0.0)
-    delta = rows.values(y.clone(), slice(None), True)[1]
-    assert delta is not None
-    return delta
+    dy: Tensor = by_flag(loss).make(y, target).values(y.clone(), slice(None), True)[1]
+    return dy
 
 
 def back_through_f(dy: Tensor, z: Tensor, activation: Activation) -> Tensor:
@@ -192,7 +184,7 @@ MISTAKES = {
             "of Z.",
             softmax=_diagonal_softmax,
             cost_gradient=lambda loss, y, t: (
-                cost_gradient(loss, y, t) if loss == "squared-error" else _diagonal_softmax(y, t)
+                _diagonal_softmax(y, t) if loss == "cross-entropy" else cost_gradient(loss, y, t)
             ),
         ),
     )

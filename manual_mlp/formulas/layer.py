@@ -97,9 +97,9 @@ def merge(total: Tensor, part: Tensor) -> Tensor:
 
 
 def z_dot_of(h: Tensor, w: Tensor, dots: Some, like: Tensor) -> Tensor:
-    """Compute ż from the tangents of h, w and b; ``like`` is z."""
+    """Compute ż, in memory of its own, from the tangents of h, w and b; ``like`` is z."""
     z_dot = _change(h, w, dots)  # (J1)
-    return torch.zeros_like(like) if z_dot is None else z_dot.expand(like.shape)
+    return torch.zeros_like(like) if z_dot is None else z_dot.expand_as(like).clone()
 
 
 def y_dot_of(z_dot: Tensor, z: Tensor, activation: Activation) -> Tensor | None:

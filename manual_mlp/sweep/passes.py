@@ -26,9 +26,9 @@ class Trace(NamedTuple):
     y: Tensor
 
     def owns_output(self) -> bool:
-        """Tell whether y may be overwritten, as backward does without it."""
+        """Tell whether y may be overwritten: backward does without it, and no mode has kept it."""
         kept = self.kept[-1]
-        return kept is None or not share_memory(self.y, kept)
+        return (kept is None or not share_memory(self.y, kept)) and not operations_are_watched()
 
 
 class Workspace(NamedTuple):

@@ -37,10 +37,14 @@ class Sum:
 
     def add(self, term: Callable[..., Tensor], *factors: Tensor) -> None:
         """Add a term, such as δᵀh, by its formula, which takes the factors and the total."""
-        if self.of.grad is None:
-            self.of.grad = fitted(term(*factors), self.of)
+        of = self.of
+        if of.grad is not None:
+            term(*factors, of.grad)
+        elif isinstance(of, Tensor) and not of.is_contiguous() and of.dim() == 2 and of.t().is_contiguous():
+            # δᵀh = (hᵀδ)ᵀ has these strides; detach(), for a gradient that is a view could not be changed in place.
+            of.grad = fitted(term(*reversed(factors)).t().detach(), of)
         else:
-            term(*factors, self.of.grad)
+            of.grad = fitted(term(*factors), of)
 
 
 Sums = Sequence[tuple[Sum | None, Sum | None]]  # of the weight and the bias of each layer
@@ -59,7 +63,7 @@ def fitted(grad: Tensor, of: Tensor | Total) -> Tensor:
     """
     dtype = getattr(of, "grad_dtype", None) or of.dtype
     grad = grad if grad.dtype is dtype else grad.to(dtype)
-    if isinstance(of, Total) or of.is_contiguous() or not torch.ops.aten.is_non_overlapping_and_dense(of):
+    if isinstance(of, Total) or of.stride() == grad.stride() or not torch.ops.aten.is_non_overlapping_and_dense(of):
         return grad
     return torch.empty_like(of, dtype=grad.dtype).copy_(grad)
 

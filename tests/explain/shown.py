@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import torch
 
-from manual_mlp import Activation
+from manual_mlp import Activation, losses
 from manual_mlp.explain import Formulas
 from manual_mlp.explain.blocks import Matrix, Numbers, Table, Text
 
 RIGHT = Formulas()
-LOSSES = ("squared-error", "cross-entropy")
+LOSSES = losses.flags()
 ANALYTIC = (
     "identity",
     "sigmoid",
