@@ -25,7 +25,7 @@ explain: .venv/installed  ## derive the gradients step by step, and write explai
 	$(BIN)/python -m manual_mlp explain --html explain.html $(ARGS)
 
 gradcheck: .venv/installed  ## prove every gradient and print the table of errors
-	$(BIN)/python -m pytest tests/core/test_gradcheck.py --quiet --error-table $(ARGS)
+	$(BIN)/python -m pytest tests/core/test_gradcheck.py --quiet --cases=all --error-table $(ARGS)
 
 grid: .venv/installed  ## try every mode of differentiation on every layer, write docs/modes.md
 	$(BIN)/python tests/grid.py $(ARGS)

@@ -78,7 +78,7 @@ def network_fits(layers: Sequence[Layer], input: Tensor, mixed: bool = False, le
     if not input.numel() or not input.dim() or (mixed and input.dtype is torch.float64):
         return False
     width, dtype, on_cpu, on_meta = input.size(-1), input.dtype, input.is_cpu, input.is_meta
-    for w, b, *_ in layers:
+    for w, b, _, _ in layers:
         if type(w) not in PLAIN or type(b) not in PLAIN or w.dim() != 2 or w.size(1) != width or not w.size(0):
             return False
         width = w.size(0)

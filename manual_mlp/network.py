@@ -153,7 +153,7 @@ class _TiledFunction(Function):
             dh = sweep.backward(dy, sums, lowest_of(by_layer))
         found = [dh]
         for form, pair in zip(ctx.forms, sums[0], strict=True):
-            grads = (None if each is None else each.of.grad for each in pair[: 1 + form.biased])
+            grads = (None if each is None else each.grad for each in pair[: 1 + form.biased])
             found += (None if grad is None else cast(grad, h.dtype) for grad in grads)
         return *found, None, None, None
 
@@ -232,7 +232,7 @@ def _unchanging(h: Tensor, layers: Sequence[Layer]) -> tuple[Tensor, list[Layer]
 
 def _zeros(layers: Sequence[Layer], needed: Sequence[Needed]) -> Sums:
     def of(p: Tensor | None, need: bool) -> Sum | None:
-        return Sum(Total.of(p)) if need and p is not None else None
+        return Total.of(p) if need and p is not None else None
 
     return [(of(w, need_w), of(b, need_b)) for (w, b, *_), (_, need_w, need_b) in zip(layers, needed, strict=True)]
 

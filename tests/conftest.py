@@ -75,7 +75,8 @@ with suppress(ImportError):
     # How long a draw takes is a matter of the machine.
     timeless = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 
-    settings.register_profile("suite", max_examples=300, derandomize=True, database=None, **timeless)
+    settings.register_profile("suite", max_examples=100, derandomize=True, database=None, **timeless)
+    settings.register_profile("suite, all cases", max_examples=300, derandomize=True, database=None, **timeless)
     # Every setting is named: a profile inherits the rest, which Hypothesis itself changes where it sees a CI.
     settings.register_profile("fuzz", max_examples=1000, derandomize=False, database=None, print_blob=True, **timeless)
     settings.load_profile("suite")
@@ -97,8 +98,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "each_value: each value of a parameter is enough, for its runs are expensive")
     config.addinivalue_line("markers", "product: of its tables of parameters, every column is an axis of a product")
     config.stash[ERRORS] = defaultdict(dict)
+    if config.getoption("--cases") != "covering" and not config.getoption("--hypothesis-profile", None):
+        with suppress(NameError):  # without Hypothesis
+            settings.load_profile("suite, all cases")
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@
 
 A test that is parametrised along several axes stands for the whole product. `--cases covering` runs a covering array of
 it, `--cases all` all of it, and `--cases rest` what the covering array leaves out. Whatever is named by its id is run.
+Of a test that is marked with `each_value`, whose runs are expensive, every value occurs, not every pair.
 """
 
 import heapq
+import random
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import combinations_with_replacement
@@ -15,26 +17,27 @@ CHOICES = ("covering", "all", "rest")
 Row = tuple[Hashable, ...]
 
 
-def pairs(row: Row) -> Iterator[Hashable]:
-    """List the pairs of values of a row, each value beside itself too."""
-    return combinations_with_replacement(enumerate(row), 2)
+def parts(row: Row, strength: int = 2) -> Iterator[Hashable]:
+    """List the pairs of values of a row, each value beside itself too; for a strength of 1, the values."""
+    return combinations_with_replacement(enumerate(row), strength)
 
 
-def covering(rows: Sequence[Row]) -> list[int]:
+def covering(rows: Sequence[Row], strength: int = 2) -> list[int]:
     """Choose rows, greedily, until every pair of values that occurs in one of them has been chosen: their positions."""
-    left = {pair for row in rows for pair in pairs(row)}
-    # What a row adds only ever falls, so that the first of the queue is the best one as soon as its number holds.
-    queue = [(-len(left), k) for k in range(len(rows))]
+    left = {part for row in rows for part in parts(row, strength)}
+    # What a row adds only ever falls, so that the first of the queue is the best one as soon as its number holds. Of
+    # equals the order is a shuffled one: else the first value of an axis would stand beside most of another's.
+    queue = [(-len(left), turn, k) for turn, k in enumerate(random.Random(0).sample(range(len(rows)), len(rows)))]
     chosen = []
     while left:
-        claimed, k = queue[0]
-        adds = sum(pair in left for pair in pairs(rows[k]))
+        claimed, turn, k = queue[0]
+        adds = sum(part in left for part in parts(rows[k], strength))
         if -claimed == adds:
             heapq.heappop(queue)
-            left.difference_update(pairs(rows[k]))
+            left.difference_update(parts(rows[k], strength))
             chosen.append(k)
         else:
-            heapq.heapreplace(queue, (-adds, k))
+            heapq.heapreplace(queue, (-adds, turn, k))
     return sorted(chosen)
 
 
@@ -67,8 +70,14 @@ def split(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.
     kept = set()
     for rows in tests.values():
         values = [row_of(item) for item in rows]
-        kept |= {rows[k] for k in covering(values)} if values[0] else set(rows)
+        strength = 1 if rows[0].get_closest_marker("each_value") else 2
+        kept |= {rows[k] for k in covering(values, strength)} if values[0] else set(rows)
     return [item for item in items if item in kept], [item for item in items if item not in kept]
+
+
+def takes_more(item: pytest.Item) -> bool:
+    """Tell whether a test does more of its own where all cases are asked for: then it is one of the rest too."""
+    return "every_case" in item.fixturenames or item.get_closest_marker("hypothesis") is not None
 
 
 def select(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -78,7 +87,7 @@ def select(config: pytest.Config, items: list[pytest.Item]) -> None:
         return
     kept, others = split(items)
     if cases == "rest":
-        # A test that takes more where all cases are asked for has done only a part of its work.
-        kept, others = [item for item in items if item in set(others) or "every_case" in item.fixturenames], kept
+        rest = set(others)
+        kept, others = [item for item in items if item in rest or takes_more(item)], kept
     config.hook.pytest_deselected(items=[item for item in others if item not in set(kept)])
     items[:] = kept

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from covering import covering, pairs
+from covering import CHOICES, covering, parts
 
 pytest_plugins = ("pytester",)
 
@@ -34,8 +34,8 @@ def test_few_rows_are_chosen(sizes: Sequence[int]) -> None:
 
 def test_of_rows_that_are_no_product_every_pair_that_occurs_is_chosen() -> None:
     rows: list[tuple[Any, ...]] = [(a, b, c) for a in range(4) for b in range(4) for c in range(3) if (a + b) % 3 != c]
-    chosen = {pair for k in covering(rows) for pair in pairs(rows[k])}
-    assert chosen == {pair for row in rows for pair in pairs(row)}
+    chosen = {pair for k in covering(rows) for pair in parts(rows[k])}
+    assert chosen == {pair for row in rows for pair in parts(row)}
     assert len(covering(rows)) < len(rows)
 
 
@@ -62,6 +62,12 @@ SUITE = """
     def test_of_columns(a, b, c):
         pass
 
+    @pytest.mark.each_value
+    @pytest.mark.parametrize("a", [0, 1, 2])
+    @pytest.mark.parametrize("b", [0, 1, 2, 3])
+    def test_of_values(a, b):
+        pass
+
     def test_alone():
         pass
 
@@ -85,16 +91,25 @@ def passed(pytester: pytest.Pytester, request: pytest.FixtureRequest) -> Callabl
     return run
 
 
+# Of a test, how many rows there are, and how many at the least are run.
+ROWS = {
+    "test_of_axes": (48, 3 * 4),
+    "test_of_a_table": (5, 5),
+    "test_of_columns": (8, 2 * 2),
+    "test_of_values": (12, 4),
+    "test_alone": (1, 1),
+}
+
+
 def test_a_decorator_is_an_axis_and_so_is_a_fixture(passed: Callable[..., dict[str, int]]) -> None:
-    found, every = passed(), passed("--cases=all")
-    assert every == {"test_of_axes": 48, "test_of_a_table": 5, "test_of_columns": 8, "test_alone": 1, "test_in_part": 2}
-    for name, least in (("test_of_axes", 3 * 4), ("test_of_columns", 2 * 2)):
-        assert least <= found[name] <= every[name] // 2 + 1
-        every[name] -= found.pop(name)
-    assert found == {"test_of_a_table": 5, "test_alone": 1, "test_in_part": 2}
-    assert passed("--cases=rest") == {
-        name: every[name] for name in every if name not in ("test_of_a_table", "test_alone")
-    }
+    found, every, rest = (passed(f"--cases={cases}") for cases in CHOICES)
+    assert found == passed()
+    # Where a test asks itself whether every case is to be run, it is a part of the rest too.
+    assert found.pop("test_in_part") == every.pop("test_in_part") == rest.pop("test_in_part") == 2
+    assert every == {name: rows for name, (rows, _) in ROWS.items()}
+    assert all(least <= found[name] <= 1.5 * least for name, (_, least) in ROWS.items())
+    assert found["test_of_values"] == 4
+    assert {name: found[name] + rest.get(name, 0) for name in found} == every
 
 
 def test_what_is_named_by_its_id_is_run(passed: Callable[..., dict[str, int]]) -> None:

@@ -109,6 +109,7 @@ def test_a_run_is_exported_whatever_the_streams_are(trained, tmp_path, redirect)
     assert (tmp_path / "net.pt").stat().st_size > 0
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("redirect", [CLOSED, GONE, FULL])
 @pytest.mark.parametrize("command", [LIST, EXPLAIN, (*TRAIN, "--help")], ids=["list", "explain", "help"])
 def test_what_only_speaks_ends_well_whatever_the_streams_are(command, redirect):
@@ -123,6 +124,7 @@ def test_recipes_are_listed_in_ascii_with_question_marks():
     assert [line.split()[0] for line in out.decode().splitlines()] == list(RECIPES)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("redirect", [CLOSED, FULL])
 @pytest.mark.parametrize(
     "command",

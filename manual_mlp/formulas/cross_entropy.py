@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,7 @@ from manual_mlp.transforms import operations_are_watched
 aten = torch.ops.aten
 
 
-class Compared(NamedTuple):
-    """Some rows of ln p beside their target rows a: −a · ln p; Σa (n, 1), or None for 1; what takes a off in place."""
-
-    values: Tensor
-    total: Tensor | None
-    subtract: Callable[[Tensor], Tensor]
+Subtract = Callable[[Tensor], Tensor]  # takes the target rows a off, in place
 
 
 @dataclass(eq=False)
@@ -52,8 +47,12 @@ class CrossEntropy(Loss):
 
     def values(self, y: Tensor, at: slice, need_dy: bool) -> tuple[Tensor, Tensor | None]:
         log_p = self._log_softmax(y)
-        compared = self._one_hot(log_p, at) if self._is_plain else self._compared(log_p, at)
-        return compared.values, _delta(_exp_(log_p), compared) if need_dy else None
+        if self._is_plain:
+            t = self.target[at]
+            values, total, subtract = F.nll_loss(log_p, t, reduction="none"), None, _one_hot(t)
+        else:
+            values, total, subtract = self._compared(log_p, at)
+        return values, _delta(_exp_(log_p), total, subtract) if need_dy else None
 
     def reduced(self, y: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
         log_p, t = self._log_softmax(y), self.target
@@ -61,9 +60,10 @@ class CrossEntropy(Loss):
             value, count = aten.nll_loss_forward.default(log_p, t, None, 1 if mean else 2, self.ignore_index)
             if count.item() == t.size(0) > 0:
                 epsilon, scale = self.label_smoothing, 1 / t.size(0) if mean else 1.0
+                share = self._share(log_p)
                 if epsilon:
-                    value = (1 - epsilon) * value - self._share(log_p) * scale * log_p.sum()
-                delta = _delta(_exp_(log_p), self._smoothed(log_p, value, t))
+                    value = (1 - epsilon) * value - share * scale * log_p.sum()
+                delta = _delta(_exp_(log_p), None, _one_hot(t, 1 - epsilon, share))
                 delta = delta.mul_(scale) if mean else delta
                 return value, delta if g is None else delta.mul_(g)
         # ln p is its own logarithm of the softmax.
@@ -71,16 +71,16 @@ class CrossEntropy(Loss):
 
     def curvature(self, y: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
         log_p = self._log_softmax(y)
-        compared = self._compared(log_p, at)
+        _, total, subtract = self._compared(log_p, at)
         p = _exp_(log_p)
-        total = 1.0 if compared.total is None else compared.total
         r = (q - (p * q).sum(-1, keepdim=True)).mul_(p).mul_(total)  # (O4)
-        return _delta(p, compared), r
+        return _delta(p, total, subtract), r
 
     def _log_softmax(self, y: Tensor) -> Tensor:
         return torch.log_softmax(y, -1, out=y)
 
-    def _compared(self, log_p: Tensor, at: slice) -> Compared:
+    def _compared(self, log_p: Tensor, at: slice) -> tuple[Tensor, Tensor, Subtract]:
+        """Return −a · ln p and Σa (n, 1) of some rows, and what takes a off."""
         epsilon, t, weight = self.label_smoothing, self.target[at], self.weight
         if weight is not None:
             weight = cast(weight, log_p.dtype)
@@ -88,7 +88,7 @@ class CrossEntropy(Loss):
         if t.is_floating_point():
             a = (1 - epsilon) * cast(t, log_p.dtype) + share
             a = a if weight is None else a * weight
-            return Compared(-(a * log_p).sum(-1), a.sum(-1, keepdim=True), lambda rows: rows.sub_(a))
+            return -(a * log_p).sum(-1), a.sum(-1, keepdim=True), lambda rows: rows.sub_(a)
         values = F.nll_loss(log_p, t, weight, reduction="none", ignore_index=self.ignore_index)
         known, column, total = (of_all[at] for of_all in self._classes())
         total = cast(total, log_p.dtype)
@@ -98,25 +98,11 @@ class CrossEntropy(Loss):
             return rows.scatter_(1, column, rows.gather(1, column) - hard)
 
         if not epsilon:
-            return Compared(values, total, subtract)
+            return values, total, subtract
         soft = log_p.new_full((log_p.shape[-1],), share) if weight is None else share * weight
         values = (1 - epsilon) * values - torch.where(known, log_p @ soft, 0.0)
         soft_rows = known[:, None] * soft
-        return Compared(values, hard + soft_rows.sum(-1, keepdim=True), lambda rows: subtract(rows.sub_(soft_rows)))
-
-    def _one_hot(self, log_p: Tensor, at: slice) -> Compared:
-        """Compare with classes that all count, and alike."""
-        t = self.target[at]
-        return self._smoothed(log_p, F.nll_loss(log_p, t, reduction="none"), t)
-
-    def _smoothed(self, log_p: Tensor, values: Tensor, t: Tensor) -> Compared:
-        share, hot = self._share(log_p), self.label_smoothing - 1.0
-
-        def subtract(rows: Tensor) -> Tensor:
-            rows = rows.scatter_(1, t.unsqueeze(1), hot, reduce="add")
-            return rows.sub_(share) if share else rows
-
-        return Compared(values, None, subtract)
+        return values, hard + soft_rows.sum(-1, keepdim=True), lambda rows: subtract(rows.sub_(soft_rows))
 
     def _share(self, log_p: Tensor) -> float:
         """Return what smoothing gives to each class."""
@@ -183,6 +169,16 @@ def _exp_(log_p: Tensor) -> Tensor:
     return flush_(log_p).exp_()
 
 
-def _delta(p: Tensor, of: Compared) -> Tensor:
-    """Compute δ over p."""
-    return of.subtract(p if of.total is None else p.mul_(of.total))  # (O2)
+def _delta(p: Tensor, total: Tensor | None, subtract: Subtract) -> Tensor:
+    """Compute δ over p; a total Σa that is None is 1."""
+    return subtract(p if total is None else p.mul_(total))  # (O2)
+
+
+def _one_hot(t: Tensor, hot: float = 1.0, share: float = 0.0) -> Subtract:
+    """Return what takes off ``hot`` at the class of each row, and a share at all of them."""
+
+    def subtract(rows: Tensor) -> Tensor:
+        rows = rows.scatter_(1, t.unsqueeze(1), -hot, reduce="add")
+        return rows.sub_(share) if share else rows
+
+    return subtract

@@ -45,7 +45,7 @@ class RowLoss(ABC):
         """Compute the sum of the values, and dy of that; y may be overwritten."""
         values, dy = self.values(y, at, True)
         assert dy is not None
-        return values.sum(dtype=torch.float64), dy
+        return total_of(values), dy
 
     def reduced(self, y: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
         """Compute the sum or the mean over all rows, and dy for its upstream gradient g or 1; y may be overwritten."""
@@ -229,6 +229,11 @@ class Pair(RowLoss):
             raise ValueError(f"expected delta {tuple(y.shape)}, got {tuple(delta.shape)}")
         # A copy, for it may be the user's own tensor, and is overwritten.
         return values, None if delta is None else delta.clone()
+
+
+def total_of(values: Tensor) -> Tensor:
+    """Add up the values of rows or entries: rows in their own dtype, which is quick, and then in float64."""
+    return (values if values.dim() == 1 else values.sum(-1)).sum(dtype=torch.float64)
 
 
 def _rows_at(weight: Tensor, at: slice) -> Tensor:

@@ -15,7 +15,7 @@ from manual_mlp.head.plan import Head, Step
 from manual_mlp.head.second import in_dtypes, second_order
 from manual_mlp.precision import cast, uncast, widen, widened
 from manual_mlp.sweep.passes import Trace, forward
-from manual_mlp.sweep.sums import Sum, Total
+from manual_mlp.sweep.sums import Total
 from manual_mlp.sweep.tiles import Sweep, Tile
 from manual_mlp.transforms import below_functions, is_plain, last_pass, needed_now, version
 
@@ -142,10 +142,10 @@ def _swept(
     sweep: Sweep, dy: Callable[[Trace, Tile], Tensor], operands: Sequence[Tensor | None], needed: Sequence[bool]
 ) -> Found:
     """Compute what is needed of dh, dw and db, tile by tile."""
-    sums = [Sum(Total.of(t)) if need and t is not None else None for t, need in zip(operands, needed, strict=True)]
+    sums = [Total.of(t) if need and t is not None else None for t, need in zip(operands, needed, strict=True)]
     _, dw, db = sums
     dh = sweep.backward(dy, [[(dw, db)]], -1 if needed[0] else 0)
-    return dh if needed[0] else None, *(None if each is None else each.of.grad for each in (dw, db))
+    return dh if needed[0] else None, *(None if each is None else each.grad for each in (dw, db))
 
 
 def _finish(ctx: Any, step: Step, g: Tensor, operands: Sequence[Any], needed: Sequence[bool]) -> Found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manual_mlp.formulas.losses import Loss, RowLoss
+from manual_mlp.formulas.losses import Loss, RowLoss, total_of
 from manual_mlp.precision import cast, widen, widened
 from manual_mlp.sweep.passes import Trace
 from manual_mlp.sweep.tiles import Tile
@@ -81,7 +81,7 @@ class Objective:
         if self.apart is not None:
             self.values[tile.at] = values
         else:
-            self._add(values.sum(dtype=torch.float64), tile)
+            self._add(total_of(values), tile)
 
     def curvature(self, trace: Trace, tile: Tile, q: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the gradient by the output of a tile for upstream gradients of 1, and that of its product with q."""

@@ -11,7 +11,7 @@ from manual_mlp.activations import IDENTITY
 from manual_mlp.dropout import Mask, drop
 from manual_mlp.formulas.layer import Layer, db_of, delta_of, dh_of, dw_of, y_of, z_of
 from manual_mlp.precision import widened
-from manual_mlp.sweep.sums import Sums
+from manual_mlp.sweep.sums import Sums, add
 from manual_mlp.transforms import operations_are_watched
 
 Masks = Sequence[Mask | None]
@@ -126,9 +126,9 @@ def backward(
         assert delta is not None
         dw, db = sums[k]
         if dw is not None:
-            dw.add(dw_of, delta, trace.h[k])
+            add(dw, dw_of, delta, trace.h[k])
         if db is not None:
-            db.add(db_of, delta)
+            add(db, db_of, delta)
         if k > lowest:
             own = unwatched
             dy = dh_of(delta, w, out=dh if k == 0 else space.delta[k - 1] if space is not None else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,45 +28,38 @@ class Total:
         return cls(dtype, parameter.new_zeros(parameter.shape, dtype=dtype))
 
 
-class Sum:
-    """The gradient of a parameter, added to the ``grad`` of the parameter itself or of what stands for it."""
-
-    __slots__ = ("of",)
-
-    def __init__(self, of: Tensor | Total) -> None:
-        self.of = of
-
-    def add(self, term: Callable[..., Tensor], *factors: Tensor) -> None:
-        """Add a term, such as δᵀh, by its formula, which takes the factors and the total."""
-        of = self.of
-        if of.grad is not None:
-            term(*factors, of.grad)
-        elif isinstance(of, Tensor) and not of.is_contiguous() and of.dim() == 2 and of.t().is_contiguous():
-            # δᵀh = (hᵀδ)ᵀ has these strides; detach(), for a gradient that is a view could not be changed in place.
-            of.grad = fitted(term(*reversed(factors)).t().detach(), of)
-        else:
-            of.grad = fitted(term(*factors), of)
+Sum: TypeAlias = "Tensor | Total"  # whose ``grad`` terms are added to
+Sums: TypeAlias = "Sequence[tuple[Sum | None, Sum | None]]"  # of the weight and the bias of each layer
 
 
-Sums = Sequence[tuple[Sum | None, Sum | None]]  # of the weight and the bias of each layer
+def add(to: Sum, term: Callable[..., Tensor], *factors: Tensor) -> None:
+    """Add a term, such as δᵀh, by its formula, which takes the factors and the total."""
+    if to.grad is not None:
+        term(*factors, to.grad)
+    elif isinstance(to, Total) or to.is_contiguous() or to.dim() != 2 or not to.t().is_contiguous():
+        to.grad = fitted(term(*factors), to)
+    else:
+        # δᵀh = (hᵀδ)ᵀ has the strides; detach(), for a gradient that is a view could not be changed in place.
+        to.grad = fitted(term(*reversed(factors)).t().detach(), to)
 
 
 def grads_of(sums: Sums) -> list[Tensor]:
     """List what is added up, each once, though layers may share it."""
-    found = {id(each.of): each.of.grad for layer in sums for each in layer if each is not None}
+    found = {id(each): each.grad for layer in sums for each in layer if each is not None}
     return [grad for grad in found.values() if grad is not None]
 
 
-def fitted(grad: Tensor, of: Tensor | Total) -> Tensor:
+def fitted(grad: Tensor, of: Sum) -> Tensor:
     """Give a gradient the dtype that a parameter's has, and its strides where these are dense, as autograd does.
 
     torch lets a user choose the dtype, and fused optimizers count on the strides.
     """
     dtype = getattr(of, "grad_dtype", None) or of.dtype
     grad = grad if grad.dtype is dtype else grad.to(dtype)
-    if isinstance(of, Total) or of.stride() == grad.stride() or not torch.ops.aten.is_non_overlapping_and_dense(of):
+    if isinstance(of, Total) or of.is_contiguous() or of.stride() == grad.stride():
         return grad
-    return torch.empty_like(of, dtype=grad.dtype).copy_(grad)
+    dense = torch.ops.aten.is_non_overlapping_and_dense(of)
+    return torch.empty_like(of, dtype=grad.dtype).copy_(grad) if dense else grad
 
 
 def sums_of(layers: Sequence[Layer], one: bool) -> tuple[Sums, dict[Tensor, Total]]:
@@ -79,10 +73,10 @@ def sums_of(layers: Sequence[Layer], one: bool) -> tuple[Sums, dict[Tensor, Tota
         if p is None or not p.requires_grad:
             return None
         if one and not has_gradient_hooks(p) and (p.grad is None or _is_addable(p.grad)):
-            return Sum(p)
+            return p
         if p not in totals:
             totals[p] = Total(p.dtype) if one else Total.of(p)
-        return Sum(totals[p])
+        return totals[p]
 
     return [(of(w), of(b)) for w, b, *_ in layers], totals
 

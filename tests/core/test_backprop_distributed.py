@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,14 +151,7 @@ def work(rank: int) -> dict[str, float | str]:
     return outcomes({name: partial(error, name) for name in CASES})
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float | str]]:
-    return answers(work, tmp_path_factory.mktemp("ranks"))
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_every_rank_gets_the_gradients_of_the_whole_batch(name: str, found: list[dict[str, float | str]]) -> None:
-    for rank in range(RANKS):
-        answer = found[rank][name]
-        assert isinstance(answer, float), answer
-        assert answer < 1e-12
+def test_every_rank_gets_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
+    for found in answers(work, tmp_path):
+        assert found.keys() == CASES.keys()
+        assert {name: error for name, error in found.items() if not isinstance(error, float) or error > 1e-12} == {}

@@ -10,7 +10,7 @@ from torch.func import jacfwd, jacrev
 
 from manual_mlp import activations, dense, dense_squared_error
 
-SHAPES = {"1-D": (4,), "2-D": (5, 4), "3-D": (2, 3, 4), "empty": (0, 4)}
+SHAPES = {"1-D": (4,), "2-D": (5, 4), "3-D": (2, 3, 4)}
 BIAS = {"bias": True, "none": False}
 
 Draw = Callable[..., Tensor]
@@ -27,6 +27,7 @@ def check(function: Function, inputs: tuple[Tensor, ...]) -> None:
     assert gradgradcheck(function, inputs, check_fwd_over_rev=True, check_batched_grad=True)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("bias", BIAS.values(), ids=BIAS)
 @pytest.mark.parametrize("name", activations.names())
@@ -34,6 +35,14 @@ def test_dense_passes_gradcheck_and_gradgradcheck(draw: Draw, name: str, bias: b
     check(lambda h, w, b=None: dense(h, w, b, name), operands(draw, shape, bias))
 
 
+@pytest.mark.each_value
+@pytest.mark.parametrize("bias", BIAS.values(), ids=BIAS)
+@pytest.mark.parametrize("name", activations.names())
+def test_an_empty_batch_passes_too(draw: Draw, name: str, bias: bool) -> None:
+    check(lambda h, w, b=None: dense(h, w, b, name), operands(draw, (0, 4), bias))
+
+
+@pytest.mark.each_value
 @pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
 @pytest.mark.parametrize("name", ["identity", "relu", "tanh", "gelu", "softplus"])
 def test_dense_squared_error_passes_gradcheck_and_gradgradcheck(draw: Draw, name: str, reduction: str) -> None:

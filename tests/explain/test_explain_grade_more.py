@@ -24,16 +24,17 @@ def learner(activation="sigmoid", loss="squared-error", dtype=torch.float64, ins
     return fn
 
 
-def turns(activation):
-    """Take the sizes, the losses and some seeds in turn."""
-    for turn, (inputs, outputs, batch) in enumerate(SIZES):
+def turns(activation, every_case):
+    """Take the sizes, the losses and some seeds in turn; of every four sizes one, unless all cases are asked for."""
+    first, step = (0, 1) if every_case else (activations.names().index(activation) % 4, 4)
+    for turn, (inputs, outputs, batch) in [*enumerate(SIZES)][first::step]:
         loss = "cross-entropy" if outputs > 1 and turn % 2 else "squared-error"
         yield loss, {"inputs": inputs, "outputs": outputs, "batch": batch, "seed": turn, "activation": activation}
 
 
 @pytest.mark.parametrize("activation", activations.names())
-def test_a_factor_near_one_does_not_pass_in_float32(activation):
-    for loss, given in turns(activation):
+def test_a_factor_near_one_does_not_pass_in_float32(activation, every_case):
+    for loss, given in turns(activation, every_case):
         for turn, factor in enumerate((1.001, 1.01, 0.999)):
             for name in ("d", ("dW", "dB", "dH")[turn]):
                 fn = learner(activation, loss, torch.float32, **{name: factor})
@@ -42,8 +43,8 @@ def test_a_factor_near_one_does_not_pass_in_float32(activation):
 
 
 @pytest.mark.parametrize("activation", activations.names())
-def test_what_is_computed_in_float32_passes_as_float32(activation):
-    for loss, given in turns(activation):
+def test_what_is_computed_in_float32_passes_as_float32(activation, every_case):
+    for loss, given in turns(activation, every_case):
         fn = learner(activation, loss, torch.float32, torch.float32)
         grade = check_my_backward(fn, loss=loss, **given)
         assert grade.passed, (loss, given, str(grade))
@@ -78,9 +79,9 @@ def magnitude(H, W, B, target):
     return H.T @ delta, delta.sum(0)
 
 
-def test_numbers_that_happen_to_be_right_are_tried_on_further_draws():
+def test_numbers_that_happen_to_be_right_are_tried_on_further_draws(every_case):
     for sizes in ({"inputs": 3, "outputs": 2, "batch": 1}, {"inputs": 1, "outputs": 1, "batch": 1}):
-        for seed in range(10):
+        for seed in range(10 if every_case else 3):
             assert not check_my_backward(magnitude, activation="relu", seed=seed, **sizes).passed, (sizes, seed)
 
 

@@ -88,8 +88,10 @@ def cast(fn, dtype):
 
 
 @pytest.mark.parametrize("activation", activations.names())
-def test_no_mistake_passes_for_any_function_loss_dtype_or_draw(activation):
+def test_no_mistake_passes_for_any_function_loss_dtype_or_draw(activation, every_case):
     for turn, (case, made) in enumerate(WRONG.items()):
+        if not every_case and (turn + activations.names().index(activation)) % 3:
+            continue  # so that over any three functions all mistakes are made
         if case in NONE.get(activation, ()):
             continue
         given, dtype = options(turn, activation)
@@ -98,8 +100,8 @@ def test_no_mistake_passes_for_any_function_loss_dtype_or_draw(activation):
 
 
 @pytest.mark.parametrize("activation", activations.names())
-def test_what_is_right_passes_for_every_function_loss_and_dtype(activation):
-    for turn in range(8):
+def test_what_is_right_passes_for_every_function_loss_and_dtype(activation, every_case):
+    for turn in range(8 if every_case else 3):
         given, dtype = options(turn, activation)
         grade = check_my_backward(cast(learner(activation, given["loss"]), dtype), **given)
         assert grade.passed, (given, str(grade))
@@ -191,6 +193,7 @@ def test_float32_beside_float64_is_compared_as_float32():
     assert check_my_backward(fn).passed
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", ["delta", "dB", "dW", "dH"])
 def test_one_wrong_entry_does_not_pass_and_is_marked(name, dtype):

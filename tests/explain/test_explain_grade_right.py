@@ -203,9 +203,11 @@ BY_TORCH = (autograd_itself, func_vjp, func_grad, by_a_module)
 
 @pytest.mark.parametrize("loss", ["squared-error", "cross-entropy"])
 @pytest.mark.parametrize("way", [*WAYS, *STORED])
-def test_a_right_way_passes(way, loss):
+def test_a_right_way_passes(way, loss, every_case):
     layout = "torch" if way in STORED else "textbook"
     for seed, (activation, (inputs, outputs, batch)) in enumerate(zip(FUNCTIONS, SIZES, strict=True)):
+        if not every_case and (seed + [*WAYS, *STORED].index(way)) % 3:
+            continue  # so that over any three ways all functions and sizes occur
         if activation == "hardsigmoid" and way in BY_TORCH:
             continue
         grade = check_my_backward(

@@ -45,21 +45,25 @@ def hunt(mutant: Mutant, record: Record, verdicts: dict[Mutant, str | None], pat
 
 
 def record_of(root: Path, file: Path, trees: list[Path], again: bool) -> Record:
-    """Read which tests reach which functions, or find out: a run of the suite without a mutant."""
-    if file.exists() and not again:
-        return Record.load(file)
-    read, record = {source.path: source for source in sources(root)}, Record()
-    print("running the suite without a mutant, to see what its tests reach", flush=True)
+    """Read which tests reach which functions, or find out, for the files of which that is not known."""
+    record = Record.load(file) if file.exists() and not again else Record()
+    read, known = {source.path: source for source in sources(root)}, {OURS, *map(file_of, record.seconds)}
 
     def one(path: str) -> Job:
-        found = yield Plan([path], cases=CASES)
-        record.add(found, read)
+        found = yield Plan([path], cases=CASES, trace=True)
+        if found.red:
+            # Some know that they are traced.
+            found.red = (yield Plan([path], found.red, cases=len(found.red))).red
         if found.error:
             raise RuntimeError(f"{path}: pytest did not run: {found.error}")
+        record.add(found, read)
+        record.save(file)
 
     files = sorted(path.relative_to(root).as_posix() for path in (root / "tests").rglob("test_*.py"))
-    deal([(None, one(path)) for path in files if path != OURS], trees)
-    record.save(file)
+    unknown = [path for path in files if path not in known]
+    if unknown:
+        print(f"running {len(unknown)} files of tests without a mutant, to see what they reach", flush=True)
+    deal([(None, one(path)) for path in unknown], trees)
     return record
 
 

@@ -10,6 +10,7 @@ from mutants.suite import Outcome, Plan, file_of, function_of
 
 OURS = "tests/test_mutants.py"  # reads the package, and runs nothing of it
 FEW = 20.0  # seconds of tests that a mutant meets first
+SEEN = 6  # cases that saw another mutant of a file, before those
 EACH = 4.0  # of one file
 
 
@@ -37,24 +38,25 @@ class Record:
             self.reached[path][scope].append(test)
 
     def plans(self, mutant: Mutant) -> Iterator[Plan]:
-        """Deal the suite out to three processes: a few cases likely to see the mutant, all that may, and all others."""
+        """Deal the suite out to four processes: what saw others there, a few quick cases, all that may, all others."""
         cases, reaching = defaultdict(list), self.reaching(mutant)
         for case in self.seconds:
             if function_of(case) in reaching:
                 cases[function_of(case)].append(case)
         mean = {test: sum(map(self.seconds.__getitem__, some)) / len(some) for test, some in cases.items()}
         quickest = sorted(mean, key=mean.__getitem__)
-        killers = [*self.killers[mutant.path], *self.killers[f"{mutant.path} {mutant.scope}"]]
-        few = [*dict.fromkeys(killers[::-1])][:12]
-        spent: dict[str, float] = defaultdict(float)
+        spent, few = defaultdict[str, float](float), []
         for test in quickest:
             for case in cases[test]:
                 spent[file_of(test)] += self.seconds[case]
                 if spent[file_of(test)] < EACH and sum(spent.values()) < FEW:
                     few.append(case)
-        yield self._plan(few, self.red)
-        yield self._plan(quickest, self.red | {*few})
-        yield Plan(["tests"], None, self.red | {OURS, *few, *quickest}, self.seconds)
+        seen = [*self.killers[mutant.path], *self.killers[f"{mutant.path} {mutant.scope}"]]
+        seen = [*dict.fromkeys(seen[::-1])][:SEEN]
+        yield self._plan(seen, self.red)
+        yield self._plan(few, self.red | {*seen})
+        yield self._plan(quickest, self.red | {*seen, *few})
+        yield Plan(["tests"], None, self.red | {OURS, *seen, *few, *quickest}, self.seconds)
 
     def _plan(self, tests: list[str], but: set[str]) -> Plan:
         return Plan([*dict.fromkeys(map(file_of, tests))], tests, but, self.seconds)

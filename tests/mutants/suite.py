@@ -27,8 +27,8 @@ class Plan:
         tests: those that are run, in order within a file, by the names of cases or of functions; None for all.
         but: cases, functions and files that are left out.
         seconds: what each case took before.
-        cases: how many of each function are run, all of them to the end, with a note of what they reach; 0 to run all
-            to the first that is red.
+        cases: how many of each function are run, all of them to the end; 0 to run all to the first that is red.
+        trace: whether what they reach is noted.
     """
 
     files: list[str]
@@ -36,6 +36,7 @@ class Plan:
     but: set[str] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=dict)
     cases: int = 0
+    trace: bool = False
 
 
 @dataclass
@@ -105,7 +106,7 @@ class Watch:
         signal.signal(signal.SIGALRM, hangs)
         signal.setitimer(signal.ITIMER_REAL, max(LEAST, 20 * self.plan.seconds.get(name, 0.0)))
         start, self.reached = time.perf_counter(), set()
-        if self.plan.cases:
+        if self.plan.trace:
             sys.settrace(self._trace)
         try:
             return (yield)
