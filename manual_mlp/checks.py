@@ -9,7 +9,7 @@ from torch import Tensor
 
 from manual_mlp.formulas.layer import Layer
 from manual_mlp.precision import FLOATS, autocasting
-from manual_mlp.transforms import PLAIN, has_class
+from manual_mlp.transforms import ORDINARY, has_class
 
 REDUCTIONS = "none", "mean", "sum"
 
@@ -73,13 +73,13 @@ def network_fits(layers: Sequence[Layer], input: Tensor, mixed: bool = False, le
 
     ``mixed`` allows more than one dtype; ``leaves`` refuses what was computed from what requires grad.
     """
-    if type(input) not in PLAIN or input.layout is not torch.strided or input.is_nested:
+    if type(input) not in ORDINARY or input.layout is not torch.strided or input.is_nested:
         return False
     if not input.numel() or not input.dim() or (mixed and input.dtype is torch.float64):
         return False
     width, dtype, on_cpu, on_meta = input.size(-1), input.dtype, input.is_cpu, input.is_meta
     for w, b, _, _ in layers:
-        if type(w) not in PLAIN or type(b) not in PLAIN or w.dim() != 2 or w.size(1) != width or not w.size(0):
+        if type(w) not in ORDINARY or type(b) not in ORDINARY or w.dim() != 2 or w.size(1) != width or not w.size(0):
             return False
         width = w.size(0)
         if b is not None and (b.dim() != 1 or b.size(0) != width):

@@ -20,11 +20,16 @@ Found = tuple[Tensor | None, ...]
 
 
 def gradients_by_autograd(
-    compute: Callable[..., Any], operands: Sequence[Tensor | None], dy: Any, needed: Sequence[bool]
+    compute: Callable[..., Any],
+    operands: Sequence[Tensor | None],
+    dy: Any,
+    needed: Sequence[bool],
+    unused: bool = False,
 ) -> Found:
     """Compute what is needed of the gradients of ``compute(*operands)`` by these, from those by its outputs.
 
-    ``dy`` may be a function of the outputs. In grad mode the gradients can be differentiated further.
+    ``dy`` may be a function of the outputs; ``unused`` gives zeros where none of these depends on an operand. In grad
+    mode the gradients can be differentiated further.
     """
     create = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -33,7 +38,7 @@ def gradients_by_autograd(
         y = compute(*given)
         asked = [t for t, need in zip(given, needed, strict=True) if need and t is not None]
         dy = dy(y) if callable(dy) else dy
-        found = iter(torch.autograd.grad(y, asked, dy, create_graph=create, materialize_grads=True))
+        found = iter(torch.autograd.grad(y, asked, dy, create_graph=create, materialize_grads=unused))
     return tuple(next(found) if need else None for need in needed)
 
 

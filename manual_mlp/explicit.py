@@ -109,7 +109,7 @@ def _caller(input: Tensor, *others: Any) -> Caller:
     """Find out who calls, and refuse where a gradient could not be kept."""
     check_tensor("input", input)
     who = caller(input, *[t for t in others if isinstance(t, Tensor)])
-    if who not in ("eager", "no grad") and (who != "torch" or traced()):
+    if who != "eager" and (who != "torch" or traced()):
         raise RuntimeError(
             "expected backprop outside of torch.func, forward mode and what a compiler or tracer follows"
         )
@@ -220,7 +220,9 @@ class _Network(NamedTuple):
         if one:
             trace = forward(layers, cast(h, products), None, masks_of(layers, seed))
             output = trace.y.clone() if return_output else None
-            dh: Tensor | None = backward(layers, trace, objective.of_all(trace), Wanted(sums, lowest))
+            dh: Tensor | None = backward(
+                layers, trace, objective.of_all(trace.y, trace.owns_output()), Wanted(sums, lowest)
+            )
         else:
             output = h.new_empty(h.size(0), layers[-1].w.size(0)) if return_output else None
 
@@ -264,25 +266,21 @@ class _Called(NamedTuple):
         """Let autograd go back; return the loss and the output."""
         y = self.like
         objective = _objective(criterion, y, y.shape[-1], gradient)
+        if not y.requires_grad:
+            raise RuntimeError(NOTHING)
         if self.by_torch and criterion.loss.torchs is not None:
             with torch.enable_grad():
                 value = criterion.torchs(y)
-            _autograd(value, torch.full_like(value, gradient) if isinstance(gradient, (int, float)) else gradient)
+            dy = torch.full_like(value, gradient) if isinstance(gradient, (int, float)) else gradient
+            torch.autograd.backward(value, dy)
             return value.detach(), y.detach()
         if has_class(gradient):
             raise TypeError(f"expected a gradient without a class of its own for a pair, got {type(gradient).__name__}")
         output = y.detach()
         mixed = autocasting(y)
         with torch.no_grad(), uncast(y):
-            whole = rows(output)
-            _autograd(y, objective.of_all(Trace([], [whole], [], whole)).view(y.shape))
+            torch.autograd.backward(y, objective.of_all(rows(output), own=False).view(y.shape))
         return _result(objective, y, mixed), output
-
-
-def _autograd(y: Tensor, dy: Tensor | None) -> None:
-    if not y.requires_grad:
-        raise RuntimeError(NOTHING)
-    torch.autograd.backward(y, dy)
 
 
 def _result(objective: Objective, like: Tensor, mixed: bool) -> Tensor:

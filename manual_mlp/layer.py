@@ -102,14 +102,12 @@ def _tried(input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activ
 # Of operands that fit together, by who asks.
 COMPUTE: dict[Caller, Compute] = {
     "eager": _eager,
-    "no grad": _eager,
     "transform": _transformed,
     "compiler": _compiled,
     "composite": _composed,
 }
 _DOORS: dict[Caller, Compute] = {who: _checked(compute) for who, compute in COMPUTE.items()} | {
     "eager": _tried,
-    "no grad": _tried,
     "torch": torchs_layer,
 }
 
@@ -178,7 +176,9 @@ class _EagerDenseFunction(Function):
     @staticmethod
     @below_functions
     def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None = None) -> Any:
-        return *back(Kept(ctx.activation, *ctx.saved_tensors), dy, dz, needed_now(ctx, 3), is_plain(dy, dz)), None
+        return *layer_backward(
+            Kept(ctx.activation, *ctx.saved_tensors), dy, dz, needed_now(ctx, 3), is_plain(dy, dz)
+        ), None
 
 
 class Kept(NamedTuple):
@@ -190,7 +190,7 @@ class Kept(NamedTuple):
     kept: Tensor | None
 
 
-def back(of: Kept, dy: Tensor | None, dz: Tensor | None, needed: Sequence[bool], plain: bool) -> Three:
+def layer_backward(of: Kept, dy: Tensor | None, dz: Tensor | None, needed: Sequence[bool], plain: bool) -> Three:
     """Compute dh, dw and db of a layer, each if it is needed, so that what differentiates them is right.
 
     ``dz`` is the cotangent that reaches z itself; ``plain`` tells that no transform looks inside.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from manual_mlp.checks import check_class_weight, check_options, check_smoothing, ignored_class
 from manual_mlp.losses import LOSSES, Criterion
-from manual_mlp.modules import Dense, Known, Linear, check_size
+from manual_mlp.modules import ActivationLike, Dense, Linear, check_size
 from manual_mlp.output import dense_squared_error, linear_cross_entropy, loss_of_output
 from manual_mlp.sequential import is_one_of
 from manual_mlp.transforms import called_as_it_is, modules_are_watched
@@ -30,7 +30,7 @@ class DenseSquaredError(Dense):
         self,
         in_features: int,
         out_features: int,
-        activation: Known = None,
+        activation: ActivationLike = None,
         bias: bool = True,
         *,
         reduction: str = "sum",

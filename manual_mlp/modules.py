@@ -20,7 +20,7 @@ from manual_mlp.precision import autocasting
 from manual_mlp.sequential import Block, has_forward_of, is_as_written, linear_over, read, refuse_changed, write
 from manual_mlp.transforms import called_as_it_is, caller, has_class, modules_are_watched, traced
 
-Known: TypeAlias = str | nn.Module | Activation | None
+ActivationLike: TypeAlias = str | nn.Module | Activation | None
 
 
 class Linear(nn.Linear):
@@ -64,7 +64,7 @@ class Dense(nn.Module):
         self,
         in_features: int,
         out_features: int,
-        activation: Known = None,
+        activation: ActivationLike = None,
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -125,8 +125,8 @@ class MLP(nn.Module):
     def __init__(
         self,
         sizes: Iterable[int],
-        activation: Known = "relu",
-        output_activation: Known = None,
+        activation: ActivationLike = "relu",
+        output_activation: ActivationLike = None,
         bias: bool = True,
         dropout: float | Iterable[float] = 0.0,
         tile_rows: int | None = None,
@@ -155,9 +155,9 @@ class MLP(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         check_tensor("input", input)
         who, seed = caller(input), None
-        if self.training and any(self.dropout) and who in ("eager", "no grad", "torch") and not traced():
+        if self.training and any(self.dropout) and who in ("eager", "torch") and not traced():
             seed = draw_seed(input.device)
-        if who in ("eager", "no grad"):
+        if who == "eager":
             layers = None if autocasting(input) else self.chain()
             if layers is not None and network_fits(layers, input):
                 whole = network(layers, input, self.tile_rows, seed)

@@ -1,4 +1,7 @@
-"""A whole network as one Function: where that pays, a tile of rows at a time, with nothing but the input kept."""
+"""A whole network as one Function: where that pays, a tile of rows at a time, with nothing but the input kept.
+
+dW of a layer: ``dw_of`` of ``formulas/layer.py`` (B3).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from manual_mlp.composite import gradients_by_autograd
 from manual_mlp.dropout import drop
 from manual_mlp.formulas.layer import Layer, y_of
 from manual_mlp.formulas.products import plus, rows
-from manual_mlp.layer import Kept, back, dense
+from manual_mlp.layer import Kept, dense, layer_backward
 from manual_mlp.precision import cast, uncast
 from manual_mlp.sweep.passes import forward, masks_of, share_memory
 from manual_mlp.sweep.sums import Sum, Sums, Total
@@ -119,7 +122,7 @@ class _NetworkFunction(Function):
                         h_k = _output(forms[k - 1].activation, h_k, plain)
                         h_k = h_k if mask is None else drop(h_k, mask)
                 of = Kept(forms[k].activation, h_k, weights[k], kept[k])
-                dy, dw, db = back(of, dy, dz, needed[k], plain)
+                dy, dw, db = layer_backward(of, dy, dz, needed[k], plain)
             else:
                 dy = None
             found[:0] = (dw, db) if forms[k].biased else (dw,)

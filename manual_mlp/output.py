@@ -190,7 +190,6 @@ def _composed(who: Caller, head: Head, criterion: Criterion, _: int | None) -> T
 
 _DOORS: dict[Caller, Callable[[Caller, Head, Criterion, int | None], Tensor]] = {
     "eager": _by_rows,
-    "no grad": _by_rows,
     "compiler": _by_rows,
     "transform": _composed,
     "composite": _composed,

@@ -19,16 +19,15 @@ _functorch: Any = getattr(_core, "_functorch", None)
 _autograd: Any = getattr(_core, "_autograd", None)
 _module: Any = nn.modules.module
 _call = nn.Module.__call__
-PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
+ORDINARY = frozenset((Tensor, nn.Parameter, type(None)))
 _DEVICE = getattr(_device, "DeviceContext", None)
 _WithoutClasses = getattr(_core, "DisableTorchFunctionSubclass", nullcontext)
 
 
-Caller = Literal["eager", "no grad", "compiler", "transform", "composite", "torch"]
+Caller = Literal["eager", "compiler", "transform", "composite", "torch"]
 """Which form of a Function serves the caller.
 
 - eager: nothing but eager autograd, so a Function without ``jvp``, quick to call, is enough;
-- no grad: the same, and grad mode is off, so no gradient is asked for;
 - compiler: ``torch.compile`` traces the call, and refuses a Function that defines ``jvp``;
 - transform: a ``torch.func`` transform or forward mode needs a Function with ``setup_context`` and ``jvp``;
 - composite: torch's own operations serve best, as it mishandles every Function here, or the operations themselves are
@@ -51,13 +50,13 @@ def caller(*operands: Tensor | None) -> Caller:
     if torch.compiler.is_exporting():
         return "composite"
     for t in operands:
-        if type(t) not in PLAIN and has_class(t):
+        if type(t) not in ORDINARY and has_class(t):
             return "torch"
     try:
         if _core._is_tracing() or (_core._len_torch_function_stack() and _functions_are_overridden()):
             return "torch"
         if _functorch.maybe_current_level() is None and forward_ad._current_level < 0:  # transforming(), but quicker
-            return "eager" if torch.is_grad_enabled() else "no grad"
+            return "eager"
         if any(has_class(_unwrapped(t)) for t in operands):
             return "torch"
         return "composite" if _no_function_is_right() else "transform"
@@ -68,7 +67,7 @@ def caller(*operands: Tensor | None) -> Caller:
 def has_class(t: Any) -> bool:
     """Tell whether it is a tensor whose class computes some operations in its own way."""
     kind = type(t)
-    if kind in PLAIN or not isinstance(t, Tensor):
+    if kind in ORDINARY or not isinstance(t, Tensor):
         return False
     # A parameter's class leaves all to torch, and so may a class that is derived from it.
     return (
@@ -89,7 +88,7 @@ def is_plain(*cotangents: Tensor | None) -> bool:
     """
     try:
         return not transforming() and not any(
-            t is not None and (_is_batch(t) or (type(t) not in PLAIN and has_class(t))) for t in cotangents
+            t is not None and (_is_batch(t) or (type(t) not in ORDINARY and has_class(t))) for t in cotangents
         )
     except AttributeError:
         return False
@@ -119,7 +118,7 @@ def below_functions(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(backward)
     def run(ctx: Any, *cotangents: Tensor | None) -> Any:
-        if all(type(t) in PLAIN for t in cotangents):
+        if all(type(t) in ORDINARY for t in cotangents):
             return backward(ctx, *cotangents)
         with _WithoutClasses():
             return backward(ctx, *cotangents)

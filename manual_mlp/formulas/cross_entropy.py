@@ -46,8 +46,8 @@ class CrossEntropy(Loss):
         return replace(self, target=self.target.clone()) if smoothed else self
 
     def values(self, y: Tensor, at: slice, need_dy: bool) -> tuple[Tensor, Tensor | None]:
-        log_p = self._log_softmax(y)
-        if self._is_plain:
+        log_p = torch.log_softmax(y, -1, out=y)
+        if self._all_count:
             t = self.target[at]
             values, total, subtract = F.nll_loss(log_p, t, reduction="none"), None, _one_hot(t)
         else:
@@ -55,7 +55,7 @@ class CrossEntropy(Loss):
         return values, _delta(_exp_(log_p), total, subtract) if need_dy else None
 
     def reduced(self, y: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
-        log_p, t = self._log_softmax(y), self.target
+        log_p, t = torch.log_softmax(y, -1, out=y), self.target
         if self._is_hard():
             value, count = aten.nll_loss_forward.default(log_p, t, None, 1 if mean else 2, self.ignore_index)
             if count.item() == t.size(0) > 0:
@@ -70,14 +70,11 @@ class CrossEntropy(Loss):
         return super().reduced(log_p, mean, g)
 
     def curvature(self, y: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
-        log_p = self._log_softmax(y)
+        log_p = torch.log_softmax(y, -1, out=y)
         _, total, subtract = self._compared(log_p, at)
         p = _exp_(log_p)
         r = (q - (p * q).sum(-1, keepdim=True)).mul_(p).mul_(total)  # (O4)
         return _delta(p, total, subtract), r
-
-    def _log_softmax(self, y: Tensor) -> Tensor:
-        return torch.log_softmax(y, -1, out=y)
 
     def _compared(self, log_p: Tensor, at: slice) -> tuple[Tensor, Tensor, Subtract]:
         """Return −a · ln p and Σa (n, 1) of some rows, and what takes a off."""
@@ -119,7 +116,7 @@ class CrossEntropy(Loss):
         return self._found
 
     @cached_property
-    def _is_plain(self) -> bool:
+    def _all_count(self) -> bool:
         """Tell whether the target is a class for every row, and all count alike."""
         plain = self._is_hard() and not self.label_smoothing and self.ignore_index < 0
         return plain and len(self.target) > 0 and int(self.target.min()) >= 0
@@ -139,7 +136,7 @@ class CrossEntropy(Loss):
         return count, torch.where(known.any(), 1 / count, 0.0)
 
     def mean_now(self) -> tuple[Tensor | float, Tensor | float]:
-        return super().mean() if self._is_plain else self.mean()
+        return super().mean() if self._all_count else self.mean()
 
     def counted(self, g: Tensor, at: slice) -> Tensor:
         return g if self.target.is_floating_point() else torch.where(self._classes()[0][at], g, 0.0)

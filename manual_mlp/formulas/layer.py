@@ -85,9 +85,14 @@ def gradients(delta: Tensor | None, h: Tensor | None, w: Tensor | None, needed: 
     """
     if delta is None:
         return None, None, None
-    dh = dh_of(delta, cast(w, delta.dtype)) if needed[0] and w is not None else None
+    dh = dw = None
+    if needed[0]:
+        assert w is not None
+        dh = dh_of(delta, cast(w, delta.dtype))
     delta = rows(delta)
-    dw = dw_of(delta, cast(rows(h), delta.dtype)) if needed[1] and h is not None else None
+    if needed[1]:
+        assert h is not None
+        dw = dw_of(delta, cast(rows(h), delta.dtype))
     return dh, dw, db_of(delta) if needed[2] else None
 
 

@@ -26,16 +26,14 @@ class RowLoss(ABC):
 
     Attributes:
         by_entry: whether there is a value for each entry of y, instead of each row.
+        spares: whether ``reduced`` and ``weighted`` leave all rows of y as they are.
         promoting: the names of the tensors whose dtype the value takes on, beside a target that is floating-point.
     """
 
     target: Tensor
     by_entry: ClassVar[bool] = True
+    spares: ClassVar[bool] = False
     promoting: ClassVar[tuple[str, ...]] = ("target",)
-
-    def overwrites(self, y: Tensor) -> bool:
-        """Tell whether y may be overwritten."""
-        return True
 
     @abstractmethod
     def values(self, y: Tensor, at: slice, need_dy: bool) -> tuple[Tensor, Tensor | None]:
@@ -134,8 +132,9 @@ class SquaredError(Loss):
         return error.square().mul_(0.5), error
 
     def summed(self, y: Tensor, at: slice) -> tuple[Tensor, Tensor]:
-        error = self._error(y, at).reshape(-1)
-        return torch.dot(error, error).double().mul_(0.5), error.view(y.shape)
+        error = self._error(y, at)
+        # Row by row, and then in float64: one running sum of all entries would lose half of float32's digits.
+        return torch.linalg.vector_norm(error, dim=-1).double().square().sum().mul_(0.5), error
 
     def curvature(self, y: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
         return self._error(y, at), q

@@ -11,8 +11,8 @@ from torch.autograd import Function
 
 from manual_mlp.composite import Found, gradients_by_autograd
 from manual_mlp.formulas.layer import delta_of, gradients
-from manual_mlp.head.plan import Head, Step
-from manual_mlp.head.second import in_dtypes, second_order
+from manual_mlp.head.plan import Head, Step, in_dtypes
+from manual_mlp.head.second import second_order
 from manual_mlp.precision import cast, uncast, widen, widened
 from manual_mlp.sweep.passes import Trace, forward
 from manual_mlp.sweep.sums import Total
@@ -106,7 +106,7 @@ class _GradientsFunction(Function):
             first = _by_composite(step, [t is not None for t in tildes])
             given = [t for t in tildes if t is not None]
             cotangents = gradients_by_autograd(
-                lambda *of: [t for t in first(*of) if t is not None], operands, given, needed
+                lambda *of: [t for t in first(*of) if t is not None], operands, given, needed, unused=True
             )
         else:
             cotangents = second_order(step, operands, tildes, needed)
@@ -122,14 +122,16 @@ def _forward(
     with torch.no_grad(), uncast(h):
         if step.tiling.rows >= len(h) and any(needed):
             trace = forward(layers, cast(h, step.dtype), None, [None])
-            made = delta_of(objective.of_all(trace), trace.kept[0], step.activation, plain=True, own=True)
+            made = delta_of(
+                objective.of_all(trace.y, trace.owns_output()), trace.kept[0], step.activation, plain=True, own=True
+            )
         else:
             sweep = Sweep(layers, h, step.tiling)
             objective.cut(step.tiling.rows)
             if any(needed):
                 made = _swept(sweep, objective.of_tile, (h, w, b), needed)
             else:
-                sweep.run(lambda tile: objective.look(sweep.trace(tile), tile))
+                sweep.run(lambda tile: objective.look(sweep.trace(tile), tile), loss=True)
         value = objective.result()
         scale: Tensor | float = 1.0
         if step.reduction == "mean":
@@ -142,8 +144,8 @@ def _swept(
     sweep: Sweep, dy: Callable[[Trace, Tile], Tensor], operands: Sequence[Tensor | None], needed: Sequence[bool]
 ) -> Found:
     """Compute what is needed of dh, dw and db, tile by tile."""
-    sums = [Total.of(t) if need and t is not None else None for t, need in zip(operands, needed, strict=True)]
-    _, dw, db = sums
+    parameters = zip(operands[1:], needed[1:], strict=True)
+    dw, db = (Total.of(t) if need and t is not None else None for t, need in parameters)
     dh = sweep.backward(dy, [[(dw, db)]], -1 if needed[0] else 0)
     return dh if needed[0] else None, *(None if each is None else each.grad for each in (dw, db))
 

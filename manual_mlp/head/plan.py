@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from manual_mlp.activations import IDENTITY, Activation
+from manual_mlp.composite import Found
 from manual_mlp.formulas.layer import Layer, z_of
 from manual_mlp.formulas.losses import Loss
 from manual_mlp.layer import COMPUTE, dense
-from manual_mlp.precision import FLOATS, autocast_dtype, product_dtype
+from manual_mlp.precision import FLOATS, autocast_dtype, cast, product_dtype
 from manual_mlp.sweep.objective import Objective
 from manual_mlp.sweep.tiling import Tiling, few_logits, tiling_of_loss
 from manual_mlp.transforms import Caller
@@ -85,3 +87,9 @@ def _keeps_more(step: Step, h: Tensor, w: Tensor, b: Tensor | None) -> bool:
     made = logits if step.tiling.rows >= len(h) else h.numel() * need_dh + w.numel() * need_dw
     # create_graph asks for h, whoever needs it besides; w, a parameter, is there in any case.
     return made + h.numel() * (not need_dw) > logits
+
+
+def in_dtypes(found: Sequence[Tensor | None], dtypes: Sequence[torch.dtype | None]) -> Found:
+    """Turn what was found for each operand into its dtype."""
+    pairs = zip(found, dtypes, strict=True)
+    return tuple(None if t is None or dtype is None else cast(t, dtype) for t, dtype in pairs)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from manual_mlp.activations import Activation
 from manual_mlp.composite import Found
 from manual_mlp.formulas.layer import b_cotangent_of, delta_of, h_cotangent_of, q_of, second_of_delta, w_cotangent_of
 from manual_mlp.formulas.products import plus
-from manual_mlp.head.plan import Step
+from manual_mlp.head.plan import Step, in_dtypes
 from manual_mlp.precision import cast, uncast, widen, widened
 from manual_mlp.sweep.objective import Objective
 from manual_mlp.sweep.passes import Trace
@@ -48,7 +47,7 @@ def second_order(step: Step, operands: Sequence[Any], tildes: Sequence[Tensor | 
             b_cotangent_of(r, b_sum)
 
     with uncast(h):
-        sweep.run(work)
+        sweep.run(work, loss=True)
     return in_dtypes(sums, [None if t is None else t.dtype for t in operands])
 
 
@@ -71,9 +70,3 @@ def _second_of_loss(
     through_z = delta_of(of_y, kept, activation, plain=True, dz=of_z)
     assert through_z is not None
     return delta, through_z, of_g
-
-
-def in_dtypes(found: Sequence[Tensor | None], dtypes: Sequence[torch.dtype | None]) -> Found:
-    """Turn what was found for each operand into its dtype."""
-    pairs = zip(found, dtypes, strict=True)
-    return tuple(None if t is None or dtype is None else cast(t, dtype) for t, dtype in pairs)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from manual_mlp.formulas.losses import Loss, RowLoss, total_of
-from manual_mlp.precision import cast, widen, widened
+from manual_mlp.precision import widen, widened
 from manual_mlp.sweep.passes import Trace
 from manual_mlp.sweep.tiles import Tile
 
@@ -50,14 +50,15 @@ class Objective:
         # The product with a scale is rounded once.
         self.scale = scale if g is None else g if scale is None else scale * g
 
-    def of_all(self, trace: Trace) -> Tensor:
-        """Compute the gradient by the output of all rows, which may be overwritten."""
-        y = self._to_overwrite(trace)
+    def of_all(self, y: Tensor, own: bool) -> Tensor:
+        """Compute the gradient by the output of all rows, which may be overwritten itself if it is own."""
+        wide = widen(y)
+        wide = wide if own or wide is not y or self.loss.spares else wide.clone()
         if self.apart is not None:
-            self.values, dy = self._each(y, slice(None))
+            self.values, dy = self._each(wide, slice(None))
         else:
-            self.values, dy = self.loss.reduced(y, self.mean, self.gradient)
-        return cast(dy, trace.y.dtype)
+            self.values, dy = self.loss.reduced(wide, self.mean, self.gradient)
+        return _narrow(dy, y, own)
 
     def of_tile(self, trace: Trace, tile: Tile) -> Tensor:
         """Compute the gradient by the output of a tile, which may be overwritten."""
@@ -68,12 +69,12 @@ class Objective:
             total, dy = self.loss.summed(y, tile.at)
             self._add(total, tile)
             dy = dy if self.scale is None else dy.mul_(self.scale)
-        return _narrow(dy, trace, tile)
+        return _narrow(dy, trace.y, trace.owns_output())
 
     def weighted(self, trace: Trace, tile: Tile, g: Tensor) -> Tensor:
         """Compute the same for upstream gradients g of all rows or entries, and leave the values alone."""
         _, dy = self.loss.weighted(self._to_overwrite(trace, tile), tile.at, g[tile.at])
-        return _narrow(dy, trace, tile)
+        return _narrow(dy, trace.y, trace.owns_output())
 
     def look(self, trace: Trace, tile: Tile) -> None:
         """Compute the values of a tile, and no gradient."""
@@ -102,17 +103,15 @@ class Objective:
     def _add(self, total: Tensor, tile: Tile) -> None:
         self.values[tile.at.start // self.rows] = total / self.count
 
-    def _to_overwrite(self, trace: Trace, tile: Tile | None = None) -> Tensor:
-        """Give the output in float32 at least, in memory that the loss may overwrite, if it does."""
-        y, space = trace.y, tile and tile.space
+    def _to_overwrite(self, trace: Trace, tile: Tile) -> Tensor:
+        """Give the output of a tile in float32 at least, in memory that the loss may overwrite."""
+        y, space = trace.y, tile.space
         if space is not None and space.wide:
             return space.wide[0].copy_(y)
         wide = widen(y)
-        return wide if trace.owns_output() or wide is not y or not self.loss.overwrites(wide) else wide.clone()
+        return wide if wide is not y or trace.owns_output() else wide.clone()
 
 
-def _narrow(dy: Tensor, trace: Trace, tile: Tile) -> Tensor:
-    """Turn a gradient into the dtype of the output; in its memory, where that is of the workspace and free."""
-    if dy.dtype == trace.y.dtype or tile.space is None or not trace.owns_output():
-        return cast(dy, trace.y.dtype)
-    return trace.y.copy_(dy)
+def _narrow(dy: Tensor, y: Tensor, own: bool) -> Tensor:
+    """Turn a gradient into the dtype of the output, in its memory if that is own."""
+    return dy if dy.dtype == y.dtype else y.copy_(dy) if own else dy.to(y.dtype)

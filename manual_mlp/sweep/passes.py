@@ -1,4 +1,4 @@
-"""Some rows of a network, forward and backward: the loops over its layers."""
+"""Some rows of a network, forward and backward: the loops over its layers, whose steps are ``formulas/layer.py``'s."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Workspace(NamedTuple):
     wide: Sequence[Tensor]
 
     @classmethod
-    def of(cls, layers: Sequence[Layer], rows: int, backward: bool) -> Workspace:
-        """Allocate for so many rows. Two δ at a time are enough."""
+    def of(cls, layers: Sequence[Layer], rows: int, backward: bool, loss: bool) -> Workspace:
+        """Allocate for so many rows, of which a loss asks for y in float32. Two δ at a time are enough."""
         new = layers[0].w.new_empty
         widths = [len(layer.w) for layer in layers]
         z = [new(rows, width) for width in widths]
@@ -55,8 +55,8 @@ class Workspace(NamedTuple):
         below = widths[:-1] if backward else []
         two = [new(rows * max(below)) for _ in below[:2]]
         delta = [two[k % 2][: rows * width].view(-1, width) for k, width in enumerate(below)]
-        wide = widened(z[-1].dtype)
-        return cls(z, y, delta, [] if wide is z[-1].dtype else [new(rows, widths[-1], dtype=wide)])
+        dtype = widened(z[-1].dtype)
+        return cls(z, y, delta, [new(rows, widths[-1], dtype=dtype)] if loss and dtype is not z[-1].dtype else [])
 
     def first(self, rows: int) -> Workspace:
         """Take the part that a smaller tile needs."""

@@ -77,7 +77,7 @@ class Sweep:
             wanted = Wanted(sums[tile.worker], lowest, None if dh is None else dh[tile.at])
             backward(self.layers, trace, dy_here, wanted, tile.space, own)
 
-        self.run(work, backward=True)
+        self.run(work, backward=True, loss=not isinstance(dy, Tensor))
         for first, *others in zip(*map(grads_of, sums), strict=True):
             for other in others:
                 merge(first, other)
@@ -87,16 +87,17 @@ class Sweep:
         """Run the network on a tile."""
         return forward(self.layers, tile.h, tile.space, tile.masks)
 
-    def run(self, work: Callable[[Tile], None], backward: bool = False) -> None:
+    def run(self, work: Callable[[Tile], None], backward: bool = False, loss: bool = False) -> None:
         """Deal the tiles out to the workers, always in the same way, so that sums come out the same.
 
         A worker is a thread, and its operations stay on it. One alone is the calling thread, with all of torch's own.
+        ``backward`` and ``loss`` tell what memory the tiles need.
         """
         watched, inference, stopped = operations_are_watched(), torch.is_inference_mode_enabled(), Event()
         # Memory is made here: what a new thread allocates comes from an arena of its own. A mode may know only those
         # operations that make their own.
         rows = min(self.rows, len(self.h))
-        spaces = [None if watched else Workspace.of(self.layers, rows, backward) for _ in range(self.workers)]
+        spaces = [None if watched else Workspace.of(self.layers, rows, backward, loss) for _ in range(self.workers)]
 
         def part(k: int) -> None:
             with torch.inference_mode(inference), torch.no_grad():

@@ -5,7 +5,7 @@ rows at a time on each of w threads out of t, with b bytes an entry, about::
 
     T(c) = 6 N P / (products t)              three products a layer: z, dh and dw
          + 10 b N S / (bandwidth t)          what is read and written in between
-         + 4 N V / loss                      what is done to the V logits of a loss, in float32
+         + 4 N V / loss                      what is done to V logits of a loss, in float32
          + N/c (L call + 3 b P / memory)     the calls, one thread at a time; each tile reads w again, and adds to dw
          + w c b (S + 2 W) / fresh           the memory of the tiles, which the system hands out in fresh pages
          + wake + 3 b P w / memory           if w > 1: to wake the others, and to add up what they found
@@ -13,16 +13,21 @@ rows at a time on each of w threads out of t, with b bytes an entry, about::
 seconds. ``bandwidth`` is that of the cache that the tiles fit into: the second level, the third, or none. With all rows
 as one tile there is nothing to add up, torch's own threads share each operation, at the cost of a tenth of it, and
 there are fresh pages for 3 b N S bytes, but for those that malloc has at hand. Where several tiles are run forward once
-more (a network under autograd), products take 8 N P and what is between them half as much again. A layer with its loss
-is a network of one layer, whose tiles have all of torch's threads each: its products are wide. Chosen is the smallest
-power of two whose T is within 5 % of the least, or all rows: bytes are worth that. No more than ``FEW`` rows, or
-``FEW_LOGITS`` logits, are cut into tiles: there, calls count for more than caches.
+more (a network under autograd), products take 8 N P and what is between them half as much again.
 
-The figures for CPUs were fitted to networks of four to six layers, 64 to 256 wide, with 2¹⁵ to 2¹⁷ rows, and to 92
-losses with N from 256 to 8192, D from 64 to 768 and V from 512 to 32000, in float32, on one and two cores with AVX-512;
-``python -m benchmarks network`` holds the choice against a sweep. Fresh pages count for half of what they cost under
-glibc's default malloc, since under a tuned one they cost nothing. A GPU runs as many rows at once as ``LIMIT`` bytes
-allow, since its tiles leave the cache between any two operations; this has not been checked on one.
+A layer with its loss is a network of one layer whose tiles, each wide, have all of torch's threads. There, what is done
+to the logits stands for all that is in between, a tile of c rows has 4 c V bytes of them, and its calls take 0.14 ms.
+
+Chosen is the smallest power of two whose T is within 5 % of the least, or all rows: bytes are worth that. No more than
+``FEW`` rows, or ``FEW_LOGITS`` logits, are cut into tiles: there, calls count for more than caches.
+
+The figures for CPUs were fitted to networks of four to six layers, 64 to 256 wide, with 2¹⁵ to 2¹⁷ rows in float32, on
+one and two cores with AVX-512; ``python -m benchmarks network`` holds the choice against a sweep. Those of a loss were
+fitted to 92 steps with N from 256 to 8192, D from 64 to 768 and V from 512 to 32000 in a model of their own, whose
+choices the ones here match to 0.2 % of the time on average, and 6 % at worst. Fresh pages count for half of what they
+cost under glibc's default malloc, since under a tuned one they cost nothing. A GPU runs as many rows at once as
+``LIMIT`` bytes allow, or ``LIMIT_OF_LOGITS``, since its tiles leave the cache between any two operations; this has not
+been checked on one.
 """
 
 from __future__ import annotations
@@ -46,7 +51,8 @@ FEW = 256
 FEW_LOGITS, FEW_LOGITS_OF_CUDA = 230_000, 22_500_000
 # Bytes: of the third level, of what malloc has at hand, of all tiles at once (or 512 rows each), of a GPU's tile.
 THIRD_LEVEL_BYTES, AT_HAND, TILES, LIMIT = 2**25, 2**25, 2**23, 2**30
-LOGITS = 2**31  # bytes of a tile of logits
+# Bytes of a tile of logits, on a CPU and on a GPU.
+LOGITS, LIMIT_OF_LOGITS = 2**31, 2**28
 
 
 class Tiling(NamedTuple):
@@ -104,7 +110,7 @@ def tiling_for(work: Work) -> Tiling:
     # A tile of logits exists in float32.
     row_bytes = max(4, size) * entries if loss else size * (entries + 2 * max(widths[1:]))
     if not threads:
-        fitting = max(1, LIMIT // (row_bytes if loss else 3 * size * entries))
+        fitting = max(1, LIMIT_OF_LOGITS // row_bytes if loss else LIMIT // (3 * size * entries))
         return Tiling(n if n <= fitting else 1 << (fitting.bit_length() - 1))
     weights = sum(d_in * d_out for d_in, d_out in pairwise(widths))
     flops, weight_bytes = 6 * weights / (PRODUCTS * speed_of(dtype)), weights * (size if size >= 4 else 8)

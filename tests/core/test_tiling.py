@@ -70,7 +70,7 @@ def test_any_size_has_an_answer_within_the_limit(
     assert rows == n or rows & (rows - 1) == 0
     assert 1 <= workers <= max(1, threads)
     if loss:
-        most = tiling.LOGITS if threads else tiling.LIMIT
+        most = tiling.LOGITS if threads else tiling.LIMIT_OF_LOGITS
         assert rows <= 16 or rows * v * max(dtype.itemsize, 4) <= most
 
 
