@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test quick explain gradcheck grid fuzz torchao lint tensorboard
+.PHONY: help train test quick explain gradcheck grid fuzz tables mutants torchao lint tensorboard
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,12 @@ grid: .venv/installed  ## try every mode of differentiation on every layer, writ
 
 fuzz: .venv/installed  ## draw thousands of layers and derivatives, compare each with torch
 	$(BIN)/python -m pytest tests/core/test_fuzz.py tests/core/test_fuzz_losses.py tests/core/test_arguments.py --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
+
+tables: .venv/installed  ## write the tables of README and derivation that the code knows: activations, losses
+	$(BIN)/python docs/tables.py $(ARGS)
+
+mutants: .venv/installed  ## break every formula and sixty other lines, one at a time, and see the suite go red
+	cd tests && ../$(BIN)/python -m mutants $(ARGS)
 
 torchao: .venv/installed  ## install torchao, and hold our layers over its quantised weights against torch's
 	$(BIN)/python -m pip install --quiet torchao

@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 from benchmarks.harness import Layer
 from manual_mlp import Activation, dense
-from manual_mlp.rules import delta_of, gradients
+from manual_mlp.formulas.layer import delta_of, gradients
 from manual_mlp.transforms import needed_now
 
 BASELINE = "torch"
@@ -71,7 +71,7 @@ class DifferentiableFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
         h, w, kept = ctx.saved_tensors
-        delta = delta_of(dy, dz, kept, ctx.activation, plain=not torch.is_grad_enabled())
+        delta = delta_of(dy, kept, ctx.activation, plain=not torch.is_grad_enabled(), dz=dz)
         return *gradients(delta, h, w, needed_now(ctx, 3)), None
 
 

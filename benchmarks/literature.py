@@ -29,9 +29,6 @@ from manual_mlp.training.log import NoLog
 from manual_mlp.training.loop import Trainer
 from manual_mlp.training.recipes import RECIPES
 
-# Those that take a CPU a few minutes at most.
-_QUICK = tuple(name for name in RECIPES if name not in ("ciresan-2", "ciresan-5", "dropout", "simard-elastic"))
-
 
 def train(name: str, seed: int, data_dir: Path, device: torch.device, epochs: int | None = None) -> tuple[float, float]:
     """Train a recipe, for so many epochs if they are given; return its error, %, and the seconds of training."""
@@ -100,7 +97,8 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     flags = command.Parser(prog="python -m benchmarks train", description="The literature's MLPs on MNIST.")
     flags.add_argument("--table", action="store_true", required=True)
-    flags.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=_QUICK, metavar="NAME")
+    quick = tuple(name for name, recipe in RECIPES.items() if not recipe.is_long)
+    flags.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=quick, metavar="NAME")
     flags.add_argument("--seeds", type=command.positive_int, default=5, help="runs of each recipe (5)")
     flags.add_argument(
         "--epochs", type=command.positive_int, help="instead of the recipe's; its schedule then ends there"

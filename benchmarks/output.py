@@ -49,8 +49,9 @@ from benchmarks.harness import (
 )
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.left_out import attempt
-from manual_mlp.chunks import has_fast_products, rows_at_once
 from manual_mlp.output import linear_cross_entropy
+from manual_mlp.precision import product_dtype
+from manual_mlp.sweep.tiling import tiling_of_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -213,10 +214,8 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def chosen_rows(case: Case, device: torch.device) -> int:
     """Return the rows of logits that manual_mlp holds at once in this case, by its own choice."""
-    dtype = command.DTYPES[case.dtype]
-    if not has_fast_products(dtype, device.type):
-        dtype = torch.float32
-    return rows_at_once(case.rows, case.d_in, case.classes, dtype, device.type)
+    dtype = product_dtype(command.DTYPES[case.dtype], device)
+    return tiling_of_loss(torch.empty(1, 1, device=device).expand(case.rows, case.d_in), case.classes, dtype).rows
 
 
 def least_bytes(tensors: Mapping[str, Tensor]) -> int:

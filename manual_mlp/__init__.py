@@ -2,11 +2,13 @@
 
 from manual_mlp import activations
 from manual_mlp.activations import Activation
-from manual_mlp.backprop import backprop
-from manual_mlp.dense import dense
-from manual_mlp.modules import MLP, Dense, DenseSquaredError, Linear, LinearCrossEntropyLoss
+from manual_mlp.explicit import backprop
+from manual_mlp.layer import dense
+from manual_mlp.loss_modules import DenseSquaredError, LinearCrossEntropyLoss
+from manual_mlp.modules import MLP, Dense, Linear
 from manual_mlp.output import dense_squared_error, linear_binary_cross_entropy, linear_cross_entropy
 
+__version__ = "0.1.0"
 __all__ = [
     "MLP",
     "Activation",
@@ -21,3 +23,7 @@ __all__ = [
     "linear_binary_cross_entropy",
     "linear_cross_entropy",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -18,15 +18,15 @@ low bits alone: u is compared with a threshold, and what is hashed again mixes h
 from __future__ import annotations
 
 from functools import lru_cache
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manual_mlp.rules import rows
-from manual_mlp.transforms import operations_are_watched, plain
+from manual_mlp.engines import engine_for
+from manual_mlp.formulas.products import rows
+from manual_mlp.transforms import is_plain, operations_are_watched
 
 MIX = (16, 0x7FEB352D), (15, 0x846CA68B)
 LAYER = 0x9E3779B9  # 2³² divided by the golden ratio
@@ -58,7 +58,7 @@ class Mask(NamedTuple):
         """Make the mask for what it will be multiplied with twice, unless a kernel hashes as fast as it could read."""
         if self.p == 1:
             return self._replace(factor=like.new_zeros(()))
-        return self if _kernel(like) else self._replace(factor=factors(like, self))
+        return self if engine_for(like).drop else self._replace(factor=factors(like, self))
 
 
 def draw_seed(device: torch.device) -> Tensor:
@@ -68,12 +68,12 @@ def draw_seed(device: torch.device) -> Tensor:
 
 def drop(t: Tensor, mask: Mask, out: Tensor | None = None) -> Tensor:
     """Multiply ``(*, D)`` by a mask; into ``out`` (N, D), which may be t, if it is given and nothing is recorded."""
-    kernel = _kernel(t) if mask.factor is None and plain(t) else None
-    if kernel is None:
+    by_engine = engine_for(t).drop if mask.factor is None and is_plain(t) else None
+    if by_engine is None:
         return torch.mul(t, factors(t, mask) if mask.factor is None else mask.factor, out=out)
     if torch.is_grad_enabled() and t.requires_grad:
         return _DropFunction.apply(t, mask)  # type: ignore[no-any-return]
-    return kernel.drop(t, mask, out)  # type: ignore[no-any-return]
+    return by_engine(t, mask, out)
 
 
 class _DropFunction(Function):
@@ -153,17 +153,3 @@ _NUMBERS = [(shift, 2 ** (32 - shift) - 1, _signed(factor)) for shift, factor in
 def _tensors() -> list[list[Tensor]]:
     # torch takes longer to make a tensor of a number than to shift a few rows.
     return [[torch.tensor(number, dtype=torch.int32, device="cpu") for number in step] for step in _NUMBERS]
-
-
-def _kernel(t: Tensor) -> ModuleType | None:
-    return _kernels() if t.is_cuda else None
-
-
-@lru_cache(maxsize=1)
-def _kernels() -> ModuleType | None:
-    """Find the kernel for a GPU, where Triton is installed."""
-    try:
-        from manual_mlp.engines.triton import dropout
-    except ImportError:
-        return None
-    return dropout

@@ -3,29 +3,22 @@
 import math
 import operator
 from collections.abc import Iterable
-from typing import SupportsIndex, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import init
 
-from manual_mlp.activations import IDENTITY, Activation, get, to_module
-from manual_mlp.dense import autocasting, check_tensor, dense
+from manual_mlp.activations import Activation, get
+from manual_mlp.checks import check_rows, check_tensor, network_fits
 from manual_mlp.dropout import Mask, draw_seed, drop
-from manual_mlp.network import fits, network
-from manual_mlp.output import (
-    check_class_weight,
-    check_options,
-    check_rows,
-    check_smoothing,
-    cross_entropy_of,
-    dense_squared_error,
-    ignored_class,
-    linear_cross_entropy,
-)
-from manual_mlp.sweep import Layer
-from manual_mlp.transforms import called_as_it_is, caller, has_class, has_hooks, modules_are_watched, traced
+from manual_mlp.formulas.layer import Layer
+from manual_mlp.layer import dense
+from manual_mlp.network import network
+from manual_mlp.precision import autocasting
+from manual_mlp.sequential import Block, has_forward_of, is_as_written, linear_over, read, refuse_changed, write
+from manual_mlp.transforms import called_as_it_is, caller, has_class, modules_are_watched, traced
 
 Known: TypeAlias = str | nn.Module | Activation | None
 
@@ -77,8 +70,8 @@ class Dense(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_features = _check_size("in_features", in_features)
-        self.out_features = _check_size("out_features", out_features)
+        self.in_features = check_size("in_features", in_features)
+        self.out_features = check_size("out_features", out_features)
         self.activation = get(activation)
         self.weight = nn.Parameter(torch.empty(self.out_features, self.in_features, device=device, dtype=dtype))
         self.register_parameter(
@@ -101,119 +94,6 @@ class Dense(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"activation={self.activation}, bias={self.bias is not None}"
-        )
-
-
-class DenseSquaredError(Dense):
-    """Apply a dense layer and compare its output with a target: the textbook's J = ½Σ(Y − Y*)².
-
-    Args:
-        in_features, out_features, activation, bias: as in :class:`Dense`, whose state_dict it has.
-        reduction, chunk_rows: as in :func:`manual_mlp.dense_squared_error`.
-
-    Shape:
-        - Input: :math:`(*, D_{in})`
-        - Target: :math:`(*, D_{out})`
-        - Output: scalar; :math:`(*, D_{out})` if ``reduction`` is ``"none"``.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        activation: Known = None,
-        bias: bool = True,
-        *,
-        reduction: str = "sum",
-        chunk_rows: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, activation, bias, device, dtype)
-        check_options(reduction, chunk_rows)
-        self.reduction, self.chunk_rows = reduction, chunk_rows
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
-        return dense_squared_error(
-            input, self.weight, self.bias, target, self.activation, self.reduction, self.chunk_rows
-        )
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, reduction={self.reduction!r}, chunk_rows={self.chunk_rows}"
-
-
-class LinearCrossEntropyLoss(nn.Module):
-    """Hold the linear layer whose softmax is compared with classes: logits exist a few rows at a time.
-
-    It takes torch's place: the same arguments (``chunk_rows`` for ``options``, no ``out_features``) and the same
-    state_dict, with ``linear.weight``, ``linear.bias`` and, if it was given, ``weight``. Where ``linear`` was replaced,
-    hooked or parametrised (an adapter, say), it is called as it is, and all logits exist at once.
-
-    Args:
-        in_features: D.
-        num_classes: V.
-        bias: whether the layer adds a learnt bias.
-        reduction, weight, ignore_index, label_smoothing, chunk_rows: as in :func:`manual_mlp.linear_cross_entropy`;
-            None for ignore_index is -100, as for torch.
-
-    Shape:
-        - Input: :math:`(*, D)`
-        - Target: :math:`(*)`, or :math:`(*, V)` for probabilities
-        - Output: scalar; :math:`(*)` if ``reduction`` is ``"none"``.
-
-    Raises:
-        ValueError: a size is negative, or an option is out of range.
-        TypeError: a size is not an int.
-    """
-
-    weight: Tensor | None
-
-    def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        *,
-        bias: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        reduction: str = "mean",
-        weight: Tensor | None = None,
-        ignore_index: SupportsIndex | None = None,
-        label_smoothing: float = 0.0,
-        chunk_rows: int | None = None,
-    ) -> None:
-        super().__init__()
-        check_options(reduction, chunk_rows)
-        check_smoothing(label_smoothing)
-        check_class_weight(weight, num_classes)
-        self.linear = Linear(
-            _check_size("in_features", in_features), _check_size("num_classes", num_classes), bias, device, dtype
-        )
-        self.register_buffer("weight", weight)
-        self.ignore_index = ignored_class(ignore_index)
-        self.reduction, self.label_smoothing = reduction, label_smoothing
-        self.chunk_rows = chunk_rows
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        linear, options = self.linear, (self.weight, self.ignore_index, self.label_smoothing)
-        if not (_is_linear(linear) and called_as_it_is(linear)) or modules_are_watched():
-            return cross_entropy_of(linear(input), target, self.reduction, *options)
-        return linear_cross_entropy(
-            input,
-            linear.weight,
-            target,
-            linear_bias=linear.bias,
-            weight=self.weight,
-            reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            chunk_rows=self.chunk_rows,
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, "
-            f"label_smoothing={self.label_smoothing}, chunk_rows={self.chunk_rows}"
         )
 
 
@@ -279,7 +159,7 @@ class MLP(nn.Module):
             seed = draw_seed(input.device)
         if who in ("eager", "no grad"):
             layers = None if autocasting(input) else self.chain()
-            if layers is not None and fits(layers, input):
+            if layers is not None and network_fits(layers, input):
                 whole = network(layers, input, self.tile_rows, seed)
                 if whole is not None:
                     return whole
@@ -292,13 +172,14 @@ class MLP(nn.Module):
 
     def chain(self) -> list[Layer] | None:
         """List the layers as one network may compute them; None if a module was replaced, hooked or parametrised."""
-        if not (_has_forward_of(self, MLP) and _is_as_written(Dense)) or modules_are_watched():
+        if not (has_forward_of(self, MLP) and is_as_written(Dense)) or modules_are_watched():
             return None
         found = []
-        for layer, p in zip(self.layers, (*self.dropout, 0.0), strict=True):
+        # Three times as quick as to ask a module for each of these.
+        layers = vars(vars(self)["_modules"]["layers"])["_modules"].values()
+        for layer, p in zip(layers, (*self.dropout, 0.0), strict=True):
             if type(layer) is not Dense or not called_as_it_is(layer):
                 return None
-            # Three times as quick as to ask the module for each of them.
             parameters = vars(layer)["_parameters"]
             if "weight" not in parameters or "bias" not in parameters:
                 return None  # FSDP puts a tensor in their place
@@ -316,33 +197,12 @@ class MLP(nn.Module):
             TypeError: a module is not one of these, stands where an MLP has none, has hooks or a forward of its own, or
                 is not in the training mode of the others.
         """
-        if not isinstance(sequential, nn.Sequential):
-            raise TypeError(f"expected nn.Sequential, got {type(sequential).__name__}")
-        _refuse_changed("the whole", sequential)
-        if not _has_forward_of(sequential, nn.Sequential) or not called_as_it_is(sequential):
-            raise TypeError(f"expected the forward of nn.Sequential itself, got that of {type(sequential).__name__}")
-        if len({module.training for module in sequential.modules()}) > 1:
-            raise TypeError("expected all modules in training mode or all in evaluation mode, got both")
-        blocks: list[list[nn.Module]] = []
-        for name, module in enumerate(sequential):
-            _refuse_changed(name, module)
-            if _is_linear(module):
-                blocks.append([module])
-            elif blocks:
-                blocks[-1].append(module)
-            else:
-                raise TypeError(f"expected Linear first, got {name}: {module}")
-        parsed = [_parse(block) for block in blocks]
-        if parsed and parsed[-1][2]:
-            raise TypeError(f"expected no dropout after the last Linear, got {blocks[-1][-1]}")
-        linears = [linear for linear, _, _ in parsed]
-        widths = [linear.in_features for linear in linears[:1]] + [linear.out_features for linear in linears]
-        mlp = cls(widths, None, dropout=[p for _, _, p in parsed[:-1]], device="meta")
-        for layer, (linear, activation, _) in zip(mlp.layers, parsed, strict=True):
+        blocks = read(sequential, (nn.Linear, Linear))
+        widths = [block.linear.in_features for block in blocks[:1]] + [block.linear.out_features for block in blocks]
+        mlp = cls(widths, None, dropout=[block.dropout for block in blocks[:-1]], device="meta")
+        for layer, block in zip(mlp.layers, blocks, strict=True):
             assert isinstance(layer, Dense)
-            if layer.in_features != linear.in_features:
-                raise TypeError(f"expected Linear with in_features={layer.in_features}, got {linear}")
-            layer.weight, layer.bias, layer.activation = linear.weight, linear.bias, activation
+            layer.weight, layer.bias, layer.activation = block.linear.weight, block.linear.bias, block.activation
         return mlp.train(sequential.training)
 
     def to_sequential(self) -> nn.Sequential:
@@ -351,66 +211,24 @@ class MLP(nn.Module):
         Raises:
             TypeError: a layer was replaced, or a module has hooks or a forward of its own.
         """
-        _refuse_changed("the whole", self)
-        if not _has_forward_of(self, MLP):
+        refuse_changed("the whole", self)
+        if not has_forward_of(self, MLP):
             raise TypeError(f"expected the forward of MLP itself, got that of {type(self).__name__}")
-        modules: list[nn.Module] = []
+        blocks = []
         for name, (layer, p) in enumerate(zip(self.layers, (*self.dropout, 0.0), strict=True)):
-            _refuse_changed(name, layer)
+            refuse_changed(name, layer)
             if type(layer) is not Dense:
                 raise TypeError(f"expected layer {name} to be Dense, got {type(layer).__name__}")
-            linear = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-            linear.weight = layer.weight
-            linear.register_parameter("bias", layer.bias)
-            modules.append(linear)
-            if layer.activation is not IDENTITY:
-                modules.append(to_module(layer.activation))
-            if p:
-                modules.append(nn.Dropout(p))
-        return nn.Sequential(*modules).train(self.training)
+            blocks.append(Block(linear_over(layer.weight, layer.bias), layer.activation, p))
+        return write(blocks).train(self.training)
 
     def extra_repr(self) -> str:
         told = {"dropout": self.dropout if any(self.dropout) else None, "tile_rows": self.tile_rows}
         return ", ".join(f"{name}={value}" for name, value in told.items() if value is not None)
 
 
-def _parse(block: list[nn.Module]) -> tuple[nn.Linear, Activation, float]:
-    """Read (Linear), (Linear, activation), (Linear, Dropout) or (Linear, activation, Dropout)."""
-    linear, *rest = block
-    assert isinstance(linear, nn.Linear)
-    p = 0.0
-    if rest and type(rest[-1]) is nn.Dropout:
-        p = rest.pop().p  # type: ignore[assignment]
-    module = rest.pop() if rest else None
-    activation = get(module)
-    if module is not None and not _is_as_written(type(module)):
-        raise TypeError(f"expected a module with the forward of its class, got another for {module}")
-    if rest:
-        raise TypeError(f"expected Linear, an activation and Dropout, in this order, got {nn.Sequential(*block)}")
-    return linear, activation, p
-
-
-def _is_as_written(kind: type[nn.Module]) -> bool:
-    """Tell whether nobody put another forward in the place of the one that stands beside a class."""
-    return kind.forward.__module__ == kind.__module__
-
-
-def _has_forward_of(module: nn.Module, kind: type[nn.Module]) -> bool:
-    return type(module).forward is kind.forward and _is_as_written(kind)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return type(module) in (nn.Linear, Linear) and _is_as_written(type(module))
-
-
-def _refuse_changed(name: int | str, module: nn.Module) -> None:
-    if has_hooks(module):
-        raise TypeError(f"expected a module without hooks, got hooks on {name}: {module}")
-    if "forward" in vars(module):
-        raise TypeError(f"expected a module with the forward of its class, got another for {name}: {module}")
-
-
-def _check_size(name: str, size: int) -> int:
+def check_size(name: str, size: int) -> int:
+    """Return a size as an int; raise TypeError if it is none, and ValueError if it is negative."""
     try:
         size = operator.index(size)
     except TypeError:

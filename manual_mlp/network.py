@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,14 +10,18 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manual_mlp.activations import IDENTITY, Activation
-from manual_mlp.activations.record import FLOATS, cast, value
-from manual_mlp.dense import dense, layer_gradients
+from manual_mlp.activations.entrywise import value
+from manual_mlp.composite import gradients_by_autograd
 from manual_mlp.dropout import drop
-from manual_mlp.fused import aliases, spread, uncast
-from manual_mlp.rules import plus, rows
-from manual_mlp.sweep import Layer, Sum, Sums, Sweep, Total, forward, masks_of, share_memory
-from manual_mlp.tiles import tiling_of
-from manual_mlp.transforms import PLAIN, below_functions, needed_now, plain
+from manual_mlp.formulas.layer import Layer, y_of
+from manual_mlp.formulas.products import plus, rows
+from manual_mlp.layer import Kept, back, dense
+from manual_mlp.precision import cast, uncast
+from manual_mlp.sweep.passes import forward, masks_of, share_memory
+from manual_mlp.sweep.sums import Sum, Sums, Total
+from manual_mlp.sweep.tiles import Sweep
+from manual_mlp.sweep.tiling import tiling_of
+from manual_mlp.transforms import below_functions, is_plain, needed_now
 
 Needed = tuple[bool, bool, bool]  # dh, dw, db
 
@@ -45,33 +49,6 @@ def network(layers: Sequence[Layer], input: Tensor, tile_rows: int | None, seed:
         h, layers = _unchanging(h, layers)
         y = _TiledFunction.apply(*_operands(h, layers), layers, tiling, seed)
     return y if input.dim() == 2 else y.view(*input.shape[:-1], y.shape[-1])
-
-
-def fits(layers: Sequence[Layer], input: Tensor, mixed: bool = False, leaves: bool = False) -> bool:
-    """Tell whether these are plain tensors that fit together, and none is empty.
-
-    ``mixed`` allows more than one dtype; ``leaves`` refuses what was computed from what requires grad.
-    """
-    if type(input) not in PLAIN or input.layout is not torch.strided or input.is_nested:
-        return False
-    if not input.numel() or not input.dim() or (mixed and input.dtype is torch.float64):
-        return False
-    width, dtype, on_cpu, on_meta = input.size(-1), input.dtype, input.is_cpu, input.is_meta
-    for w, b, *_ in layers:
-        if type(w) not in PLAIN or type(b) not in PLAIN or w.dim() != 2 or w.size(1) != width or not w.size(0):
-            return False
-        width = w.size(0)
-        if b is not None and (b.dim() != 1 or b.size(0) != width):
-            return False
-        for p in (w,) if b is None else (w, b):
-            if p.layout is not torch.strided:
-                return False
-            if p.is_cpu is not on_cpu or p.is_meta is not on_meta:
-                return False
-            # Autocast leaves float64 alone.
-            if (p.dtype is torch.float64 if mixed else p.dtype is not dtype) or (leaves and not p.is_leaf):
-                return False
-    return dtype in FLOATS
 
 
 def lowest_of(needed: Sequence[Needed]) -> int:
@@ -123,7 +100,7 @@ class _NetworkFunction(Function):
     @below_functions
     def backward(ctx: Any, dy: Tensor | None, *hidden: Tensor | None) -> Any:
         forms: list[_Form] = ctx.forms
-        count, opaque = len(forms), plain(dy, *hidden)
+        count, plain = len(forms), is_plain(dy, *hidden)
         h, *saved = ctx.saved_tensors
         weights, kept, factor = saved[:count], saved[count : 2 * count], saved[2 * count :]
         needed = _by_layer(forms, needed_now(ctx, len(ctx.needs_input_grad) - 2))
@@ -139,9 +116,10 @@ class _NetworkFunction(Function):
                 if k and needed[k][1]:
                     h_k = kept[k - 1]
                     if not ctx.constant[k]:
-                        h_k = _output(forms[k - 1].activation, h_k, opaque)
+                        h_k = _output(forms[k - 1].activation, h_k, plain)
                         h_k = h_k if mask is None else drop(h_k, mask)
-                dy, dw, db = layer_gradients(h_k, weights[k], kept[k], dy, dz, forms[k].activation, needed[k], opaque)
+                of = Kept(forms[k].activation, h_k, weights[k], kept[k])
+                dy, dw, db = back(of, dy, dz, needed[k], plain)
             else:
                 dy = None
             found[:0] = (dw, db) if forms[k].biased else (dw,)
@@ -166,33 +144,31 @@ class _TiledFunction(Function):
         h, *parameters = ctx.saved_tensors
         needed = needed_now(ctx, 1 + len(parameters))
         sweep = Sweep(_layers(ctx.forms, parameters), h, ctx.tiling, ctx.seed)
-        if torch.is_grad_enabled() or not plain(dy):
-            return *_by_dense(sweep, ctx.forms, (h, *parameters), dy, needed), None, None, None
+        if torch.is_grad_enabled() or not is_plain(dy):
+            all_at_once = _by_dense(sweep, ctx.forms)
+            return *gradients_by_autograd(all_at_once, (h, *parameters), dy, needed), None, None, None
         by_layer = _by_layer(ctx.forms, needed)
         sums = [_zeros(sweep.layers, by_layer) for _ in range(sweep.workers)]
         with uncast(dy):
             dh = sweep.backward(dy, sums, lowest_of(by_layer))
         found = [dh]
         for form, pair in zip(ctx.forms, sums[0], strict=True):
-            grads = (None if each is None else each.of.grad for each in pair[: 1 + form.biased])
+            grads = (None if each is None else each.grad for each in pair[: 1 + form.biased])
             found += (None if grad is None else cast(grad, h.dtype) for grad in grads)
         return *found, None, None, None
 
 
-def _by_dense(
-    sweep: Sweep, forms: Sequence[_Form], operands: Sequence[Tensor], dy: Tensor, needed: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
-    """Compute the gradients by layers whose every mode is right, on all rows at once."""
-    create = torch.is_grad_enabled()
-    with torch.enable_grad():
-        h, *parameters = given = aliases(*operands)
+def _by_dense(sweep: Sweep, forms: Sequence[_Form]) -> Callable[..., Tensor]:
+    """Return what computes y from the operands by layers whose every mode is right, on all rows at once."""
+
+    def compute(h: Tensor, *parameters: Tensor) -> Tensor:
         layers = _layers(forms, parameters)
         for layer, mask in zip(layers, masks_of(layers, sweep.seed), strict=True):
             h = dense(h, layer.w, layer.b, layer.activation)
             h = h if mask is None else drop(h, mask)
-        asked = [t for t, need in zip(given, needed, strict=True) if need]
-        found = torch.autograd.grad(h, asked, dy, create_graph=create)
-    return spread(found, needed)
+        return h
+
+    return compute
 
 
 def _operands(h: Tensor, layers: Sequence[Layer]) -> Iterator[Tensor]:
@@ -256,13 +232,13 @@ def _unchanging(h: Tensor, layers: Sequence[Layer]) -> tuple[Tensor, list[Layer]
 
 def _zeros(layers: Sequence[Layer], needed: Sequence[Needed]) -> Sums:
     def of(p: Tensor | None, need: bool) -> Sum | None:
-        return Sum(Total.of(p)) if need and p is not None else None
+        return Total.of(p) if need and p is not None else None
 
     return [(of(w, need_w), of(b, need_b)) for (w, b, *_), (_, need_w, need_b) in zip(layers, needed, strict=True)]
 
 
-def _output(activation: Activation, kept: Tensor, opaque: bool) -> Tensor:
+def _output(activation: Activation, kept: Tensor, plain: bool) -> Tensor:
     """Compute a layer's output from what it kept."""
     if activation.df_y is not None:
         return kept
-    return activation.f(kept) if opaque and not torch.is_grad_enabled() else value(kept, activation)
+    return y_of(kept, activation) if plain and not torch.is_grad_enabled() else value(kept, activation)

@@ -82,7 +82,7 @@ def is_dispatched(t: Tensor) -> bool:
     return has_class(t) and type(t).__torch_function__ is nn.Parameter.__torch_function__
 
 
-def plain(*cotangents: Tensor | None) -> bool:
+def is_plain(*cotangents: Tensor | None) -> bool:
     """Tell whether nobody looks into what is done to the cotangents while grad mode is off.
 
     Transforms do, a batch of cotangents (``is_grads_batched``) does, and so does a class of their own.
@@ -146,7 +146,12 @@ def called_as_it_is(module: nn.Module) -> bool:
     """Tell whether to call the module is to run the forward of its class, and nothing beside it."""
     own = vars(module)
     return type(module).__call__ is _call and not (
-        has_hooks(module) or "forward" in own or own.get("_compiled_call_impl")
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or own.get("_compiled_call_impl")
     )
 
 
@@ -166,7 +171,7 @@ def traced() -> bool:
 def operations_are_watched() -> bool:
     """Tell whether a mode or a tracer sees each operation: it would miss those of other threads."""
     try:
-        return _core._len_torch_dispatch_stack() > 0 or traced()
+        return bool(_core._len_torch_dispatch_stack() or _core._is_tracing())
     except AttributeError:
         return True
 

@@ -41,10 +41,12 @@ def _seeded_and_poisoned() -> Iterator[None]:
 
 @pytest.fixture
 def forget() -> Iterator[Callable[[], None]]:
-    """Forget at the end of a test, or when called, which activations were registered since its beginning."""
-    from manual_mlp.activations import lookup, record
+    """Forget at the end of a test, or when called, the activations, losses and recipes that it added."""
+    from manual_mlp.activations.registry import ENTRIES
+    from manual_mlp.losses import LOSSES
+    from manual_mlp.training.recipes import RECIPES
 
-    tables: list[dict[Any, Any]] = [record.FACTORIES, record._MADE, lookup._RECORDS]
+    tables: list[dict[str, Any]] = [ENTRIES, LOSSES, RECIPES]
     before = [dict(table) for table in tables]
 
     def forgotten() -> None:

@@ -27,6 +27,7 @@ def arctan(scale=1.0):
     )
 
 
+OWN = f"Activation(f=<lambda at {Path(__file__).name}:{arctan().f.__code__.co_firstlineno}>)"
 pytestmark = pytest.mark.usefixtures("forget")
 
 
@@ -58,8 +59,8 @@ def test_it_is_listed_and_found_and_made_anew_with_other_arguments(named):
     assert activations.get("arctan") is named() is named(1.0) is named(scale=1.0)
     assert named(2.0) is named(2.0) is not named()
     assert repr(named(2.0)) == "arctan(2.0)"
-    assert named().made_here()
-    with pytest.raises(ValueError, match=r"among identity, .*, lecun_tanh, arctan, got 'arctn'"):
+    assert named().maker is named
+    with pytest.raises(ValueError, match=r"among identity, .*, sin, arctan, got 'arctn'"):
         activations.get("arctn")
 
 
@@ -78,7 +79,7 @@ def test_the_layers_and_losses_take_it(own):
     layer, loss = Dense(4, 7, own), DenseSquaredError(4, 7, own)
     expected = torch.atan(F.linear(x, layer.weight, layer.bias))
     torch.testing.assert_close(layer(x), expected)
-    assert f"activation={'arctan(1.0)' if own == 'arctan' else 'custom()'}, " in repr(layer)
+    assert f"activation={'arctan(1.0)' if own == 'arctan' else OWN}, " in repr(layer)
     loss.load_state_dict(layer.state_dict())
     for found in (loss(x, t), dense_squared_error(x, layer.weight, layer.bias, t, own)):
         torch.testing.assert_close(found, 0.5 * (expected - t).square().sum())
@@ -145,6 +146,28 @@ def test_a_name_with_odd_characters_is_refused(name):
         activations.register(make)
 
 
+def test_a_module_class_is_given_once_and_takes_the_factorys_arguments(named):
+    class Slower(torch.nn.Module):
+        def __init__(self, scale=1.0):
+            super().__init__()
+            self.scale = scale
+
+    with pytest.raises(ValueError, match=r"^expected a module class that is not yet known, got Tanh$"):
+
+        @activations.register(module=torch.nn.Tanh)
+        def my_tanh():
+            return arctan()
+
+    assert "my_tanh" not in activations.names()
+
+    @activations.register(module=Slower)
+    def slower(scale=1.0):
+        return arctan(scale)
+
+    assert activations.get(Slower(0.5)) is slower(0.5)
+    assert activations.to_module(slower(0.5)).scale == 0.5
+
+
 def test_a_factory_needs_defaults_and_returns_an_activation():
     def steep(scale, shift=0.0, *more):
         return arctan(scale)
@@ -197,7 +220,7 @@ def test_it_is_explained_in_the_terminal_and_on_the_page(named, run, tmp_path):
     assert "entry by entry, here arctan." in " ".join(out.split())
     assert run("explain", "--activation", "arctan", "--html", "page.html")[0] == 0
     assert "here arctan." in " ".join((tmp_path / "page.html").read_text("utf-8").split())
-    assert "lecun_tanh, arctan " in " ".join(run("explain", "--help")[1].split())
+    assert "sin, arctan " in " ".join(run("explain", "--help")[1].split())
     assert run("explain", "--activation", "arctan", "--break", "slope-at-output")[0] == 1
 
 
@@ -278,7 +301,7 @@ def test_a_run_is_trained_resumed_read_back_explained_and_exported(named, train,
 
     status, out, err = train("--help")
     assert (status, err) == (0, "")
-    assert "lecun_tanh,arctan}" in "".join(out.replace("│", "").split())
+    assert "sin,arctan}" in "".join(out.replace("│", "").split())
     status, out, err = train(*DIGITS)
     assert status == 0, err
     assert "test accuracy" in out
@@ -299,8 +322,8 @@ def test_a_run_is_trained_resumed_read_back_explained_and_exported(named, train,
     assert run("export", "runs/run", "--to", "sequential") == (
         2,
         "",
-        "error: expected activations of manual_mlp itself for --to sequential, got arctan, whose text is not known: "
-        "take --to onnx or --to torch-export\n",
+        "error: expected activations of manual_mlp itself, or registered with their source, for --to sequential, got "
+        "arctan(1.0), whose text is not known: take --to onnx or --to torch-export\n",
     )
     assert not Path("runs/run/model.pt").exists()
 
@@ -334,7 +357,9 @@ def test_a_record_without_a_name_is_no_flag(named):
     from manual_mlp.training.errors import InputError
 
     assert Config(activation="arctan").activation == "arctan"
-    with pytest.raises(InputError, match=r"^expected --activation to be one of identity, .*, arctan, got .*custom\(\)"):
+    with pytest.raises(
+        InputError, match=r"^expected --activation to be one of identity, .*, arctan, got Activation\(f="
+    ):
         Config(activation=arctan())
 
 
@@ -350,7 +375,7 @@ def test_one_that_torch_cannot_trace_is_refused_in_a_line():
     activations.register(by_value)
     network = MLP([64, 11, 10], "by_value").eval().to_sequential()
     for write, to in ((export._onnx, "onnx"), (export._torch_export, "torch-export")):
-        expected = rf"^expected activations that --to {to} can write, got by_value: Could not guard on data-dep.*\S$"
+        expected = rf"^expected activations that --to {to} can write, got by_value..: Could not guard on data-dep.*\S$"
         with pytest.raises(ValueError, match=expected):
             write(network, 64, "digits")
     # What is ours alone fails as it is: nobody's activation is to blame.
@@ -362,10 +387,34 @@ def test_the_text_of_a_sequential_is_never_that_of_a_namesake():
     from manual_mlp.training import export
 
     sine = Activation(torch.cos, torch.sin, torch.cos, name="sin")
-    for activation in (sine, activations.sin(30.0), arctan()):
-        with pytest.raises(ValueError, match=r"^expected activations of manual_mlp itself for --to sequential, got "):
+    for activation in (sine, arctan()):
+        with pytest.raises(
+            ValueError, match=r"^expected activations of manual_mlp itself, or .*, got .*, whose text is"
+        ):
             export._code(MLP([4, 7, 3], activation).to_sequential())
-    assert "torch.sin(z)" in export._code(MLP([4, 7, 3], "sin").to_sequential())
+    mlp, x = MLP([4, 7, 3], activations.sin(30.0), "sin", dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    built = {}
+    exec(export._code(mlp.to_sequential()), built)
+    built["model"].double().load_state_dict(mlp.to_sequential().state_dict())
+    torch.testing.assert_close(built["model"](x), mlp(x))
+
+
+def test_texts_of_nearly_the_same_name_are_kept_apart():
+    from manual_mlp.training import export
+
+    @activations.register(source="torch.atan(z)")
+    def a_b():
+        return arctan()
+
+    @activations.register(source="torch.atan(shift + 2 * z)")
+    def aB(shift=0.25):
+        return Activation(lambda z: torch.atan(shift + 2 * z), torch.zeros_like, torch.zeros_like)
+
+    mlp, x = MLP([4, 7, 3], "a_b", aB(0.5), dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    built = {}
+    exec(export._code(mlp.to_sequential()), built)
+    built["model"].double().load_state_dict(mlp.to_sequential().state_dict())
+    torch.testing.assert_close(built["model"](x), mlp(x))
 
 
 def test_the_benchmarks_say_which_activations_they_know(named, capsys):

@@ -1,8 +1,14 @@
-"""The rooms, and who may enter which."""
+"""The rooms, and who may enter which; what may stand in them, and how much."""
 
 import ast
+import io
 import re
 import sys
+import tokenize
+from collections import Counter
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -12,32 +18,45 @@ import manual_mlp
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "manual_mlp"
 
-# Each room may import those listed, and itself.
-GROUND = {"activations", "transforms"}
-BELOW_BACKPROP = GROUND | {
-    *("rules", "dense", "dropout", "losses", "chunks", "fused", "output", "tiles", "sweep", "network")
+# Floor by floor, from the ground: a room imports rooms of the floors below it, and itself.
+FLOORS = (
+    {"transforms", "streams"},
+    {"precision"},
+    {"activations"},
+    {"formulas"},
+    {"checks", "composite", "engines"},
+    {"dropout", "layer", "losses"},
+    {"sweep"},
+    {"head", "network"},
+    {"output", "sequential"},
+    {"modules"},
+    {"loss_modules"},
+    {"explicit"},
+    {"training"},
+    {"explain"},
+)
+ROOMS = sorted(set().union(*FLOORS))
+CORE = sorted(set(ROOMS) - {"training", "explain", "streams"})
+BELOW = {
+    room: set(below)
+    for floor, below in zip(FLOORS, accumulate(FLOORS, set.union, initial=set()), strict=False)
+    for room in floor
 }
-ROOMS = {
-    "activations": set(),
-    "transforms": set(),
-    "rules": GROUND,
-    "engines": set(),
-    "streams": set(),
-    "dropout": GROUND | {"rules", "engines"},
-    "dense": GROUND | {"rules"},
-    "losses": GROUND | {"dense"},
-    "chunks": set(),
-    "fused": GROUND | {"rules", "dense", "losses", "chunks"},
-    "output": GROUND | {"rules", "dense", "losses", "fused"},
-    "tiles": {"chunks"},
-    "sweep": GROUND | {"rules", "dropout", "tiles"},
-    "network": GROUND | {"rules", "dense", "dropout", "fused", "sweep", "tiles"},
-    "backprop": BELOW_BACKPROP | {"modules"},
-    "modules": GROUND | {"dense", "dropout", "output", "network", "sweep"},
-    "explain": GROUND | {"rules", "losses", "modules", "training"},
-    "training": GROUND | {"backprop", "dense", "output", "modules"},
-}
-CORE = set(ROOMS) - {"training"}
+# Functions of torch that multiply matrices.
+PRODUCTS = {
+    "addbmm",
+    "addmm",
+    "addmv",
+    "addr",
+    "baddbmm",
+    "bilinear",
+    "bmm",
+    "chain_matmul",
+    "dot",
+    "einsum",
+    "inner",
+} | {*("linear", "matmul", "mm", "mv", "outer", "tensordot", "vdot", "ger")}
+TAG = re.compile(r"\b[FBJSOT]\d\b")
 
 
 def files(room: str) -> list[Path]:
@@ -46,49 +65,61 @@ def files(room: str) -> list[Path]:
 
 
 def imported(file: Path) -> set[str]:
-    """List the modules that a file imports, wherever in the file, but for what only a type checker reads."""
+    """List the modules that a file imports, wherever in the file, and if only for a type checker."""
     found: set[str] = set()
-    tree = ast.parse(file.read_text())
-    for_types = [
-        node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-    ]
-    unread = {id(node) for block in for_types for node in ast.walk(block)}
-    for node in ast.walk(tree):
-        if id(node) in unread:
-            continue
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
-            found.add(node.module)
-            if node.module == "manual_mlp":
-                found |= {f"manual_mlp.{alias.name}" for alias in node.names}
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
+
+
+def tags(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield the tags in comments such as "# (B1)", each with its line."""
+    for token in tokenize.generate_tokens(io.StringIO(file.read_text(encoding="utf-8")).readline):
+        if token.type == tokenize.COMMENT:
+            for parenthesis in re.findall(r"\(([^()]*)\)", token.string):
+                for tag in TAG.findall(parenthesis):
+                    yield token.start[0], tag
 
 
 def test_every_file_belongs_to_a_room() -> None:
     rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert rooms - {"__init__", "__main__"} == set(ROOMS)
+    assert sorted(rooms - {"__init__", "__main__"}) == ROOMS
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_rooms_below_it(room: str) -> None:
-    public = {name.rpartition(".")[2] for name in manual_mlp.__all__} if room == "training" else set()
+    public = set(manual_mlp.__all__) if room in ("training", "explain") else set()
     for file in files(room):
         for name in imported(file):
             package, _, rest = name.partition(".")
             if package == "manual_mlp" and rest:
-                assert rest.split(".")[0] in ROOMS[room] | {room} | public, f"{file.name} imports {name}"
+                assert rest.split(".")[0] in BELOW[room] | {room} | public, f"{file.name} imports {name}"
 
 
-@pytest.mark.parametrize("room", sorted(CORE))
+def test_no_files_import_each_other_in_a_circle() -> None:
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    graph = {name: (imported(path) & set(modules)) - {name, "manual_mlp"} for name, path in modules.items()}
+    # A package's own page hands the names of its files on, and so is below none of them.
+    faces = {name for name, path in modules.items() if path.name == "__init__.py"}
+    order = TopologicalSorter({name: uses - {f for f in faces if name.startswith(f)} for name, uses in graph.items()})
+    assert len(list(order.static_order())) == len(modules)
+
+
+@pytest.mark.parametrize("room", [*CORE, "explain", "streams"])
 def test_the_core_imports_torch_alone(room: str) -> None:
     for file in files(room):
         packages = {name.split(".")[0] for name in imported(file)} - set(sys.stdlib_module_names)
         assert packages <= {"torch", "manual_mlp"} | ({"triton"} if file.parent.name == "triton" else set()), file
 
 
-@pytest.mark.parametrize("room", sorted(set(ROOMS) - {"transforms"}))
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "transforms"])
 def test_only_transforms_touches_private_torch(room: str) -> None:
     for file in files(room):
         nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)]
@@ -98,12 +129,49 @@ def test_only_transforms_touches_private_torch(room: str) -> None:
         assert all(chain.startswith(("self.", "aten.")) for chain in private), private
 
 
+@pytest.mark.parametrize("room", sorted(set(CORE) - {"formulas", "engines"}))
+def test_outside_the_formulas_and_the_engines_there_is_no_product(room: str) -> None:
+    for file in files(room):
+        theirs = {name for name in imported(file) if name.startswith("manual_mlp.formulas.products.")}
+        assert {name.rpartition(".")[2] for name in theirs} <= {"rows", "plus"}, file
+        for node in ast.walk(ast.parse(file.read_text())):
+            assert not isinstance(getattr(node, "op", None), ast.MatMult), f"{file}:{node.lineno}"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert node.func.attr not in PRODUCTS or ast.unparse(node.func).startswith("self."), ast.unparse(node)
+
+
+def test_each_tag_stands_on_one_line_of_the_formulas_and_on_one_of_an_engine_at_most() -> None:
+    lines = {file.relative_to(PACKAGE): Counter(tag for _, tag in tags(file)) for file in PACKAGE.rglob("*.py")}
+    formulas = sum((count for file, count in lines.items() if file.parts[0] == "formulas"), Counter())
+    assert set(formulas.values()) == {1}, formulas
+    assert {"F1", "F2", "B1", "B2", "B3", "B4", "J1", "J2", "S1", "S6", "O1", "O4", "T1"} <= set(formulas)
+    for file, count in lines.items():
+        if file.parts[0] == "engines":
+            assert set(count.values()) <= {1}, file
+            assert set(count) <= set(formulas), file
+        elif file.parts[0] != "formulas":
+            assert not count, file
+
+
+@pytest.mark.parametrize("room", CORE)
+def test_no_function_of_the_core_takes_more_than_six_arguments(room: str) -> None:
+    for file in files(room):
+        tree = ast.parse(file.read_text())
+        # Those of the public functions and modules are torch's, and a kernel takes its tensors one by one.
+        free = [node for node in tree.body if getattr(node, "name", None) in manual_mlp.__all__]
+        free += [part for node in free if isinstance(node, ast.ClassDef) for part in node.body]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node not in free and file.parent.name != "triton":
+                given = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                assert len([name for name in given if name not in ("self", "cls", "ctx")]) <= 6, f"{file}: {node.name}"
+
+
+@pytest.mark.parametrize(("folder", "most"), [("manual_mlp", 300), ("tests", 500)])
+def test_no_file_is_longer_than_one_reads(folder: str, most: int) -> None:
+    lengths = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in (ROOT / folder).rglob("*.py")}
+    assert {str(file): length for file, length in lengths.items() if length > most} == {}
+
+
 def test_the_public_names_are_listed_and_documented() -> None:
     for name in manual_mlp.__all__:
-        assert getattr(manual_mlp, name).__doc__
-
-
-@pytest.mark.parametrize(("folder", "most"), [(PACKAGE, 300), (ROOT / "tests", 500)], ids=["manual_mlp", "tests"])
-def test_no_file_is_longer_than_one_reads_in_one_go(folder: Path, most: int) -> None:
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in folder.rglob("*.py")}
-    assert {name: length for name, length in lengths.items() if length > most} == {}
+        assert getattr(manual_mlp, name).__doc__ or name == "__version__"

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import reference
 from manual_mlp import MLP, activations, backprop
+from manual_mlp.activations.registry import parameters_of
+from truths import scalar_of
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "derivation.md").read_text(encoding="utf-8")
@@ -259,7 +260,8 @@ POINTS = [-40.0, -6.5, -3.0, -1.0, -0.5, 0.0, 0.3, 1.0, 2.0, 3.0, 6.0, 7.5, 15.0
 
 def name_and_parameters(cell: str) -> tuple[str, dict[str, float]]:
     name, symbols = re.match(r"`(\w+)(?:\((.*?)\))?`", cell).groups()
-    return name, dict(zip(symbols.split(", ") if symbols else (), ARGUMENTS.get(name, ()), strict=True))
+    given = ARGUMENTS.get(name) or parameters_of(activations.get(name)).values()
+    return name, dict(zip(symbols.split(", ") if symbols else (), given, strict=True))
 
 
 def evaluate(formula: str, variables: dict[str, float]) -> float:
@@ -268,7 +270,7 @@ def evaluate(formula: str, variables: dict[str, float]) -> float:
     for written, meant in zip("−·≤≥²³√", ("-", "*", "<=", ">=", "**2", "**3", "sqrt"), strict=True):
         formula = formula.replace(written, meant)
     functions = {
-        **{name: getattr(math, name) for name in ("exp", "tanh", "sin", "cos", "sqrt")},
+        **{name: f for name, f in vars(math).items() if callable(f)},
         **{name: getattr(builtins, name) for name in ("abs", "min", "max")},
         "π": math.pi,
         "ln": math.log,
@@ -291,7 +293,7 @@ def with_abbreviations(where: str, variables: dict[str, float]) -> dict[str, flo
 @pytest.mark.parametrize("cell", OF_Z)
 def test_the_table_of_activations_gives_f_and_its_two_derivatives(cell: str) -> None:
     name, parameters = name_and_parameters(cell)
-    scalar = reference.ACTIVATIONS[name](*parameters.values())
+    scalar = scalar_of(name, *parameters.values())
     *formulas, where = OF_Z[cell]
     for z in POINTS:
         variables = with_abbreviations(where, parameters | {"z": z})
@@ -302,7 +304,7 @@ def test_the_table_of_activations_gives_f_and_its_two_derivatives(cell: str) -> 
 @pytest.mark.parametrize("cell", OF_Y)
 def test_the_table_of_slopes_from_y_gives_both_derivatives(cell: str) -> None:
     name, parameters = name_and_parameters(cell)
-    scalar = reference.ACTIVATIONS[name](*parameters.values())
+    scalar = scalar_of(name, *parameters.values())
     where = next(row[-1] for other, row in OF_Z.items() if name_and_parameters(other)[0] == name)
     # Constants of the first table hold in the second; z does not.
     constants = with_abbreviations(where, parameters | {"z": math.nan})

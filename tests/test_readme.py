@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 import manual_mlp
-from manual_mlp import activations
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -25,11 +24,6 @@ def test_the_example_notices_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -
     wrong = example.replace("cost(w).backward()", "(1.001 * cost(w)).backward()")
     with pytest.raises(AssertionError):
         exec(compile(wrong, "README.md", "exec"), {})
-
-
-def test_every_activation_is_listed() -> None:
-    listed = re.search(r"Known by name: (.*?)\.\n", README, re.DOTALL)[1]
-    assert tuple(re.findall(r"`(\w+)`", listed)) == activations.names()
 
 
 def test_every_make_target_that_is_named_exists() -> None:

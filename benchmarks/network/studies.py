@@ -14,9 +14,9 @@ from benchmarks.network import cases
 from benchmarks.network.cases import Case, Problem
 from benchmarks.network.goals import PEAK_ROWS
 from benchmarks.network.providers import AUTOGRAD, by_hand, kept_bytes, step_of
-from manual_mlp.chunks import has_fast_products
-from manual_mlp.sweep import Layer
-from manual_mlp.tiles import tiling_of
+from manual_mlp.formulas.layer import Layer
+from manual_mlp.precision import product_dtype
+from manual_mlp.sweep.tiling import tiling_of
 
 SWEPT = (cases.POINTS, cases.FIELD, cases.NARROW, cases.NARROW_GELU)
 QUICK_SWEPT = (cases.NARROW._replace(rows=1 << 12),)
@@ -31,10 +31,10 @@ SMALLEST_TILE = 16
 def chosen_rows(problem: Problem) -> int:
     """Return the rows of a tile that ``backprop`` takes by its own choice."""
     input, dtype = problem.input, command.DTYPES[problem.case.dtype]
-    narrow = dtype if has_fast_products(dtype, input.device.type) else torch.float32
+    narrow = product_dtype(dtype, input.device)
     each: Any = problem.mlp.layers
     layers = [Layer(layer.weight, layer.bias, layer.activation, 0.0) for layer in each]
-    return tiling_of(layers, input.new_empty(1, 1, dtype=narrow).expand(input.shape), None).rows
+    return tiling_of(layers, input.new_empty(1, 1, dtype=narrow).expand(input.shape)).rows
 
 
 def candidates(chosen: int, rows: int) -> list[int]:

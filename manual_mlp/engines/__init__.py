@@ -1,1 +1,56 @@
-"""Who computes what torch's own operations take several passes for."""
+"""Who computes. *Plain* is ``formulas/`` run by Python; an engine does the same in fewer passes, and is held to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+from torch import Tensor
+
+from manual_mlp.engines.aten import KernelCrossEntropy
+from manual_mlp.formulas.cross_entropy import CrossEntropy
+
+CHOICE = "MANUAL_MLP_ENGINE"
+
+
+class Engine(NamedTuple):
+    """What an engine computes in its own way; the rest is plain.
+
+    Attributes:
+        name: who computes.
+        cross_entropy: the loss.
+        drop: ``(t, mask, out) -> t`` times dropout's mask, which is made where the entries are; None for plain.
+    """
+
+    name: str
+    cross_entropy: type[CrossEntropy] = CrossEntropy
+    drop: Callable[..., Tensor] | None = None
+
+
+PLAIN = Engine("plain")
+KERNELS = Engine("torch's kernels", KernelCrossEntropy)
+
+
+def engine_for(t: Tensor) -> Engine:
+    """Choose who computes with tensors like this one; ``MANUAL_MLP_ENGINE=plain`` asks for plain in any case.
+
+    Raises:
+        ValueError: the variable names another engine.
+    """
+    if t.is_cpu:
+        return PLAIN
+    choice = os.environ.get(CHOICE, "")
+    if choice not in ("", "plain"):
+        raise ValueError(f"expected {CHOICE} to be plain or unset, got {choice!r}")
+    return PLAIN if choice else _on_cuda() if t.is_cuda else KERNELS
+
+
+@lru_cache(maxsize=1)
+def _on_cuda() -> Engine:
+    try:
+        from manual_mlp.engines.triton.dropout import drop
+    except ImportError:  # no Triton
+        return KERNELS
+    return Engine("torch's kernels and Triton", KernelCrossEntropy, drop)

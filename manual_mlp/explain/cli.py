@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from manual_mlp import activations
+from manual_mlp import activations, losses
 from manual_mlp.explain import page, terminal
 from manual_mlp.explain.engine import explain
-from manual_mlp.explain.formulas import LOSSES, MISTAKES, RIGHT
+from manual_mlp.explain.formulas import MISTAKES, RIGHT
 from manual_mlp.explain.network import draw_network
 from manual_mlp.explain.steps.digit import embedded_picture, trained_picture
 
@@ -42,7 +42,7 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     add("--batch", type=int, default=4, metavar="N", help="rows that go through together (default: 4)")
     names = ", ".join(activations.names())
     add("--activation", default="sigmoid", metavar="NAME", help=f"the function f: {names} (default: sigmoid)")
-    add("--loss", choices=LOSSES, default="squared-error", help="J as a function of Y (default: squared-error)")
+    add("--loss", choices=losses.flags(), default="squared-error", help="J as a function of Y (default: squared-error)")
     add("--seed", type=int, default=0, metavar="N", help="of all random numbers (default: 0)")
     add(
         "--break",

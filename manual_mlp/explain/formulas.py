@@ -8,42 +8,35 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from manual_mlp.activations import IDENTITY, Activation
-from manual_mlp.losses import CrossEntropy, SquaredError
-from manual_mlp.rules import delta_of, gradients
-
-LOSSES = ("squared-error", "cross-entropy")
+from manual_mlp.activations import Activation
+from manual_mlp.formulas.layer import db_of, delta_of, dh_of, dw_of
+from manual_mlp.losses import Criterion, by_flag
 
 
 def cost(loss: str, y: Tensor, target: Tensor) -> Tensor:
-    """Return J, summed over rows and outputs, by torch's own operations; y may be complex.
+    """Return J, summed over rows and outputs, by torch's own operations; y may be complex if the loss lets it.
 
     Shape:
         y, target: (N, D_out) -> ()
     """
-    if loss == "squared-error":
-        return 0.5 * (y - target).square().sum()
-    # Subtracting a constant from a row changes no softmax.
-    y = y - y.real.detach().amax(1, keepdim=True)
-    return (target.sum(1) * y.exp().sum(1).log() - (target * y).sum(1)).sum()
+    known = by_flag(loss)
+    return Criterion(known, target, "sum", {}).torchs(y) if known.cost is None else known.cost(y, target)
 
 
 def cost_gradient(loss: str, y: Tensor, target: Tensor) -> Tensor:
-    """Return ∂J/∂Y: Y − Y* of the squared error, p − Y* of the cross-entropy.
+    """Return ∂J/∂Y: Y − Y* of the squared error, p − Y* of both cross-entropies.
 
     Shape:
         y, target: (N, D_out) -> (N, D_out)
     """
-    rows = SquaredError(target, IDENTITY) if loss == "squared-error" else CrossEntropy(target, None, -100, 0.0)
-    delta = rows.values(y.clone(), slice(None), True)[1]
-    assert delta is not None
-    return delta
+    dy: Tensor = by_flag(loss).make(y, target).values(y.clone(), slice(None), True)[1]
+    return dy
 
 
 def back_through_f(dy: Tensor, z: Tensor, activation: Activation) -> Tensor:
     """Return δ = ∂J/∂Y ⊙ f′(Z)."""
     kept = z if activation.df_y is None else activation.f(z)
-    delta = delta_of(dy, None, kept, activation, plain=False)
+    delta = delta_of(dy, kept, activation)
     assert delta is not None
     return delta
 
@@ -54,9 +47,7 @@ def stored_weight(h: Tensor, delta: Tensor) -> Tensor:
     Shape:
         h: (N, D_in), delta: (N, D_out) -> (D_out, D_in)
     """
-    dw = gradients(delta, h, h.new_empty(delta.shape[1], h.shape[1]), (False, True, False))[1]
-    assert dw is not None
-    return dw
+    return dw_of(delta, h)
 
 
 def weight(h: Tensor, delta: Tensor) -> Tensor:
@@ -66,16 +57,12 @@ def weight(h: Tensor, delta: Tensor) -> Tensor:
 
 def bias(delta: Tensor) -> Tensor:
     """Return ∂J/∂B, the sum of δ over the rows, (D_out,)."""
-    db = gradients(delta, delta, delta, (False, False, True))[2]
-    assert db is not None
-    return db
+    return db_of(delta)
 
 
 def input(delta: Tensor, w: Tensor) -> Tensor:
     """Return ∂J/∂H = δWᵀ, for the textbook's W (D_in, D_out): (N, D_in)."""
-    dh = gradients(delta, delta, w.mT, (True, False, False))[0]
-    assert dh is not None
-    return dh
+    return dh_of(delta, w.mT)
 
 
 def through_softmax(s: Tensor, target: Tensor) -> Tensor:
@@ -197,7 +184,7 @@ MISTAKES = {
             "of Z.",
             softmax=_diagonal_softmax,
             cost_gradient=lambda loss, y, t: (
-                cost_gradient(loss, y, t) if loss == "squared-error" else _diagonal_softmax(y, t)
+                _diagonal_softmax(y, t) if loss == "cross-entropy" else cost_gradient(loss, y, t)
             ),
         ),
     )

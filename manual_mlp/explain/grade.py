@@ -9,6 +9,7 @@ from manual_mlp.explain.grading.call import LAYOUTS, Backward
 from manual_mlp.explain.grading.case import Case, Grade
 from manual_mlp.explain.grading.judge import judge
 from manual_mlp.explain.network import draw_network
+from manual_mlp.losses import by_flag, flags
 
 __all__ = ["Grade", "check_my_backward"]
 
@@ -38,9 +39,10 @@ def check_my_backward(
             ∂J/∂Y, ∂J/∂Z, ∂J/∂B, ∂J/∂W, ∂J/∂H; or a tuple ``(dW, dB)`` or ``(dH, dW, dB)``.
         inputs, outputs, batch: D_in, D_out, N. In a batch of one row, or with one output, some mistakes are none.
         activation: f, which ``fn`` computes too. By default the sigmoid for the squared error, and the identity for
-            the cross-entropy, whose softmax belongs to the loss.
+            the cross-entropies, whose softmax or sigmoid belongs to the loss.
         loss: "squared-error", ½ Σ (Y − Y*)², or "cross-entropy", −Σ t log p, which takes Y for logits and a one-hot
-            target t. There ``p = softmax(Y)`` may be returned as ``Y`` too, and −t/p, its derivative, as ``dY``.
+            target t. There ``p = softmax(Y)`` may be returned as ``Y`` too, and −t/p, its derivative, as ``dY``. Or
+            "binary-cross-entropy", which takes Y for logits too, each for itself.
         seed: of the numbers.
         layout: how W is stored, and dW returned: "textbook", (D_in, D_out) with Z = HW + B, or "torch", (D_out, D_in)
             with Z = HWᵀ + B.
@@ -71,6 +73,6 @@ def check_my_backward(
     if layout not in LAYOUTS:
         raise ValueError(f"expected a layout among {', '.join(LAYOUTS)}, got {layout!r}")
     if activation is None:
-        activation = "identity" if loss == "cross-entropy" else "sigmoid"
+        activation = "identity" if loss in flags() and by_flag(loss).has_shares else "sigmoid"
     with torch.inference_mode(False), torch.enable_grad():
         return judge(Case(fn, draw_network(inputs, outputs, batch, activation, loss, seed), layout))

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manual_mlp import activations
+from manual_mlp import activations, losses
 from manual_mlp.activations import Activation
 from manual_mlp.explain.blocks import literal
 from manual_mlp.explain.compare import autograd
-from manual_mlp.explain.formulas import LOSSES, cost
+from manual_mlp.explain.formulas import cost
 
 # The arrays that are written out in full have so many numbers, 8 MB, and no more.
 _LARGEST = 2**20
@@ -32,9 +32,9 @@ class Network:
     Args:
         x, v, c: the data and the hidden layer.
         w, b: the layer.
-        target: Y*; for the cross-entropy, which takes Y for logits, the rows are one-hot, or probabilities.
+        target: Y*; for the cross-entropies, which take Y for logits, rows of probabilities: one-hot, for example.
         activation: a name, an ``nn`` module or an :class:`~manual_mlp.Activation`.
-        loss: "squared-error", ½ Σ (Y − Y*)², or "cross-entropy". Both are summed over the rows.
+        loss: "squared-error", ½ Σ (Y − Y*)², "cross-entropy" or "binary-cross-entropy", summed over the rows.
 
     Shape:
         x: (N, D), v: (D, D_in), c: (D_in,), w: (D_in, D_out), b: (D_out,), target: (N, D_out)
@@ -62,8 +62,8 @@ class Network:
                 value = value.to("cpu", torch.float64, copy=True)
             object.__setattr__(self, name, value)
         object.__setattr__(self, "activation", activations.get(self.activation))
-        if self.loss not in LOSSES:
-            raise ValueError(f"expected a loss among {', '.join(LOSSES)}, got {self.loss!r}")
+        if self.loss not in losses.flags():
+            raise ValueError(f"expected a loss among {', '.join(losses.flags())}, got {self.loss!r}")
         if self.x.dim() != 2 or self.w.dim() != 2 or not self.x.numel() or not self.w.numel():
             raise ValueError(f"expected matrices x and w with entries, got {_shape(self.x)} and {_shape(self.w)}")
         rows, width = self.x.shape
@@ -76,12 +76,13 @@ class Network:
                     f"got {_shape(getattr(self, name))}"
                 )
         _check_sizes(inputs, outputs, rows)
-        if self.loss == "cross-entropy" and outputs == 1:
-            raise ValueError("expected at least 2 outputs for the cross-entropy: with one class there is no choice")
-        if self.loss == "cross-entropy":
+        of_classes = losses.by_flag(self.loss).of_classes
+        if of_classes and outputs == 1:
+            raise ValueError(f"expected at least 2 outputs for the {self.loss}: with one class there is no choice")
+        if of_classes:
             sums = self.target.sum(1, keepdim=True)
             if self.target.min() < 0 or (sums - 1).abs().max() > 1e-5:
-                raise ValueError("expected rows of probabilities for the cross-entropy's target, with the sum 1")
+                raise ValueError(f"expected rows of probabilities for the {self.loss}'s target, with the sum 1")
             object.__setattr__(self, "target", self.target / sums)
 
     @property
@@ -189,7 +190,7 @@ def _draw(shape: tuple[int, int, int], f: Activation, loss: str, generator: torc
     c = _off_kinks(x @ v, normal(inputs, scale=0.3), f, generator)
     w = normal(inputs, outputs, scale=max(0.3, inputs**-0.5))
     b = _off_kinks(f.f(x @ v + c) @ w, normal(outputs, scale=0.3), f, generator)
-    if loss == "cross-entropy":
+    if loss in losses.flags() and losses.by_flag(loss).of_classes:
         target = one_hot(batch, outputs, generator)
     else:
         target = torch.randint(0, 11, (batch, outputs), generator=generator).double() / 10

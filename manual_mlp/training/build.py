@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manual_mlp.backprop import backprop
+from manual_mlp.explicit import backprop
+from manual_mlp.losses import LOSSES, Criterion
 from manual_mlp.modules import MLP
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data
@@ -76,7 +76,7 @@ class Objective:
 
     def targets(self, labels: Tensor) -> Tensor:
         """Turn labels `(N,)` into what the loss compares with: itself, or rows `(N, C)`."""
-        if self.loss == "cross_entropy":
+        if LOSSES[self.loss].of_classes:
             return labels
         # Not F.one_hot, which looks at the labels.
         rest = self.smoothing / self.classes
@@ -100,15 +100,11 @@ class Objective:
 
     def total(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the loss, summed over images, of outputs `(N, C)`."""
-        outputs, targets = outputs.float(), self.targets(labels)
-        if self.loss == "cross_entropy":
-            return F.cross_entropy(outputs, targets, reduction="sum", **self._options())
-        if self.loss == "binary_cross_entropy":
-            return F.binary_cross_entropy_with_logits(outputs, targets, reduction="sum")
-        return 0.5 * (outputs - targets).square().sum()
+        return Criterion(LOSSES[self.loss], self.targets(labels), "sum", self._options()).torchs(outputs.float())
 
     def _options(self) -> dict[str, Any]:
-        return {"label_smoothing": self.smoothing} if self.loss == "cross_entropy" and self.smoothing else {}
+        # A loss of rows has its smoothing in them.
+        return {"label_smoothing": self.smoothing} if LOSSES[self.loss].of_classes and self.smoothing else {}
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:

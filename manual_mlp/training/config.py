@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_origin, get_type_hints
 
-from manual_mlp import activations
+from manual_mlp import activations, losses
 from manual_mlp.training import values
 from manual_mlp.training.augment import FARTHEST
 from manual_mlp.training.errors import InputError
@@ -20,8 +20,12 @@ from manual_mlp.training.recipes import RECIPES
 # the fields' types are asked for: a name that was registered meanwhile is one of them.
 if TYPE_CHECKING:
     ActivationName = str
+    LossName = str
+    RecipeName: TypeAlias = str | None
 else:
     ActivationName: TypeAlias = "Literal[activations.names()]"
+    LossName: TypeAlias = "Literal[losses.flags()]"
+    RecipeName: TypeAlias = "Literal[tuple(RECIPES)] | None"
 
 _LONGEST_NAME = 255  # bytes, of a folder
 
@@ -38,7 +42,7 @@ def _name() -> str:
 class Config:
     """Train an MLP whose gradients are written by hand."""
 
-    recipe: str | None = None
+    recipe: RecipeName = None
     """Start from a setting of the literature; other flags override it. list: show them all."""
 
     dataset: Literal["auto", "mnist", "fashion-mnist", "digits"] = "auto"
@@ -59,7 +63,7 @@ class Config:
     output_activation: ActivationName = "identity"
     """Entrywise function after the last layer; both cross-entropies bring their own."""
 
-    loss: Literal["cross-entropy", "squared-error", "binary-cross-entropy"] = "cross-entropy"
+    loss: LossName = "cross-entropy"
     """Loss on the last layer's output, summed over classes. squared-error: half the squared distance to the label."""
 
     epochs: int = 4
@@ -170,7 +174,6 @@ class Config:
             # A choice is always text; elsewhere '4' is to be told from 4.
             quoted = get_origin(hint) is not Literal
             self._require(field_name, values.fits(value, hint), values.described(hint), quoted)
-        self._require("recipe", self.recipe in (None, *RECIPES), "one of " + ", ".join(RECIPES))
         self._require("hidden", all(width >= 1 for width in self.hidden), "widths of at least 1")
         for least, names in ((0, ("held_out", "check_every", "seed")), (1, ("epochs", "batch_size", "log_every"))):
             for name in names:

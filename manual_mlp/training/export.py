@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from manual_mlp.activations import Entrywise, get
+from manual_mlp.activations import Activation, get
+from manual_mlp.activations.registry import Entry, entry_of
 from manual_mlp.modules import MLP, Dense
 from manual_mlp.training import checkpoint, files
 from manual_mlp.training.errors import InputError, first_line
@@ -31,13 +32,6 @@ dropout.
 
 A file of that name is overwritten once the new one is complete. The exit status is 2 if there is no run, or the file
 cannot be written."""
-
-# The activations for which torch.nn has no module.
-_FORMULAS = {
-    "sin": "torch.sin(z)",
-    "lecun_tanh": "1.7159 * torch.tanh(2 / 3 * z)",
-    "squared_relu": "torch.relu(z).square()",
-}
 
 
 def load_run(folder: Path | str, best: bool = False) -> MLP:
@@ -130,10 +124,15 @@ def export(folder: Path, to: str, output: Path | None = None, best: bool = False
     return path
 
 
+def _own(module: nn.Module) -> Activation | None:
+    """Return the activation of a module that is none of torch's."""
+    return None if type(module).__module__.startswith("torch.") else get(module)
+
+
 def _unwritten(network: nn.Sequential) -> list[str]:
-    """List the activations that have neither a module in torch.nn nor a formula here: a user's own."""
-    found = [module.activation for module in network if isinstance(module, Entrywise)]
-    return [str(f.name) for f in found if f.name not in _FORMULAS or f is not get(f.name)]
+    """List the activations whose text is not known: a user's own, registered without it or not at all."""
+    entries = {repr(f): entry_of(f) for f in map(_own, network) if f is not None}
+    return [shown for shown, entry in entries.items() if entry is None or entry.source is None]
 
 
 @contextmanager
@@ -187,29 +186,40 @@ def _code(network: nn.Sequential) -> str:
     """Write the Python text that builds a network, as `model`.
 
     Raises:
-        InputError: an activation is a user's own.
+        InputError: the text of an activation is not known.
     """
-    own = _unwritten(network)
-    if own:
+    unknown = _unwritten(network)
+    if unknown:
         raise InputError(
-            f"expected activations of manual_mlp itself for --to sequential, got {', '.join(own)}, whose text is not "
-            "known: take --to onnx or --to torch-export"
+            f"expected activations of manual_mlp itself, or registered with their source, for --to sequential, "
+            f"got {', '.join(unknown)}, whose text is not known: take --to onnx or --to torch-export"
         )
     classes: dict[str, str] = {}
     lines = []
     for module in network:
-        if isinstance(module, Entrywise):
-            name = module.activation.name
-            made = "".join(word.capitalize() for word in name.split("_"))
-            classes[made] = (
-                f"class {made}(nn.Module):\n    def forward(self, z):\n        return {_FORMULAS[name]}\n\n\n"
-            )
-            lines.append(f"    {made}(),\n")
-        else:
+        activation = _own(module)
+        if activation is None:
             lines.append(f"    nn.{module},\n")
+        else:
+            entry = entry_of(activation)
+            assert entry is not None
+            name = "".join(word[:1].upper() + word[1:] for word in activation.name.split("_"))
+            while classes.setdefault(name, _class(name, entry)) != _class(name, entry):
+                name += "_"  # of another with nearly the same name
+            lines.append(f"    {name}({', '.join(map(repr, activation.params))}),\n")
     head = "import torch\nfrom torch import nn\n\n\n" if classes else "from torch import nn\n\n"
     built = f"# Takes pixels in [0, 1], (N, {network[0].in_features}).\nmodel = nn.Sequential(\n{''.join(lines)})\n"
     return head + "".join(classes.values()) + built
+
+
+def _class(name: str, entry: Entry) -> str:
+    """Write the class of an activation as a module: its arguments are attributes."""
+    text = f"class {name}(nn.Module):\n"
+    if entry.parameters:
+        kept = "".join(f"        self.{name} = {name}\n" for name in entry.parameters)
+        text += f"    def __init__(self, {', '.join(entry.parameters)}):\n        super().__init__()\n{kept}\n"
+    given = "".join(f"        {name} = self.{name}\n" for name in entry.parameters)
+    return f"{text}    def forward(self, z):\n{given}        return {entry.source}\n\n\n"
 
 
 def add_command(commands: argparse._SubParsersAction[Any]) -> None:

@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from manual_mlp.modules import MLP
 from manual_mlp.training import build, checkpoint, restore, state
-from manual_mlp.training.augment import Deformation
 from manual_mlp.training.check import GradientCheck
 from manual_mlp.training.config import Config
-from manual_mlp.training.data import Data, Split, drop, shift
+from manual_mlp.training.data import Data, Split
 from manual_mlp.training.distributed import ALONE, Processes
 from manual_mlp.training.errors import DivergedError
+from manual_mlp.training.feed import Feed, seed_at
 from manual_mlp.training.graph import StepGraph, require
 from manual_mlp.training.interrupt import Interrupt
 from manual_mlp.training.log import Log
@@ -34,10 +34,6 @@ from manual_mlp.training.trace import profiler
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DRY_RUN_STEPS = 4
 _EVALUATION_BATCH = 4096
-_GATHERED = 1024  # images that are put in order at once: few, so that they are still in a CPU's cache when trained on
-_DEFORMED = 4096  # the same, where they are changed too, and on a GPU
-_SHIFT = 0.04  # of an image's width
-_GOLDEN = 0x9E3779B97F4A7C15  # times it, numbers that are neighbours become seeds that are none
 
 
 @dataclass(frozen=True)
@@ -86,20 +82,7 @@ class Trainer:
                 self.network = build.compile_model(model, data.train.images[: config.batch_size])
         self.check = GradientCheck(model, self.objective, self.network)
         self.network = processes.wrap(self.network)
-        self.deform = Deformation(
-            config.rotation,
-            config.scaling,
-            config.shear,
-            config.translation,
-            config.elastic_alpha,
-            config.elastic_sigma,
-        )
-        self.deform.require_size(data.image_shape)
-        share = (0.0 if data.name == "fashion-mnist" else _SHIFT) if config.shift is None else config.shift
-        self.shift = round(share * data.image_shape[1])  # pixels
-        # What autocast would do at each step is done once, if the images are trained on as they are, or moved.
-        once = config.precision == "bf16" and self.deform.is_identity and not config.input_dropout
-        self.images = data.train.images.bfloat16() if once else data.train.images
+        self.feed = Feed(data, config)
         self.graph: StepGraph | None = None  # of a step, while fitting
         self.traced = config.profile and processes.first  # whether a trace is still to be written
         self.epoch, self.step, self.best = 0, 0, -1.0
@@ -204,41 +187,8 @@ class Trainer:
         return meter.read()[0]
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of the epoch at hand: every image once, augmented, in an order that its number decides.
-
-        Args:
-            first: which batch to begin with; the others come as if those before it had been asked for.
-        """
-        config, train = self.config, self.data.train
-        # Drawn on the CPU, so that it is the same on every device. Its copy waits for a GPU, but once an epoch, when
-        # all that came before has just been read.
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self._seed(self.epoch, 0)))
-        blank = -self.data.mean / self.data.std  # a black pixel, once normalised
-        changed = self.shift or config.input_dropout or not self.deform.is_identity
-        gathered = self.device.type == "cpu" and not changed
-        in_block = max(1, (_GATHERED if gathered else _DEFORMED) // config.batch_size)
-        for block, rows in enumerate(torch.split(order.to(train.labels.device), in_block * config.batch_size)):
-            skipped = max(0, first - block * in_block)
-            if skipped >= in_block:
-                continue
-            # Several times as quick as indexing.
-            images, labels = (torch.index_select(t, 0, rows) for t in (self.images, train.labels))
-            generator = torch.Generator(images.device).manual_seed(self._seed(self.epoch, 1 + block))
-            if self.shift:
-                images = shift(images, self.data.image_shape, self.shift, blank, generator)
-            if not self.deform.is_identity:
-                images = self.deform(images, self.data.image_shape, blank, generator)
-            if config.input_dropout:
-                images = drop(images, config.input_dropout, blank, generator)
-            pairs = zip(*(torch.split(t, config.batch_size) for t in (images, labels)), strict=True)
-            yield from islice(pairs, skipped, None)
-
-    def _seed(self, *at: int) -> int:
-        """Return the seed of what is drawn at a place in the run, whatever was drawn before it."""
-        seed = self.config.seed
-        for i in at:
-            seed = seed * _GOLDEN + i + 1
-        return seed % 2**63
+        """Yield the batches of the epoch at hand, from one on, as :meth:`Feed.batches` does."""
+        return self.feed.batches(self.epoch, first)
 
     def _epoch(self, log: Log, interrupt: Interrupt, bar: tqdm[None], folder: Path | None) -> tuple[Metrics, bool]:
         """Take the steps of one epoch and log them window by window; tell whether the interrupt came."""
@@ -281,7 +231,7 @@ class Trainer:
             with self.autocast:
                 log.scalars(self.step + 1, {"gradients/max_abs_error": float(self.check(images, labels))})
         if self.config.dropout:
-            torch.manual_seed(self._seed(self.step, self.processes.rank))
+            torch.manual_seed(seed_at(self.config.seed, self.step, self.processes.rank))
         lr = build.learning_rate(self.config, self.step, self.epochs * self.steps_per_epoch)
         if self.device.type == "cuda":
             lr = torch.tensor(lr, dtype=torch.float32).item()  # as a graph has it: with one or without, it is the same

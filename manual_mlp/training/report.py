@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manual_mlp.losses import by_flag
 from manual_mlp.modules import MLP
 from manual_mlp.training.data import Split
 
@@ -38,13 +39,7 @@ class Predictions:
         last = max(i for i, module in enumerate(modules) if isinstance(module, nn.Linear))
         hidden = torch.cat([modules[:last](images) for images, _ in split.batches(_BATCH)])
         outputs = modules[last:](hidden).float().cpu()
-        match loss:
-            case "cross-entropy":
-                probabilities = outputs.softmax(-1)
-            case "binary-cross-entropy":
-                probabilities = outputs.sigmoid()
-            case _:
-                probabilities = outputs.clamp(0, 1)
+        probabilities = by_flag(loss).shares(outputs).clamp(0, 1)
         labels, predicted = split.labels.cpu(), outputs.argmax(-1)
         confidence = probabilities.gather(1, predicted[:, None]).squeeze(1)
         order = confidence.argsort(descending=True, stable=True)

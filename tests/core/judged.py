@@ -7,6 +7,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from manual_mlp.sweep.tiling import Tiling
+
 N, D, V = 5, 3, 4
 Outcome = tuple[str, Any]
 
@@ -26,8 +28,8 @@ def outcome(run: Callable[[], Tensor]) -> Outcome:
 def at_every_size(f: Callable[..., Tensor]) -> dict[str, Outcome]:
     """Ask with few logits, in chunks, in one chunk, and as if there were many logits."""
     found = {f"chunk_rows={rows}": outcome(lambda rows=rows: f(chunk_rows=rows)) for rows in (None, 1, 2, 99)}
-    many = mock.patch("manual_mlp.fused.few_logits", return_value=False)
-    with many, mock.patch("manual_mlp.fused.rows_at_once", return_value=2):
+    many = mock.patch("manual_mlp.head.plan.few_logits", return_value=False)
+    with many, mock.patch("manual_mlp.head.plan.tiling_of_loss", return_value=Tiling(2)):
         found["large"] = outcome(f)
     return found
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from manual_mlp import dense_squared_error, fused, linear_binary_cross_entropy, linear_cross_entropy
+from manual_mlp import dense_squared_error, linear_binary_cross_entropy, linear_cross_entropy
 
 Draw = Callable[..., Tensor]
 Loss = Callable[..., Tensor]
@@ -116,5 +116,8 @@ class Products(TorchDispatchMode):
 def bfloat16_products(fast: bool) -> Iterator[None]:
     """Let a CPU be one whose products in bfloat16 are fast, or one whose are not."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "has_fast_products", lambda dtype, device: fast or dtype.itemsize >= 4)
+        patch.setattr(
+            "manual_mlp.head.plan.product_dtype",
+            lambda dtype, _: dtype if fast or dtype.itemsize >= 4 else torch.float32,
+        )
         yield

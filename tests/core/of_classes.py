@@ -14,6 +14,7 @@ from manual_mlp import (
     linear_binary_cross_entropy,
     linear_cross_entropy,
 )
+from manual_mlp.sweep.tiling import Tiling
 from modes.classes import Rounded
 
 N, D, V = 6, 4, 5
@@ -81,8 +82,8 @@ def as_rounded(t: Tensor) -> Tensor:
 def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
     """Choose the rows of a chunk: none are given, two, or none while everything counts as large."""
     if request.param == "large":
-        monkeypatch.setattr("manual_mlp.fused.few_logits", lambda *_: False)
-        monkeypatch.setattr("manual_mlp.fused.rows_at_once", lambda *_: 2)
+        monkeypatch.setattr("manual_mlp.head.plan.few_logits", lambda *_: False)
+        monkeypatch.setattr("manual_mlp.head.plan.tiling_of_loss", lambda *_: Tiling(2))
     return 2 if request.param == "in chunks" else None
 
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manual_mlp import MLP, backprop
+from manual_mlp import MLP, backprop, losses
 from patience import SECONDS
 
 N, D, V = 7, 4, 3
-LOSSES = "cross_entropy", "squared_error", "binary_cross_entropy"
+LOSSES = tuple(losses.LOSSES)
 CPU = torch.device("cpu")
 every_loss = pytest.mark.parametrize("loss", LOSSES)
 every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -34,7 +34,7 @@ def rows_of(device: str, *batch: int, dtype: torch.dtype = torch.float64) -> Ten
 
 def target_of(loss: str, x: Tensor) -> Tensor:
     batch = x.shape[:-1]
-    if loss == "cross_entropy":
+    if losses.LOSSES[loss].of_classes:
         return torch.randint(V, batch, device=x.device)
     return torch.rand(*batch, V, dtype=x.dtype, device=x.device)
 
@@ -45,6 +45,8 @@ def value(y: Tensor, t: Tensor, loss: str, reduction: str = "mean", **options: A
         return 0.5 * F.mse_loss(y, t, reduction=reduction)
     if loss == "binary_cross_entropy":
         return F.binary_cross_entropy_with_logits(y, t, reduction=reduction, **options)
+    if loss != "cross_entropy":
+        return losses.Criterion(losses.LOSSES[loss], t, reduction, options).torchs(y)
     t = t.reshape(-1, V) if t.is_floating_point() else t.reshape(-1)
     found = F.cross_entropy(y.reshape(-1, y.shape[-1]), t, reduction=reduction, **options)
     return found.view(y.shape[:-1]) if reduction == "none" else found

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 import manual_mlp
 from manual_mlp import Activation, activations
 from manual_mlp.activations import get, to_module
-from manual_mlp.activations.record import slope, times_slope, times_slope_and_curvature
+from manual_mlp.activations.entrywise import slope
+from manual_mlp.formulas.layer import delta_of, second_of_delta
+from truths import added
 
 # Smooth places, kinks, saturation and far beyond.
 POINTS = [
@@ -69,6 +71,8 @@ TORCH = {
     activations.sin(30.0): lambda z: torch.sin(30.0 * z),
     activations.lecun_tanh(): lambda z: 1.7159 * torch.tanh(2 / 3 * z),
 }
+NAMED = {activation.name: f for activation, f in TORCH.items()} | {"gelu_tanh": TORCH[activations.gelu("tanh")]}
+TORCH |= {get(name): f for name, f in added(NAMED).items()}
 every_activation = pytest.mark.parametrize("activation", TORCH, ids=repr)
 # torch holds 1/6 in float32 here, whatever the dtype.
 FIRST_ORDER = {"hardsigmoid": 1e-8}
@@ -79,7 +83,7 @@ def points(device: str, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def test_every_known_name_is_compared_with_torch() -> None:
-    assert {activation.name for activation in TORCH} | {"gelu_tanh"} == set(activations.names())
+    assert set(map(get, activations.names())) <= set(TORCH)
 
 
 @every_activation
@@ -129,9 +133,9 @@ def test_nothing_is_nan_at_1e4(device: str, activation: Activation, dtype: torch
     kept = z if activation.df_y is None else y
     # In float16 the square of 1e4 is infinite, as it is in torch.
     bad = torch.isnan if dtype is torch.float16 else lambda t: ~t.isfinite()
-    products = [times_slope(torch.ones_like(y), kept, activation, plain) for plain in (True, False)]
+    products = [delta_of(torch.ones_like(y), kept, activation, plain) for plain in (True, False)]
     assert all(t.dtype == dtype for t in (y, *products))
-    assert not any(bad(t).any() for t in (y, slope(z, activation), *products))
+    assert not any(bad(t).any() for t in (y, slope(z, activation.by_z), *products))
     if dtype in (torch.float64, torch.float32):
         assert activation.d2f(z).isfinite().all()
 
@@ -143,7 +147,7 @@ def test_the_kernel_is_dy_times_the_slope(device: str, activation: Activation) -
     expected = dy * activation.df(z)
     for plain in (True, False):
         tolerance = FIRST_ORDER.get(activation.name, 1e-14)
-        torch.testing.assert_close(times_slope(dy, kept, activation, plain), expected, rtol=1e-12, atol=10 * tolerance)
+        torch.testing.assert_close(delta_of(dy, kept, activation, plain), expected, rtol=1e-12, atol=10 * tolerance)
 
 
 @every_activation
@@ -157,7 +161,7 @@ def test_the_terms_of_second_order_are_products_with_both_derivatives(
     df, d2f = (activation.df, activation.d2f) if activation.df_y is None else (activation.df_y, activation.d2f_y)
     slope, curvature = df(kept), d2f(kept)
     for plain in (True, False):
-        *slopes, r = times_slope_and_curvature(dy, q.clone(), kept, activation, plain)
+        *slopes, r = second_of_delta(dy, q.clone(), kept, activation, plain)
         eps = 100 * torch.finfo(dtype).eps
         for t, result in zip((dy, q), slopes, strict=True):
             torch.testing.assert_close(result, t * slope, rtol=eps, atol=eps * max(1.0, slope.abs().max().item()))
@@ -169,7 +173,7 @@ def test_the_terms_of_second_order_are_products_with_both_derivatives(
 @every_activation
 def test_the_slope_differentiates_to_the_records_own_second_derivative(device: str, activation: Activation) -> None:
     z = points(device)
-    (d2f,) = torch.autograd.grad(slope(z, activation).sum(), z)
+    (d2f,) = torch.autograd.grad(slope(z, activation.by_z).sum(), z)
     assert torch.equal(d2f, activation.d2f(z.detach()))
 
 

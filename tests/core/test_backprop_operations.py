@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from manual_mlp import MLP, backprop
-from manual_mlp.losses import CrossEntropy
+from manual_mlp import MLP, backprop, engines
+from manual_mlp.engines.aten import KernelCrossEntropy
 
 N, D, V = 9, 5, 6
 VIEWS = "alias", "as_strided", "detach", "expand", "select", "slice", "squeeze", "t", "transpose", "unsqueeze", "view"
@@ -141,31 +141,21 @@ def test_the_kernels_for_a_gpu_compute_torchs_loss_and_gradient(
     elif "ignored" in kind:
         t = torch.where(t > (2 if kind.startswith("some") else -1), -100, t)
     g = torch.linspace(-1, 2, n, dtype=torch.float64) if reduction == "none" else torch.tensor(3.0, dtype=torch.float64)
-    value, delta = CrossEntropy(t, weight, -100, epsilon)._by_kernels(
-        torch.log_softmax(z.detach(), -1), t, reduction, g
-    )
+    loss, logits = KernelCrossEntropy(t, weight, -100, epsilon), z.detach()
+    if reduction == "none":
+        value, delta = loss.weighted(logits, slice(None), g)
+    else:
+        value, delta = loss.reduced(logits, reduction == "mean", g)
     expected = F.cross_entropy(z, t, weight, label_smoothing=epsilon, reduction=reduction)
     torch.testing.assert_close(value, expected.detach(), rtol=1e-12, atol=1e-12, equal_nan=True)
     (gradient,) = torch.autograd.grad(expected, z, g)
     torch.testing.assert_close(delta, gradient, rtol=1e-12, atol=1e-12)
 
 
-class OffTheCpu(CrossEntropy):
-    """Take the kernels on a CPU too."""
-
-    def summed(self, z: Tensor, at: slice) -> tuple[Tensor, Tensor]:
-        return self._by_kernels(torch.log_softmax(z, -1), self.target[at], "sum")
-
-    def reduced(self, z: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
-        return self._by_kernels(torch.log_softmax(z, -1), self.target, "mean" if mean else "sum", g)
-
-    def weighted(self, z: Tensor, at: slice, g: Tensor) -> tuple[Tensor, Tensor]:
-        return self._by_kernels(torch.log_softmax(z, -1), self.target[at], "none", g)
-
-
 @pytest.mark.parametrize("tile_rows", [None, 2])
 def test_whole_steps_by_the_kernels_are_autograds(tile_rows: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("manual_mlp.output.CrossEntropy", OffTheCpu)
+    engine = engines.Engine("on a GPU", KernelCrossEntropy)
+    monkeypatch.setattr("manual_mlp.losses.engine_for", lambda _: engine)
     mlp, x, t = MLP([D, 8, V], "gelu", dtype=torch.float64), torch.randn(N, D, dtype=torch.float64), torch.arange(N) % V
     t[3] = -100
     for reduction, epsilon in itertools.product(("mean", "sum", "none"), (0.0, 0.1)):

@@ -166,12 +166,12 @@ class DefaultDevice:
 def test_a_default_device_changes_no_path(context: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
     for path in (
-        "dense._EagerDenseFunction",
-        "fused._LossFunction",
+        "layer._EagerDenseFunction",
+        "head.functions.LossFunction",
         "network._NetworkFunction",
         "network._TiledFunction",
     ):
-        module, _, function = path.partition(".")
+        module, _, function = path.rpartition(".")
         owner = getattr(__import__(f"manual_mlp.{module}", fromlist=[function]), function)
         forward = owner.forward
         monkeypatch.setattr(

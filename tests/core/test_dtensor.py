@@ -118,7 +118,7 @@ def of_loss(name: str, how: str, rows: int | None, large: bool) -> Callable[[], 
             with pytest.raises(type(error), match=re.escape(str(error)[:60])):
                 ours(rows, *operands, target)
             return 0.0
-        with mock.patch("manual_mlp.fused.few_logits", return_value=not large):
+        with mock.patch("manual_mlp.head.plan.few_logits", return_value=not large):
             mine = derivatives(lambda *o: ours(rows, *o, target), tuple(operands))
         return difference(mine, derivatives(lambda *o: theirs(*o, t), (h, w, b)))
 

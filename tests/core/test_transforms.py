@@ -1,6 +1,5 @@
 """Who calls is known, and the compiler runs the formulas written here."""
 
-import importlib
 import shutil
 import subprocess
 import sys
@@ -14,9 +13,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jvp, vmap
 
-from manual_mlp import Activation, activations, dense
+from manual_mlp import Activation, activations, dense, layer
 from manual_mlp.activations import get
-from manual_mlp.transforms import caller, plain
+from manual_mlp.transforms import caller, is_plain
 
 Draw = Callable[..., Tensor]
 
@@ -78,8 +77,7 @@ def test_a_compiled_activation_that_ends_in_a_no_op_is_right(draw: Draw) -> None
 def test_the_compiler_runs_the_formulas_written_here(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
     inputs = draw(5, 4), draw(7, 4), draw(7)
-    module = importlib.import_module("manual_mlp.dense")
-    monkeypatch.setattr(module, "gradients", lambda delta, h, w, needed: (3 * h, None, None))
+    monkeypatch.setattr(layer, "gradients", lambda delta, h, w, needed: (3 * h, None, None))
     y = torch.compile(lambda *t: dense(*t, "tanh"), fullgraph=True, backend="aot_eager")(*inputs)
     (dh,) = torch.autograd.grad(y.sum(), inputs[:1])
     assert torch.equal(dh, 3 * inputs[0])
@@ -116,7 +114,7 @@ def test_plain_is_refused_to_whatever_a_transform_looks_into() -> None:
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor) -> Tensor:
-            seen.append(plain(dy))
+            seen.append(is_plain(dy))
             return dy
 
     x = torch.randn(3, requires_grad=True)

@@ -4,13 +4,20 @@ from dataclasses import replace
 
 import torch
 
-from manual_mlp import Activation
+from manual_mlp import Activation, losses
 from manual_mlp.explain import Formulas
 from manual_mlp.explain.blocks import Matrix, Numbers, Table, Text
 
 RIGHT = Formulas()
-LOSSES = ("squared-error", "cross-entropy")
-ANALYTIC = ("identity", "sigmoid", "tanh", "lecun_tanh", "sin")  # and torch's operations of them take complex numbers
+LOSSES = losses.flags()
+ANALYTIC = (
+    "identity",
+    "sigmoid",
+    "tanh",
+    "lecun_tanh",
+    "sin",
+    "silu",
+)  # and torch's operations of them take complex numbers
 CUBIC = Activation(f=lambda z: z**3, df=lambda z: 3 * z**2, d2f=lambda z: 6 * z, name="cubic")
 
 

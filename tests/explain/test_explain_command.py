@@ -76,7 +76,7 @@ def test_without_a_command_it_says_which_there_are(capsys):
         (["--inputs", str(10**30)], "at most"),
         (["--inputs", "many"], "--inputs"),
         (["--inputs", "1.5"], "--inputs"),
-        (["--activation", "sine"], "lecun_tanh, got 'sine'"),
+        (["--activation", "sine"], "sin, got 'sine'"),
         (["--activation", ""], "got ''"),
         (["--loss", "l1"], "cross-entropy"),
         (["--loss", "cross-entropy", "--outputs", "1"], "at least 2 outputs"),

@@ -83,7 +83,7 @@ def test_the_same_network_is_explained_in_the_same_numbers(net):
         ({"batch": 10**8}, "expected batch · (inputs + outputs) of at most 1,048,576"),
         ({"inputs": 100_000}, "at most"),
         ({"activation": "sine"}, "expected an activation among"),
-        ({"loss": "l1"}, "expected a loss among squared-error, cross-entropy, got 'l1'"),
+        ({"loss": "l1"}, "expected a loss among cross-entropy, squared-error, binary-cross-entropy, got 'l1'"),
         ({"outputs": 1, "loss": "cross-entropy"}, "at least 2 outputs"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 
 from manual_mlp.explain import MISTAKES as EIGHT
 from manual_mlp.explain import check_my_backward
-from manual_mlp.explain.grading.mistakes import KNOWN, ROWS
+from manual_mlp.explain.grading.mistakes import KNOWN, all_known
 
 KINDS = {
     "all": ("Z", "Y", "dY", "delta", "dB", "dW", "dH"),
@@ -296,7 +296,7 @@ def test_the_table_names_every_mistake_that_is_tried_and_no_other():
     of_calls |= {"result-overwritten"}
     assert set(KNOWN) == tried | of_calls
     assert set(EIGHT) <= set(KNOWN)
-    for row in ROWS:
+    for row in all_known():
         assert row.name in KNOWN
         assert row.wrong != row.right
         assert row.why.endswith(".")

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from manual_mlp import activations
+from manual_mlp import activations, losses
 from manual_mlp.explain import check_my_backward
 
 COARSE = [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.int8, torch.bool]
@@ -25,7 +25,7 @@ def learner(activation, loss, dy=None, slope=None, delta=None, db=None, dw=None,
     def fn(H, W, B, target):
         Z = H @ W + B
         Y = f(Z)
-        p = Y if loss == "squared-error" else torch.softmax(Y, 1)
+        p = losses.by_flag(loss).shares(Y)
         dY = dy(p, Y, target) if dy else p - target
         s = slope(H, W, B, Z, Y, df) if slope else df(Z)
         d = delta(dY, s) if delta else dY * s
@@ -70,7 +70,7 @@ NONE = {
 }
 
 
-DTYPES, LOSSES = (torch.float64, torch.float32), ("squared-error", "cross-entropy")
+DTYPES, LOSSES = (torch.float64, torch.float32), losses.flags()
 
 
 def options(turn, activation):
@@ -78,7 +78,9 @@ def options(turn, activation):
     inputs, outputs, batch = SIZES[turn % len(SIZES)]
     odd = turn + activations.names().index(activation)
     sizes = {"inputs": inputs, "outputs": outputs, "batch": batch}
-    return {**sizes, "activation": activation, "loss": LOSSES[odd % 2], "seed": turn}, DTYPES[odd // 2 % 2]
+    return {**sizes, "activation": activation, "loss": LOSSES[odd % len(LOSSES)], "seed": turn}, DTYPES[
+        odd // len(LOSSES) % 2
+    ]
 
 
 def cast(fn, dtype):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from faces import tree
+from manual_mlp import losses
 from manual_mlp.explain.steps.digit import trained_picture
 
 # A trained layer and a real image.
@@ -56,7 +57,7 @@ def image_of(digits, digit):
     return found.double().view(8, 8)
 
 
-@pytest.mark.parametrize("loss", ["cross-entropy", "squared-error"])
+@pytest.mark.parametrize("loss", losses.flags())
 @pytest.mark.parametrize(("hidden", "activation"), [((), "relu"), ((12,), "relu"), ((12, 11), "gelu")])
 def test_a_trained_network_looks_at_a_real_image(run, trained, digits, hidden, activation, loss):
     from manual_mlp.explain.blocks import Table, Tiles
@@ -78,10 +79,7 @@ def test_a_trained_network_looks_at_a_real_image(run, trained, digits, hidden, a
     # Against autograd through the model itself.
     model = load_model(folder).double()
     y, one_hot = model(image.reshape(1, -1)), torch.eye(10, dtype=torch.float64)[3:4]
-    if loss == "cross-entropy":
-        torch.nn.functional.cross_entropy(y, one_hot, reduction="sum").backward()
-    else:
-        (0.5 * (y - one_hot) ** 2).sum().backward()
+    losses.Criterion(losses.by_flag(loss), one_hot, "sum", {}).torchs(y).backward()
     first = next(model.parameters())
     table = next(block for block in step.blocks if isinstance(block, Table))
     units = [int(line[0].split()[1]) - bool(hidden) for line in table.rows]
@@ -95,7 +93,7 @@ def test_a_trained_network_looks_at_a_real_image(run, trained, digits, hidden, a
 def test_of_a_squared_error_an_output_is_not_called_a_share(run, trained):
     _, out, _ = run("--checkpoint", trained((), loss="squared-error"))
     words = " ".join(out.split())
-    assert "share that the softmax gives" not in words
+    assert "share that the network gives" not in words
     assert "the right answer's output goes from" in words
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from truths import added
+
 Map = Callable[[Tensor], Tensor]
 
 
@@ -58,3 +60,4 @@ ELEMENTARY: dict[str, Map] = {
     "sin": torch.sin,
     "lecun_tanh": lambda z: 1.7159 * torch.tanh(2 / 3 * z),
 }
+ELEMENTARY |= added(ELEMENTARY)

@@ -28,7 +28,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
-from manual_mlp import MLP
+from manual_mlp import MLP, losses
 from manual_mlp.training import build, checkpoint, figures, report
 from manual_mlp.training.augment import Deformation
 from manual_mlp.training.config import Config
@@ -203,7 +203,7 @@ def test_training_images_are_the_batch_that_the_network_got(run, digits):
     torch.testing.assert_close(torch.tensor(got[9:17, 9:17]).float(), expected, atol=0.51, rtol=0)
     plain = Deformation(0.0, 0.0, 0.0, 0.0, 0.0, 4.0)
     assert plain.is_identity
-    assert not trainer.deform.is_identity
+    assert not trainer.feed.deform.is_identity
 
 
 def test_filters_are_those_of_the_first_layer_over_time(run):
@@ -304,7 +304,7 @@ def test_config_and_git_state_are_text(run):
     assert text(events, "git") == git_state(ROOT) or "commit" in text(events, "git")
 
 
-@pytest.mark.parametrize("loss", ["squared-error", "binary-cross-entropy", "cross-entropy"])
+@pytest.mark.parametrize("loss", losses.flags())
 @pytest.mark.parametrize("hidden", [(), (7,)])
 def test_probabilities_of_every_loss_lie_between_0_and_1(digits, loss, hidden):
     found = report.Predictions.of(MLP([64, *hidden, 10], "tanh"), digits.validation, loss)

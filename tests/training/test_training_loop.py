@@ -1,7 +1,6 @@
 """What a config means, the gradient check and the loop, on the embedded digits."""
 
 import functools
-import importlib
 import math
 import signal
 from dataclasses import replace
@@ -14,7 +13,8 @@ import torch.nn.functional as F
 pytest.importorskip("torchvision")
 
 import manual_mlp
-from manual_mlp.training import build, loop
+from manual_mlp import explicit
+from manual_mlp.training import build, feed
 from manual_mlp.training.check import GradientCheck
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Split, load
@@ -222,10 +222,8 @@ def test_the_gradient_check_finds_the_manual_gradient_right_and_leaves_no_trace(
 def test_the_gradient_check_shows_a_wrong_manual_gradient(digits, monkeypatch, factor):
     model = manual_mlp.MLP([64, 7, 10], "tanh")
     check = GradientCheck(model, build.Objective.of(BASE, 10))
-    # The package exports a function of the module's name.
-    backprop = importlib.import_module("manual_mlp.backprop")
-    right = backprop.backward
-    monkeypatch.setattr(backprop, "backward", lambda layers, trace, dy, *rest: right(layers, trace, factor * dy, *rest))
+    right = explicit.backward
+    monkeypatch.setattr(explicit, "backward", lambda layers, trace, dy, *rest: right(layers, trace, factor * dy, *rest))
     error = check(digits.train.images[:9], digits.train.labels[:9])
     assert not error < 1e-3
     assert not check.worst < 1e-3
@@ -271,8 +269,8 @@ def test_batches_have_every_image_once_in_an_order_of_seed_and_epoch(digits, bat
 @pytest.mark.parametrize("first", [0, 1, 6, 7, 13, 20, 21])
 def test_batches_from_the_middle_are_those_that_would_have_come(monkeypatch, device, first, flags):
     # Blocks of 7 batches.
-    monkeypatch.setattr(loop, "_GATHERED", 460)
-    monkeypatch.setattr(loop, "_DEFORMED", 460)
+    monkeypatch.setattr(feed, "_GATHERED", 460)
+    monkeypatch.setattr(feed, "_DEFORMED", 460)
     config, data = replace(BASE, **flags), load("digits", Path("unused"), torch.device(device))
     trainer = Trainer(build.build_model(config, data, data.train.labels.device), data, config)
     expected = list(trainer.batches())[first:]
@@ -301,7 +299,7 @@ def test_each_image_is_shifted_in_its_own_way(digits):
 def test_images_are_shifted_by_a_pixel_but_not_those_of_clothes(digits, name, flags, pixels):
     large = Split(torch.zeros(3, 28 * 28), torch.zeros(3).long())
     data = replace(digits, name=name, train=large, image_shape=(28, 28))
-    assert Trainer(build.build_model(BASE, data, CPU), data, replace(BASE, **flags)).shift == pixels
+    assert Trainer(build.build_model(BASE, data, CPU), data, replace(BASE, **flags)).feed.shift == pixels
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

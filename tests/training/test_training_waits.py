@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 pytest.importorskip("torchvision")
 
-from manual_mlp.training import build, loop
+from manual_mlp.training import build, feed
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Split
 from manual_mlp.training.interrupt import Interrupt
@@ -114,7 +114,7 @@ def steps(trainer):
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_step_waits_for_the_device_or_for_a_copy(digits, made_for, monkeypatch, case):
-    monkeypatch.setattr(loop, "_DEFORMED", 256)  # blocks of two batches
+    monkeypatch.setattr(feed, "_DEFORMED", 256)  # blocks of two batches
     training = steps(make(replace(BASE, **CASES[case]), digits, META))
     next(training)
     with NoWait():
@@ -157,7 +157,7 @@ def test_an_epoch_waits_for_the_device_where_the_log_is_due_and_no_sooner(digits
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("case", CASES)
 def test_a_gpu_is_not_waited_for(digits, monkeypatch, case):
-    monkeypatch.setattr(loop, "_DEFORMED", 256)
+    monkeypatch.setattr(feed, "_DEFORMED", 256)
     torch.use_deterministic_algorithms(False)  # as train.py runs
     training = steps(make(replace(BASE, **CASES[case]), digits, build.pick_device("auto")))
     next(training)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from manual_mlp.dropout import Mask
-
 _ENTRIES = 2048  # of a program: at most so many columns, and rows to go with them
 
 
-def drop(t: Tensor, mask: Mask, out: Tensor | None = None) -> Tensor:
-    """Multiply ``(*, D)`` by a mask, into ``out``, which may be t, where there is one."""
+def drop(t: Tensor, mask: Any, out: Tensor | None = None) -> Tensor:
+    """Multiply ``(*, D)`` by a :class:`~manual_mlp.dropout.Mask`, into ``out``, which may be t, where there is one."""
     t = t.contiguous()
     y = torch.empty_like(t) if out is None else out
     if not t.numel():

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from manual_mlp.activations import Activation
 from manual_mlp.explain.formulas import MISTAKES, RIGHT
+from manual_mlp.losses import by_flag
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ Step = Callable[[At], Tensor]
 RIGHTLY: dict[str, Step] = {
     "Z": lambda at: at.h @ at.w + at.b,
     "Y": lambda at: at.f.f(at.z),
-    "dY": lambda at: (at.y if at.loss == "squared-error" else torch.softmax(at.y, 1)) - at.t,
+    "dY": lambda at: by_flag(at.loss).gradient_of(at.y, at.t),
     "delta": lambda at: at.dy * at.f.df(at.z),
     "dB": lambda at: RIGHT.bias(at.delta),
     "dW": lambda at: RIGHT.weight(at.h, at.delta),

@@ -8,12 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from manual_mlp import activations
+from manual_mlp import activations, losses
 from manual_mlp.activations import Activation
-from manual_mlp.explain.formulas import LOSSES
 from manual_mlp.explain.grading.call import Answer
 from manual_mlp.explain.grading.known import BY_OTHER_MEANS, RIGHTLY, At, Known
-from manual_mlp.explain.grading.mistakes import ROWS
+from manual_mlp.explain.grading.mistakes import all_known
 from manual_mlp.explain.grading.rounding import Rounding, results, same
 from manual_mlp.explain.grading.search import CHAIN, Search, put, tell
 from manual_mlp.explain.network import Network, one_hot
@@ -68,12 +67,13 @@ def _nudged(step: str) -> Known:
     )
 
 
-_ALL = (*ROWS, *map(_nudged, RIGHTLY))
+_NUDGED = tuple(map(_nudged, RIGHTLY))
 
 
-def hidden(search: Search, rows: tuple[Known, ...] = _ALL) -> tuple[Known, ...]:
+def hidden(search: Search, among: tuple[Known, ...] | None = None) -> tuple[Known, ...]:
     """List the mistakes that would not show in these numbers, if the function made them."""
-    return tuple(row for row in rows if row.name != "argument-overwritten" and _hides(search, row))
+    among = (*all_known(), *_NUDGED) if among is None else among
+    return tuple(row for row in among if row.name != "argument-overwritten" and _hides(search, row))
 
 
 def _hides(search: Search, row: Known) -> bool:
@@ -105,7 +105,7 @@ def probes(network: Network) -> Iterator[Network]:
         return scale * torch.randn(*sides, generator=generator, dtype=torch.float64)
 
     for wide in (1.0, 3.0, 3.0, 1.0, 6.0, 3.0, 0.3, 1.0, 0.3, 1.0, 0.3, 1.0):
-        if network.loss == "cross-entropy":
+        if losses.by_flag(network.loss).of_classes:
             target = one_hot(rows, outputs, generator)
         else:
             target = torch.rand(rows, outputs, generator=generator, dtype=torch.float64)
@@ -123,9 +123,7 @@ def probes(network: Network) -> Iterator[Network]:
 
 def worlds(network: Network) -> Iterator[tuple[Activation, str]]:
     """List the other functions and losses that a learner may have computed, the nearest first."""
-    loss = network.loss
-    other = next(name for name in LOSSES if name != loss)
-    records = [activations.get(name) for name in activations.names()]
-    yield network.f, other
-    yield from ((f, loss) for f in records if f is not network.f)
-    yield from ((f, other) for f in records if f is not network.f)
+    records = [f for f in map(activations.get, activations.names()) if f is not network.f]
+    others = [loss for loss in losses.flags() if loss != network.loss]
+    yield from ((network.f, loss) for loss in others)
+    yield from ((f, loss) for loss in (network.loss, *others) for f in records)

@@ -11,6 +11,7 @@ from torch import Tensor
 from manual_mlp.explain.grading.call import coarsest
 from manual_mlp.explain.network import Network
 from manual_mlp.explain.story import Story
+from manual_mlp.losses import by_flag
 
 _FLOAT64 = 1e-9
 _EPS = 6 * torch.finfo(torch.float32).eps
@@ -100,8 +101,11 @@ def _bounds(network: Network, layout: str) -> dict[str, Tensor]:
     of_y = slope * of_z + _sum(1, torch.maximum(z.abs(), y.abs()).clamp(min=1))
     of_p = p * (of_y + (p * of_y).sum(1, keepdim=True)) + _sum(outputs, p)
     of_dy = of_p + _sum(1, p + network.target)
-    if network.loss == "squared-error":
-        of_dy = of_y + _sum(1, y.abs() + network.target.abs())
+    loss = by_flag(network.loss)
+    made = loss.make(y, network.target)
+    if made.by_entry:
+        _, bend = made.curvature(y.clone(), torch.ones_like(y), slice(None))
+        of_dy = bend.abs() * of_y + _sum(1, loss.shares(y).abs() + network.target.abs())
     dy, delta = right["dY"].abs(), right["delta"].abs()
     of_delta = of_dy * slope + dy * of_slope + _sum(1, delta)
     of_dw = h.mT @ of_delta + _sum(rows, h.mT @ delta)

@@ -6,21 +6,30 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from manual_mlp.explain.grading.known import BY_OTHER_MEANS, RIGHTLY, At, Known, Step
-from manual_mlp.explain.grading.mistakes import ROWS
+from manual_mlp.explain.grading.mistakes import all_known
 from manual_mlp.explain.grading.rounding import Rounding, same
 
 # A step of the chain rests on the one before; the gradients rest on the chain alone.
 CHAIN = {"Z": "z", "Y": "y", "dY": "dy", "delta": "delta"}
 GRADIENTS = ("dB", "dW", "dH")
-_ROWS_OF = {step: tuple(row for row in ROWS if row.of == step) for step in RIGHTLY}
-_RANK = {row: rank for rank, row in enumerate((*ROWS, *BY_OTHER_MEANS.values()))}
 _MOST = 64  # explanations of which the simplest is chosen
+
+
+@cache
+def _by_step(known: tuple[Known, ...]) -> dict[str, tuple[Known, ...]]:
+    return {step: tuple(row for row in known if row.of == step) for step in RIGHTLY}
+
+
+@cache
+def _ranks(known: tuple[Known, ...]) -> dict[Known, int]:
+    return {row: rank for rank, row in enumerate((*known, *BY_OTHER_MEANS.values()))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +103,7 @@ class Search:
     given: Mapping[str, Tensor]
     truth: Mapping[str, Tensor]
     allowed: Rounding
-    rows: Mapping[str, tuple[Known, ...]] = field(default_factory=lambda: _ROWS_OF)
+    rows: Mapping[str, tuple[Known, ...]] = field(default_factory=lambda: _by_step(all_known()))
 
     def explanations(self, most: int, unseen: int = 2) -> list[Explanation]:
         """List the explanations of all the numbers by so many mistakes, the simplest first.
@@ -261,5 +270,5 @@ def _plainness(made: Explanation) -> tuple[int, int, list[int]]:
     return (
         len({mistake.row.name for mistake in made}),
         len(made),
-        [_RANK.get(mistake.row, len(ROWS)) for mistake in made],
+        [_ranks(all_known()).get(mistake.row, len(all_known())) for mistake in made],
     )

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manual_mlp import losses
 from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.explain.blocks import Formula, Refused, Step, Table, Text, Tile, Tiles, Values, literal, number
 from manual_mlp.explain.compare import DIFFERENCE, agree, attempt, autograd, central_difference, shape
 from manual_mlp.explain.digits import image_of
-from manual_mlp.explain.formulas import LOSSES, RIGHT, Formulas, cost
+from manual_mlp.explain.formulas import RIGHT, Formulas, cost
 
 _SHOWN = 10  # outputs
 
@@ -25,7 +26,7 @@ class Picture:
     Attributes:
         image: what enters the network, (height, width).
         layers: the textbook's W (D_in, D_out), B (D_out,) and f of each layer.
-        loss: "squared-error" to the one-hot label, or "cross-entropy".
+        loss: its name, as a flag; rows of numbers are compared with the one-hot label.
         source: where image and network come from, in words.
         trained: whether the network has learned anything.
     """
@@ -67,8 +68,8 @@ def trained_picture(run: Path, digit: int = 7, data_dir: Path | None = None) -> 
 
         settings, model = checkpoint.load_settings(run), checkpoint.load_model(run)
         loss, (mean, std) = settings["loss"], checkpoint.normalisation(run)
-        if loss not in LOSSES:
-            raise ValueError(f"its loss is {loss}, and only {' and '.join(LOSSES)} can be explained")
+        if loss not in losses.flags():
+            raise ValueError(f"its loss is {loss}, and only {', '.join(losses.flags())} can be explained")
         data = load(
             settings["dataset"], data_dir or checkpoint.data_dir(settings), torch.device("cpu"), normalised=False
         )
@@ -125,8 +126,8 @@ def digit(picture: Picture, formulas: Formulas = RIGHT) -> Step:
     names = [f"class {i}" if last else f"unit {i + 1}" for i in most]
     chosen = "" if outputs <= _SHOWN else f" Here are the {_SHOWN} of {outputs} for which it is largest."
     answer = (
-        "share that the softmax gives to the right answer"
-        if picture.loss == "cross-entropy"
+        "share that the network gives to the right answer"
+        if losses.by_flag(picture.loss).has_shares
         else "right answer's output"
     )
     return Step(
@@ -209,4 +210,4 @@ def _answer(picture: Picture, h: Tensor, rate: float, gradients: tuple[Tensor, .
     w, b, f = picture.layers[0]
     moved = ((w - rate * gradients[0], b - rate * gradients[1], f), *picture.layers[1:])
     y = _forward(h, moved)[-1][1]
-    return float(torch.softmax(y, 1)[0, picture.label] if picture.loss == "cross-entropy" else y[0, picture.label])
+    return float(losses.by_flag(picture.loss).shares(y)[0, picture.label])

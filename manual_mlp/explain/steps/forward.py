@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from manual_mlp.activations.registry import formulas_of, parameters_of
 from manual_mlp.explain.blocks import (
     Bars,
     Block,
@@ -23,7 +26,9 @@ from manual_mlp.explain.blocks import (
     number,
 )
 from manual_mlp.explain.compare import DIFFERENCE, agree, attempt, autograd, central_difference, shape
+from manual_mlp.explain.network import Network
 from manual_mlp.explain.story import Story
+from manual_mlp.losses import by_flag
 
 _BARS = 12
 
@@ -48,6 +53,7 @@ def shapes(story: Story) -> Step:
             ),
             Formula("Z = HW + B", "F1"),
             Formula("Y = f(Z)", "F2"),
+            *_formula_of_f(net),
             Boxes(
                 "Sides to scale. The columns of H meet the rows of W: both are counted by k.",
                 (("H", rows, inputs), "·", ("W", inputs, outputs), "+", ("B", 1, outputs), "=", ("Z", rows, outputs)),
@@ -103,6 +109,20 @@ def shapes(story: Story) -> Step:
     )
 
 
+def _formula_of_f(net: Network) -> tuple[Text, ...]:
+    """Write f as its docstring has it; nothing where it has none."""
+    found = formulas_of(net.f)
+    if "f" not in found:
+        return ()
+    where: list[str] = []
+    for letter in reversed(re.split(r", (?=\w = )", found.get("where", ""))):
+        if letter and re.search(rf"\b{letter[0]}\b", " ".join((found["f"], *where))):  # of f, and not of f′ alone
+            where.insert(0, letter)
+    where += [f"{name} = {value}" for name, value in parameters_of(net.f).items()]
+    told = ", ".join(f"`{part}`" for part in where)
+    return (Text(f"For {net.name_of_f}, `f(z) = {found['f']}`" + (f", where {told}." if told else ".")),)
+
+
 def nudge(story: Story) -> Step:
     """Step 1: one weight nudged moves one column of Z."""
     net = story.network
@@ -155,28 +175,22 @@ def total(story: Story) -> Step:
     (u,) = story.directions(*net.y.shape)
     u = (10 * u).round() / 10
     here = float(net.cost_of(net.y))
-    squared = net.loss == "squared-error"
+    loss = by_flag(net.loss)
+    apart, gives = ("−", "=") if loss.gradient is None else ("and", "give")
     products = attempt(lambda dy: dy * u, story.dy)
     dot = attempt(torch.sum, products)
     blocks: list[Block] = [
         Text(
             f"J is one number, made of the {count(net.y.numel(), 'entry')} of Y. Here it is {number(here)}, "
-            + (
-                "half the sum of the squared differences of Y and `Y*`. Its derivatives by the entries of Y are these "
-                "differences:"
-                if squared
-                else "the cross-entropy: minus the logarithm of the share that softmax(Y) gives to the right class, "
-                "added over rows. A softmax turns a row into shares p; step 9 takes it apart. The derivatives by the "
-                "entries of Y are"
-            )
+            f"{loss.words}. Its derivatives by the entries of Y are"
         ),
-        Formula("∂J/∂Y = Y − Y*" if squared else "∂J/∂Y = p − Y*,   p = softmax(Y)"),
+        Formula(f"∂J/∂Y = {loss.slope}"),
         Numbers(
             (
-                Matrix("Y" if squared else "p", net.y if squared else torch.softmax(net.y, 1), "n", "i"),
-                "−",
+                Matrix("p" if loss.has_shares else "Y", loss.shares(net.y), "n", "i"),
+                apart,
                 Matrix("Y*", net.target, "n", "i"),
-                "=",
+                gives,
                 Matrix("∂J/∂Y", story.dy, "n", "i"),
             )
         ),
@@ -230,7 +244,7 @@ def total(story: Story) -> Step:
             "question. To check a derivative without calculus, nudge up and down by ε and divide the difference by "
             "2ε: a central difference."
         ),
-        agree("∂J/∂Y = " + ("Y − Y*" if squared else "p − Y*"), story.dy, story.true_dy),
+        agree(f"∂J/∂Y = {loss.slope.partition(',   ')[0]}", story.dy, story.true_dy),
         agree(
             "∂J/∂Y · U = the slope of J along U",
             dot,

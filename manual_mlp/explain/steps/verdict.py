@@ -20,6 +20,7 @@ from manual_mlp.explain.compare import (
     last_places,
 )
 from manual_mlp.explain.story import Story
+from manual_mlp.losses import by_flag
 
 
 def verdict(story: Story) -> Step:
@@ -34,9 +35,10 @@ def verdict(story: Story) -> Step:
         "X": attempt(story.formulas.input, story.gamma, net.v),
     }
     by_autograd = dict(zip(at, autograd(net.whole_cost, *at.values()), strict=True))
-    analytic = has_complex_step(net.f)
+    analytic = has_complex_step(net.f) and by_flag(net.loss).cost is not None
 
-    defined = "at hand for this f." if analytic else f"not defined here: {net.name_of_f} takes no complex numbers."
+    real = net.name_of_f if not has_complex_step(net.f) else net.loss
+    defined = "at hand for this f." if analytic else f"not defined here: {real} takes no complex numbers."
 
     def alone(name: str) -> Callable[[Tensor], Tensor]:
         return lambda value: net.whole_cost(*(value if other == name else at[other].to(value.dtype) for other in at))

@@ -1,0 +1,291 @@
+"""Explicit backpropagation: what ``loss.backward()`` does to a network, without a graph, a tile of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from manual_mlp.checks import check_gradient, check_options, check_rows, check_tensor, network_fits
+from manual_mlp.dropout import draw_seed
+from manual_mlp.formulas.layer import Layer
+from manual_mlp.formulas.losses import Pair
+from manual_mlp.formulas.products import rows
+from manual_mlp.losses import LOSSES, Criterion, Known
+from manual_mlp.modules import MLP
+from manual_mlp.output import shaped
+from manual_mlp.precision import autocast_dtype, autocasting, cast, product_dtype, uncast, widened
+from manual_mlp.sweep.objective import Objective
+from manual_mlp.sweep.passes import Trace, Wanted, backward, forward, masks_of
+from manual_mlp.sweep.sums import Total, accumulate, sums_of
+from manual_mlp.sweep.tiles import Sweep, Tile
+from manual_mlp.sweep.tiling import tiling_of
+from manual_mlp.transforms import Caller, called_as_it_is, caller, has_class, traced
+
+OfRows = Callable[[Tensor, Tensor], Tensor]  # of some rows of output and target
+NOTHING = "expected a parameter, or the input, that requires grad; there is none"
+
+
+def backprop(
+    mlp: nn.Module,
+    input: Tensor,
+    target: Tensor,
+    loss: str | tuple[OfRows, OfRows] = "cross_entropy",
+    reduction: str = "mean",
+    tile_rows: int | None = None,
+    *,
+    gradient: Tensor | float | None = None,
+    return_output: bool = False,
+    **options: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Add the gradients of a loss to ``.grad``, as ``loss.backward()`` would, without an autograd graph.
+
+    The network is run forward and backward on a tile of rows, then on the next: a gradient is a sum over rows, so
+    activations never leave the cache, and memory does not grow with the batch. Frozen and shared parameters, hooks on
+    parameters, autocast and dropout are honoured. An ``input`` that requires grad gets its gradient, and so does
+    whatever it was computed from.
+
+    A network that is not an :class:`~manual_mlp.MLP`, or one with a layer that was replaced, hooked or parametrised,
+    is called as it is, on all rows, and autograd goes back through it from δ. So it is with DDP and FSDP, which
+    see to their gradients themselves.
+
+    Of hooks on the node of a leaf in the graph (``torch.autograd.graph.get_gradient_edge``) torch does not tell, and
+    they are not called.
+
+    Dropout zeroes what the network's own forward pass would zero, from the same random state, whatever the tiles.
+
+    Args:
+        mlp: the network.
+        input: floating-point tensor.
+        target: what the loss compares the output with; it may not require grad.
+        loss: ``"cross_entropy"``, ``"squared_error"`` (the textbook's ½(y − t)²) or ``"binary_cross_entropy"`` (of
+            logits); or a pair of functions ``(value, delta)`` of some rows of output and target: the value of each
+            row, and the gradient of its sum by the output. They may be called from several threads, and the output
+            they see is overwritten after the call.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in :func:`manual_mlp.linear_cross_entropy`,
+            :func:`manual_mlp.dense_squared_error` and :func:`manual_mlp.linear_binary_cross_entropy`; of a pair, over
+            rows.
+        tile_rows: the rows to compute at once; None for the network's own, or what :mod:`manual_mlp.sweep.tiling` finds
+            best.
+        gradient: what comes back for the loss, as in :meth:`torch.Tensor.backward`: 1 if it is None. With
+            ``reduction="none"`` it is a tensor of the losses' shape.
+        return_output: whether to return the network's output too.
+        options: of the loss: ``weight``, ``ignore_index`` and ``label_smoothing`` of cross_entropy; ``weight`` and
+            ``pos_weight`` of binary_cross_entropy.
+
+    Shape:
+        - input: :math:`(*, D_{in})`
+        - target: :math:`(*)` for classes, else :math:`(*, D_{out})`; for a pair, :math:`(*, \dots)`
+        - value: :math:`(n, D_{out}), (n, \dots) \to (n)`
+        - delta: :math:`(n, D_{out}), (n, \dots) \to (n, D_{out})`
+        - Output: the loss, a scalar unless ``reduction`` is ``"none"``; with ``return_output``, the loss and the
+          output :math:`(*, D_{out})`. Both are detached.
+
+    Raises:
+        ValueError: shapes or devices do not fit together, an option is out of range, or the loss is not known.
+        TypeError: dtypes differ, or something is of a wrong type.
+        IndexError: a class is out of range (on a CPU; CUDA reports it as torch does, by an assertion).
+        RuntimeError: nothing requires grad; or the call is inside a ``torch.func`` transform, forward mode,
+            ``torch.compile(fullgraph=True)`` or ``torch.inference_mode``.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        # Not as a decorator, which would import the compiler with this package.
+        given = {"gradient": gradient, "return_output": return_output}
+        by_itself: Any = torch.compiler.disable(backprop)  # type: ignore[no-untyped-call]
+        return by_itself(mlp, input, target, loss, reduction, tile_rows, **given, **options)  # type: ignore[no-any-return]
+    who = _caller(input, target, gradient, *options.values())
+    check_options(reduction)
+    check_rows("tile_rows", tile_rows)
+    criterion = Criterion(_known(loss, options), target, reduction, options)
+    way = (None if who == "torch" else _Network.of(mlp, input, tile_rows)) or _Called.of(mlp, input, who)
+    value, output = way.step(criterion, gradient, return_output)
+    return value if output is None or not return_output else (value, output)
+
+
+def _caller(input: Tensor, *others: Any) -> Caller:
+    """Find out who calls, and refuse where a gradient could not be kept."""
+    check_tensor("input", input)
+    who = caller(input, *[t for t in others if isinstance(t, Tensor)])
+    if who not in ("eager", "no grad") and (who != "torch" or traced()):
+        raise RuntimeError(
+            "expected backprop outside of torch.func, forward mode and what a compiler or tracer follows"
+        )
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("expected backprop outside of torch.inference_mode, where gradients cannot be kept")
+    return who
+
+
+def _known(loss: str | tuple[OfRows, OfRows], options: dict[str, Any]) -> Known:
+    """Find a loss by its name, or make one of a pair, and see that it knows the options."""
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise ValueError(f"expected a loss among {', '.join(LOSSES)}, or a pair of functions, got {loss!r}")
+        known = LOSSES[loss]
+    elif isinstance(loss, tuple) and len(loss) == 2 and all(map(callable, loss)):
+        known = Known(_check_rows_of_target, lambda like, target: Pair(_target_rows(like, target), *loss))
+    else:
+        raise TypeError(f"expected a loss by name, or a pair of functions (value, delta), got {loss!r}")
+    for name, option in options.items():
+        if isinstance(option, Tensor) and option.requires_grad:
+            raise ValueError(f"expected {name} that requires no grad: loss.backward() would give it one")
+        if name not in known.options:
+            told = ", ".join(known.options) or "none"
+            raise TypeError(f"expected options among {told} for loss {loss!r}, got {name}")
+    return known
+
+
+def _check_rows_of_target(like: Tensor, _: int, target: Tensor) -> None:
+    """Raise an error unless the target of a pair has the rows of the input."""
+    check_tensor("target", target)
+    leading = like.shape[:-1]
+    if target.shape[: len(leading)] != leading:
+        raise ValueError(f"expected target {(*leading, '...')}, got {tuple(target.shape)}")
+
+
+def _target_rows(like: Tensor, target: Tensor) -> Tensor:
+    leading = like.dim() - 1
+    return target.reshape(target.shape[:leading].numel(), *target.shape[leading:])
+
+
+def _objective(criterion: Criterion, like: Tensor, d_out: int, gradient: Tensor | float | None) -> Objective:
+    """Make the loss of all rows of an output like this, or of this input, and see that the gradient fits its value."""
+    criterion.check(like, d_out)
+    loss = criterion.make(like)
+    if loss.target.requires_grad:
+        raise ValueError("expected a target that requires no grad: loss.backward() would give it one")
+    check_gradient(gradient, like)
+    whole, mean = rows(like), criterion.reduction == "mean"
+    if isinstance(gradient, int):
+        gradient = float(gradient)
+    apart = criterion.reduction == "none"
+    shape = (*like.shape[:-1], *[d_out] * loss.by_entry) if apart else ()
+    if apart or isinstance(gradient, Tensor):
+        if not isinstance(gradient, Tensor) or gradient.shape != shape:
+            got = tuple(gradient.shape) if isinstance(gradient, Tensor) else gradient
+            raise ValueError(f"expected a gradient {shape} for the loss, got {got}")
+        gradient = gradient.detach()
+    if not apart:
+        return Objective(loss, whole, mean, gradient=gradient)
+    assert isinstance(gradient, Tensor)
+    gradient = rows(gradient) if loss.by_entry else gradient.reshape(-1)
+    return Objective(loss, whole, apart=tuple(gradient.shape), gradient=gradient)
+
+
+class _Network(NamedTuple):
+    """A network whose layers are known: it is run a tile of rows at a time, under autocast to a dtype or none."""
+
+    layers: list[Layer]
+    like: Tensor
+    tile_rows: int | None
+    region: torch.dtype | None
+
+    @classmethod
+    def of(cls, mlp: nn.Module, input: Tensor, tile_rows: int | None) -> _Network | None:
+        """List the layers, unless the network is to be called as it is."""
+        region = autocast_dtype(input)
+        layers = mlp.chain() if isinstance(mlp, MLP) and called_as_it_is(mlp) else None
+        if layers is None or not network_fits(layers, input, region is not None, leaves=True):
+            return None
+        assert isinstance(mlp, MLP)
+        return cls(layers, input, tile_rows or mlp.tile_rows, region)
+
+    def step(
+        self, criterion: Criterion, gradient: Tensor | float | None, return_output: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add to the gradients; return the loss, and the output if it is asked for."""
+        objective = _objective(criterion, self.like, self.layers[-1].w.size(0), gradient)
+        mixed = self.region is not None
+        with torch.no_grad(), uncast(self.like) if mixed else nullcontext():
+            output = self._back(objective, return_output)
+        return _result(objective, self.like, mixed), output
+
+    def _back(self, objective: Objective, return_output: bool) -> Tensor | None:
+        input, dtype = self.like, self.region or self.like.dtype
+        products, h = product_dtype(dtype, input.device), rows(input)
+        tiling = tiling_of(self.layers, h, self.tile_rows)
+        one = tiling.rows >= h.size(0)
+        sums, totals = sums_of(self.layers, one)
+        needed = [w is not None or b is not None for w, b in sums]
+        if not (input.requires_grad or True in needed):
+            raise RuntimeError(NOTHING)
+        lowest = -1 if input.requires_grad else needed.index(True)
+        layers = self.layers
+        if self.region is not None or products is not dtype:
+            layers = [layer.to(products) for layer in layers]
+        seed = draw_seed(input.device) if any(layer.dropout for layer in layers) else None
+        output: Tensor | None = None
+        if one:
+            trace = forward(layers, cast(h, products), None, masks_of(layers, seed))
+            output = trace.y.clone() if return_output else None
+            dh: Tensor | None = backward(layers, trace, objective.of_all(trace), Wanted(sums, lowest))
+        else:
+            output = h.new_empty(h.size(0), layers[-1].w.size(0)) if return_output else None
+
+            def dy_of(trace: Trace, tile: Tile) -> Tensor:
+                if output is not None:
+                    output[tile.at] = trace.y
+                return objective.of_tile(trace, tile)
+
+            objective.cut(tiling.rows)
+            of_others = [sums_of(self.layers, one)[0] for _ in range(1, tiling.workers)]
+            dh = Sweep(layers, h, tiling, seed).backward(dy_of, [sums, *of_others], lowest)
+        watched: dict[Tensor, Tensor] = {}
+        if lowest < 0 and dh is not None:
+            dh = cast(dh, input.dtype).view(input.shape).detach()  # no view
+            if input.is_leaf and input not in totals:
+                totals[input] = Total(input.dtype, dh)
+            else:
+                watched[input] = dh
+        accumulate(totals, watched)
+        return None if output is None else cast(output, dtype).view(*input.shape[:-1], -1)
+
+
+class _Called(NamedTuple):
+    """A network that is called as it is, on all rows: autograd goes back through it."""
+
+    like: Tensor
+    by_torch: bool  # whether torch's own loss is asked for
+
+    @classmethod
+    def of(cls, mlp: nn.Module, input: Tensor, who: Caller) -> _Called:
+        """Call the network."""
+        with torch.enable_grad():
+            y = mlp(input)
+        if not isinstance(y, Tensor):
+            raise TypeError(f"expected a module that returns a tensor, got {type(y).__name__}")
+        return cls(y, who == "torch" or has_class(y))
+
+    def step(
+        self, criterion: Criterion, gradient: Tensor | float | None, return_output: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Let autograd go back; return the loss and the output."""
+        y = self.like
+        objective = _objective(criterion, y, y.shape[-1], gradient)
+        if self.by_torch and criterion.loss.torchs is not None:
+            with torch.enable_grad():
+                value = criterion.torchs(y)
+            _autograd(value, torch.full_like(value, gradient) if isinstance(gradient, (int, float)) else gradient)
+            return value.detach(), y.detach()
+        if has_class(gradient):
+            raise TypeError(f"expected a gradient without a class of its own for a pair, got {type(gradient).__name__}")
+        output = y.detach()
+        mixed = autocasting(y)
+        with torch.no_grad(), uncast(y):
+            whole = rows(output)
+            _autograd(y, objective.of_all(Trace([], [whole], [], whole)).view(y.shape))
+        return _result(objective, y, mixed), output
+
+
+def _autograd(y: Tensor, dy: Tensor | None) -> None:
+    if not y.requires_grad:
+        raise RuntimeError(NOTHING)
+    torch.autograd.backward(y, dy)
+
+
+def _result(objective: Objective, like: Tensor, mixed: bool) -> Tensor:
+    """Give the loss the shape and the dtype of torch's; ``mixed`` tells that autocast was on."""
+    dtype = objective.loss.dtype_of(widened(like.dtype) if mixed else like.dtype)
+    return shaped(cast(objective.result(), dtype), like)

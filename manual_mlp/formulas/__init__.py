@@ -1,0 +1,1 @@
+"""Every formula, once, under its tag; ``docs/derivation.md`` proves each of them."""

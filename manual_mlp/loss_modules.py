@@ -1,0 +1,122 @@
+"""Modules that hold the last layer and compare its output with a target: no formula lives here."""
+
+from typing import Any, SupportsIndex
+
+import torch
+from torch import Tensor, nn
+
+from manual_mlp.checks import check_class_weight, check_options, check_smoothing, ignored_class
+from manual_mlp.losses import LOSSES, Criterion
+from manual_mlp.modules import Dense, Known, Linear, check_size
+from manual_mlp.output import dense_squared_error, linear_cross_entropy, loss_of_output
+from manual_mlp.sequential import is_one_of
+from manual_mlp.transforms import called_as_it_is, modules_are_watched
+
+
+class DenseSquaredError(Dense):
+    """Apply a dense layer and compare its output with a target: the textbook's J = ½Σ(Y − Y*)².
+
+    Args:
+        in_features, out_features, activation, bias: as in :class:`Dense`, whose state_dict it has.
+        reduction, chunk_rows: as in :func:`manual_mlp.dense_squared_error`.
+
+    Shape:
+        - Input: :math:`(*, D_{in})`
+        - Target: :math:`(*, D_{out})`
+        - Output: scalar; :math:`(*, D_{out})` if ``reduction`` is ``"none"``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        activation: Known = None,
+        bias: bool = True,
+        *,
+        reduction: str = "sum",
+        chunk_rows: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, activation, bias, device, dtype)
+        check_options(reduction, chunk_rows)
+        self.reduction, self.chunk_rows = reduction, chunk_rows
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+        return dense_squared_error(
+            input, self.weight, self.bias, target, self.activation, self.reduction, self.chunk_rows
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, reduction={self.reduction!r}, chunk_rows={self.chunk_rows}"
+
+
+class LinearCrossEntropyLoss(nn.Module):
+    """Hold the linear layer whose softmax is compared with classes: logits exist a few rows at a time.
+
+    It takes torch's place: the same arguments (``chunk_rows`` for ``options``, no ``out_features``) and the same
+    state_dict, with ``linear.weight``, ``linear.bias`` and, if it was given, ``weight``. Where ``linear`` was replaced,
+    hooked or parametrised (an adapter, say), it is called as it is, and all logits exist at once.
+
+    Args:
+        in_features: D.
+        num_classes: V.
+        bias: whether the layer adds a learnt bias.
+        reduction, weight, ignore_index, label_smoothing, chunk_rows: as in :func:`manual_mlp.linear_cross_entropy`;
+            None for ignore_index is -100, as for torch.
+
+    Shape:
+        - Input: :math:`(*, D)`
+        - Target: :math:`(*)`, or :math:`(*, V)` for probabilities
+        - Output: scalar; :math:`(*)` if ``reduction`` is ``"none"``.
+
+    Raises:
+        ValueError: a size is negative, or an option is out of range.
+        TypeError: a size is not an int.
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        ignore_index: SupportsIndex | None = None,
+        label_smoothing: float = 0.0,
+        chunk_rows: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_options(reduction, chunk_rows)
+        check_smoothing(label_smoothing)
+        check_class_weight(weight, num_classes)
+        self.linear = Linear(
+            check_size("in_features", in_features), check_size("num_classes", num_classes), bias, device, dtype
+        )
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignored_class(ignore_index)
+        self.reduction, self.label_smoothing = reduction, label_smoothing
+        self.chunk_rows = chunk_rows
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        linear, reduction = self.linear, self.reduction
+        options: dict[str, Any] = {
+            "weight": self.weight,
+            "ignore_index": self.ignore_index,
+            "label_smoothing": self.label_smoothing,
+        }
+        if not (is_one_of((nn.Linear, Linear), linear) and called_as_it_is(linear)) or modules_are_watched():
+            return loss_of_output(linear(input), Criterion(LOSSES["cross_entropy"], target, reduction, options))
+        options |= {"linear_bias": linear.bias, "reduction": reduction, "chunk_rows": self.chunk_rows}
+        return linear_cross_entropy(input, linear.weight, target, **options)
+
+    def extra_repr(self) -> str:
+        return (
+            f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, "
+            f"label_smoothing={self.label_smoothing}, chunk_rows={self.chunk_rows}"
+        )

@@ -1,0 +1,1 @@
+"""All rows of a network, a tile of them at a time, forward and backward, in Python."""

@@ -1,0 +1,146 @@
+"""How many rows at once, and how many threads share the tiles? One model of the time that a choice costs.
+
+A step over N rows of a network of L layers and P weights, whose layers have S outputs, the widest W of them, takes, c
+rows at a time on each of w threads out of t, with b bytes an entry, about::
+
+    T(c) = 6 N P / (products t)              three products a layer: z, dh and dw
+         + 10 b N S / (bandwidth t)          what is read and written in between
+         + 4 N V / loss                      what is done to the V logits of a loss, in float32
+         + N/c (L call + 3 b P / memory)     the calls, one thread at a time; each tile reads w again, and adds to dw
+         + w c b (S + 2 W) / fresh           the memory of the tiles, which the system hands out in fresh pages
+         + wake + 3 b P w / memory           if w > 1: to wake the others, and to add up what they found
+
+seconds. ``bandwidth`` is that of the cache that the tiles fit into: the second level, the third, or none. With all rows
+as one tile there is nothing to add up, torch's own threads share each operation, at the cost of a tenth of it, and
+there are fresh pages for 3 b N S bytes, but for those that malloc has at hand. Where several tiles are run forward once
+more (a network under autograd), products take 8 N P and what is between them half as much again. A layer with its loss
+is a network of one layer, whose tiles have all of torch's threads each: its products are wide. Chosen is the smallest
+power of two whose T is within 5 % of the least, or all rows: bytes are worth that. No more than ``FEW`` rows, or
+``FEW_LOGITS`` logits, are cut into tiles: there, calls count for more than caches.
+
+The figures for CPUs were fitted to networks of four to six layers, 64 to 256 wide, with 2¹⁵ to 2¹⁷ rows, and to 92
+losses with N from 256 to 8192, D from 64 to 768 and V from 512 to 32000, in float32, on one and two cores with AVX-512;
+``python -m benchmarks network`` holds the choice against a sweep. Fresh pages count for half of what they cost under
+glibc's default malloc, since under a tuned one they cost nothing. A GPU runs as many rows at once as ``LIMIT`` bytes
+allow, since its tiles leave the cache between any two operations; this has not been checked on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+from math import ceil
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from manual_mlp.formulas.layer import Layer
+from manual_mlp.precision import capabilities, speed_of
+
+# Operations or bytes a second on one core, then seconds.
+PRODUCTS, SECOND_LEVEL, THIRD_LEVEL, MEMORY, FRESH, LOSS = 92e9, 80e9, 60e9, 18e9, 6e9, 2e9
+CALL, SHARED_CALL, WIDE_CALLS, WAKE = 20e-6, 40e-6, 0.14e-3, 0.2e-3
+FEW = 256
+FEW_LOGITS, FEW_LOGITS_OF_CUDA = 230_000, 22_500_000
+# Bytes: of the third level, of what malloc has at hand, of all tiles at once (or 512 rows each), of a GPU's tile.
+THIRD_LEVEL_BYTES, AT_HAND, TILES, LIMIT = 2**25, 2**25, 2**23, 2**30
+LOGITS = 2**31  # bytes of a tile of logits
+
+
+class Tiling(NamedTuple):
+    """The rows of a tile, and the threads that share the tiles."""
+
+    rows: int
+    workers: int = 1
+
+
+class Work(NamedTuple):
+    """What is to be done: the rows, the widths of all layers, the dtype of the products, and by how many threads.
+
+    On a GPU there are none. ``recompute`` tells that several tiles are run forward once more, and one is not; ``loss``
+    that a single layer is run with its loss.
+    """
+
+    n: int
+    widths: tuple[int, ...]
+    dtype: torch.dtype
+    threads: int
+    recompute: bool = False
+    loss: bool = False
+
+
+def tiling_of(layers: Sequence[Layer], h: Tensor, rows: int | None = None, recompute: bool = False) -> Tiling:
+    """Choose a tiling for the rows h (N, D_in) of a network, with the rows of a tile if they are given."""
+    n = h.size(0)
+    if rows is None and n <= FEW:
+        return Tiling(n)
+    threads = torch.get_num_threads() if h.is_cpu else 0
+    if rows is not None:
+        return Tiling(min(rows, n), max(1, min(threads, ceil(n / rows))))
+    widths = (h.size(1), *[layer.w.size(0) for layer in layers])
+    return tiling_for(Work(n, widths, h.dtype, threads, recompute))
+
+
+def tiling_of_loss(h: Tensor, d_out: int, dtype: torch.dtype, rows: int | None = None) -> Tiling:
+    """Choose a tiling for the rows h (N, D_in) of a layer with its loss, whose products are in a dtype."""
+    n, d_in = h.shape
+    if rows is not None:
+        return Tiling(min(rows, n))
+    return tiling_for(Work(n, (d_in, d_out), dtype, torch.get_num_threads() if h.is_cpu else 0, loss=True))
+
+
+def few_logits(n: int, v: int, cuda: bool) -> bool:
+    """Tell whether torch's own operations, which keep all logits, are quicker than any tiles."""
+    return n * v < (FEW_LOGITS_OF_CUDA if cuda else FEW_LOGITS)
+
+
+@lru_cache(maxsize=256)
+def tiling_for(work: Work) -> Tiling:
+    """Choose the tiling whose time is least, or nearly so with fewer rows."""
+    n, widths, dtype, threads, recompute, loss = work
+    size, entries = dtype.itemsize, sum(widths[1:])
+    # A tile of logits exists in float32.
+    row_bytes = max(4, size) * entries if loss else size * (entries + 2 * max(widths[1:]))
+    if not threads:
+        fitting = max(1, LIMIT // (row_bytes if loss else 3 * size * entries))
+        return Tiling(n if n <= fitting else 1 << (fitting.bit_length() - 1))
+    weights = sum(d_in * d_out for d_in, d_out in pairwise(widths))
+    flops, weight_bytes = 6 * weights / (PRODUCTS * speed_of(dtype)), weights * (size if size >= 4 else 8)
+    between, of_loss = (0, 4 * entries / LOSS) if loss else (10 * size * entries, 0.0)
+    calls, shared_calls = (WIDE_CALLS,) * 2 if loss else (len(widths) * CALL, len(widths) * SHARED_CALL)
+    together = 1.1 if threads > 1 else 1.0  # what torch's own threads lose
+
+    def workers_of(rows: int) -> int:
+        return 1 if loss else min(threads, ceil(n / rows))
+
+    def seconds(rows: int) -> float:
+        tiles, workers = ceil(n / rows), workers_of(rows)
+        of_row = between / _bandwidth(rows * row_bytes, workers)
+        fresh = workers * rows * row_bytes
+        if tiles == 1 and not loss:
+            fresh = max(0, 3 * n * size * entries - AT_HAND)
+        again, half_again = (4 / 3, 3 / 2) if recompute and tiles > 1 else (1, 1)
+        # All threads share each operation, or each has tiles of its own.
+        busy = n / threads * together if workers == 1 else ceil(tiles / workers) * rows
+        time = busy * (again * flops + half_again * of_row) + n * of_loss + fresh / FRESH
+        if tiles > 1 or loss:
+            time += tiles * ((shared_calls if workers > 1 else calls) + 3 * weight_bytes / MEMORY)
+        else:
+            time += calls
+        return time + (WAKE + 3 * weight_bytes * workers / MEMORY if workers > 1 else 0.0)
+
+    least, most = (4, max(16, LOGITS // row_bytes)) if loss else (6, max(512, TILES // (threads * row_bytes)))
+    powers = [1 << k for k in range(least, (n - 1).bit_length()) if 1 << k <= most]
+    whole = [] if loss and n > most and powers else [n]
+    times = {rows: seconds(rows) for rows in [*whole, *powers]}
+    rows = min(rows for rows, time in times.items() if time <= 1.05 * min(times.values()))
+    return Tiling(rows, workers_of(rows))
+
+
+def _bandwidth(tile_bytes: int, workers: int) -> float:
+    """Tell how many bytes a second a core gets, of a tile that it works on beside others."""
+    if tile_bytes <= capabilities().get("l2_cache_size", 2**20):
+        return SECOND_LEVEL
+    return THIRD_LEVEL if workers * tile_bytes <= THIRD_LEVEL_BYTES else MEMORY

@@ -1,0 +1,101 @@
+"""Who computes is chosen in one place, and what an engine computes is held to the formulas."""
+
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from manual_mlp import engines
+from manual_mlp.engines import KERNELS, PLAIN, Engine, engine_for
+from manual_mlp.engines.aten import KernelCrossEntropy
+from manual_mlp.formulas.cross_entropy import CrossEntropy
+
+N, V = 13, 7
+ON_CUDA = SimpleNamespace(is_cpu=False, is_cuda=True)
+DTYPES = torch.float64, torch.float32
+
+
+def test_a_tensor_on_a_cpu_gets_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(engines.CHOICE, raising=False)
+    assert engine_for(torch.empty(1)) is PLAIN
+    assert Engine("plain", CrossEntropy, None) == PLAIN
+    assert engine_for(ON_CUDA).cross_entropy is KernelCrossEntropy
+    assert engine_for(torch.empty(1, device="meta")) is KERNELS
+
+
+def test_plain_can_be_asked_for_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(engines.CHOICE, "plain")
+    assert engine_for(ON_CUDA) is PLAIN
+
+
+def test_an_engine_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(engines.CHOICE, "fast")
+    with pytest.raises(ValueError, match="expected MANUAL_MLP_ENGINE to be plain or unset, got 'fast'"):
+        engine_for(ON_CUDA)
+
+
+def test_without_triton_a_gpu_has_torchs_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "manual_mlp.engines.triton.dropout", None)
+    engines._on_cuda.cache_clear()
+    try:
+        assert engine_for(ON_CUDA) is KERNELS
+    finally:
+        engines._on_cuda.cache_clear()
+
+
+# What each entry of an engine computes and what the formulas compute: both of the dtype at hand.
+Compared = Callable[[torch.dtype], tuple[list[Tensor], list[Tensor]]]
+
+
+def losses(kind: str, reduction: str, epsilon: float, weighted: bool) -> Compared:
+    def compared(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+        z = torch.linspace(-9, 9, N * V).sin().mul(4).view(N, V).to(dtype)
+        weight = torch.linspace(0.5, 2, V).to(dtype) if weighted else None
+        t = torch.arange(N) % V if kind == "classes" else torch.linspace(0, 1, N * V).view(N, V).to(dtype)
+        if kind == "classes":
+            t[3] = 1
+        g = torch.linspace(-1, 2, N).to(dtype)
+        found = []
+        for of in (KernelCrossEntropy, CrossEntropy):
+            loss = of(t, weight, 1 if kind == "classes" else -100, epsilon)
+            whole = z.clone()
+            if reduction == "none":
+                found.append(list(loss.weighted(whole, slice(None), g)))
+            elif reduction == "tile":
+                found.append(list(loss.summed(whole, slice(None))))
+            else:
+                found.append(list(loss.reduced(whole, reduction == "mean", None)))
+        return found[0], found[1]
+
+    return compared
+
+
+HELD = {
+    **{
+        f"cross_entropy of {kind}, {reduction}, smoothed by {epsilon}{', weighted' * weighted}": losses(
+            kind, reduction, epsilon, weighted
+        )
+        for kind in ("classes", "probabilities")
+        for reduction in ("none", "tile", "sum", "mean")
+        for epsilon in (0.0, 0.2)
+        for weighted in (False, True)
+    },
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("of", HELD)
+def test_what_an_engine_computes_is_as_exact_as_the_formulas(of: str, dtype: torch.dtype) -> None:
+    _, truth = HELD[of](torch.float64)
+    mine, plain = HELD[of](dtype)
+    for engine, formula, exact in zip(mine, plain, truth, strict=True):
+        errors = [(t.double() - exact.double()).abs().max() for t in (engine, formula)]
+        assert errors[0] <= 2 * errors[1] + 1e-6 * exact.abs().max(), errors
+
+
+def test_every_entry_of_an_engine_is_held_to_a_formula() -> None:
+    # That of drop runs where Triton's interpreter does: test_dropout.py.
+    assert {of.split()[0] for of in HELD} | {"name", "drop"} == set(Engine._fields)

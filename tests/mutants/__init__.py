@@ -1,0 +1,1 @@
+"""Break one line at a time, and see the suite go red: ``make mutants``."""
