@@ -27,7 +27,7 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def every_case(request: pytest.FixtureRequest) -> bool:
     """Tell whether all cases are asked for, in a test that otherwise takes a part of its own."""
-    return request.config.getoption("--cases") != "covering"
+    return request.config.getoption("--cases") in ("all", "rest")
 
 
 @pytest.fixture(autouse=True)
@@ -68,18 +68,23 @@ def draw(device: str) -> Callable[..., Tensor]:
     return normal
 
 
-# The suite draws the same cases every time; "make fuzz" draws others, and more.
+# The suite draws the same cases every time, and "make fuzz" others: so many of each test.
+DRAWN = {"quick": 30, "covering": 100, "all": 300, "rest": 300, "fuzz": 1000}
 with suppress(ImportError):
     from hypothesis import HealthCheck, settings
 
-    # How long a draw takes is a matter of the machine.
-    timeless = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-
-    settings.register_profile("suite", max_examples=100, derandomize=True, database=None, **timeless)
-    settings.register_profile("suite, all cases", max_examples=300, derandomize=True, database=None, **timeless)
-    # Every setting is named: a profile inherits the rest, which Hypothesis itself changes where it sees a CI.
-    settings.register_profile("fuzz", max_examples=1000, derandomize=False, database=None, print_blob=True, **timeless)
-    settings.load_profile("suite")
+    for name, count in DRAWN.items():
+        # Every setting is named: a profile inherits the rest, which Hypothesis itself changes where it sees a CI.
+        settings.register_profile(
+            name,
+            max_examples=count,
+            derandomize=name != "fuzz",
+            database=None,
+            print_blob=name == "fuzz",
+            # How long a draw takes is a matter of the machine.
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        )
 
 
 def pytest_report_header() -> str:
@@ -99,11 +104,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "each_value: each value of a parameter is enough, for its runs are expensive")
+    config.addinivalue_line("markers", "processes: starts processes of its own, which takes seconds")
     config.addinivalue_line("markers", "product: of its tables of parameters, every column is an axis of a product")
     config.stash[ERRORS] = defaultdict(dict)
-    if config.getoption("--cases") != "covering" and not config.getoption("--hypothesis-profile", None):
+    if not config.getoption("--hypothesis-profile", None):
         with suppress(NameError):  # without Hypothesis
-            settings.load_profile("suite, all cases")
+            settings.load_profile(config.getoption("--cases"))
 
 
 @pytest.fixture

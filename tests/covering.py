@@ -1,8 +1,9 @@
 """Which rows of a product of parameters are run: by default so few that every pair of values occurs.
 
 A test that is parametrised along several axes stands for the whole product. `--cases covering` runs a covering array of
-it, `--cases all` all of it, and `--cases rest` what the covering array leaves out. Whatever is named by its id is run.
-Of a test that is marked with `each_value`, whose runs are expensive, every value occurs, not every pair.
+it, `--cases all` all of it, and `--cases rest` what the covering array leaves out. `--cases quick` runs so few that
+every value occurs, as the covering array does of a test marked with `each_value`, and starts no processes that learn or
+compute together. Whatever is named by its id is run.
 """
 
 import heapq
@@ -13,7 +14,7 @@ from itertools import combinations_with_replacement
 
 import pytest
 
-CHOICES = ("covering", "all", "rest")
+CHOICES = ("covering", "quick", "all", "rest")
 Row = tuple[Hashable, ...]
 
 
@@ -62,7 +63,7 @@ def _key(value: object) -> Hashable:
     return (type(value), value) if isinstance(value, str | int | float | None) else id(value)
 
 
-def split(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+def split(items: Sequence[pytest.Item], quick: bool) -> tuple[list[pytest.Item], list[pytest.Item]]:
     """Part tests into those of the covering arrays, and the others; one without parameters is of the first."""
     tests: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
@@ -70,7 +71,9 @@ def split(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.
     kept = set()
     for rows in tests.values():
         values = [row_of(item) for item in rows]
-        strength = 1 if rows[0].get_closest_marker("each_value") else 2
+        if quick and rows[0].get_closest_marker("processes"):
+            continue
+        strength = 1 if quick or rows[0].get_closest_marker("each_value") else 2
         kept |= {rows[k] for k in covering(values, strength)} if values[0] else set(rows)
     return [item for item in items if item in kept], [item for item in items if item not in kept]
 
@@ -85,7 +88,7 @@ def select(config: pytest.Config, items: list[pytest.Item]) -> None:
     cases = config.getoption("--cases")
     if cases == "all" or any("[" in argument for argument in config.args):
         return
-    kept, others = split(items)
+    kept, others = split(items, cases == "quick")
     if cases == "rest":
         rest = set(others)
         kept, others = [item for item in items if item in rest or takes_more(item)], kept

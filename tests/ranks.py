@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import multiprocessing
@@ -13,6 +14,9 @@ from torch import multiprocessing
 from patience import SECONDS
 
 RANKS = 2
+needs_gloo = pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="no torch.distributed with gloo"
+)
 
 
 def outcomes(cases: Mapping[str, Callable[[], float]]) -> dict[str, float | str]:

@@ -68,6 +68,7 @@ SUITE = """
     def test_of_values(a, b):
         pass
 
+    @pytest.mark.processes
     def test_alone():
         pass
 
@@ -91,23 +92,26 @@ def passed(pytester: pytest.Pytester, request: pytest.FixtureRequest) -> Callabl
     return run
 
 
-# Of a test, how many rows there are, and how many at the least are run.
+# Of a test, how many rows there are, how many at the least hold all pairs, or what is asked for, and all values.
 ROWS = {
-    "test_of_axes": (48, 3 * 4),
-    "test_of_a_table": (5, 5),
-    "test_of_columns": (8, 2 * 2),
-    "test_of_values": (12, 4),
-    "test_alone": (1, 1),
+    "test_of_axes": (48, 3 * 4, 4),
+    "test_of_a_table": (5, 5, 5),
+    "test_of_columns": (8, 2 * 2, 2),
+    "test_of_values": (12, 4, 4),
+    "test_alone": (1, 1, 1),
 }
 
 
 def test_a_decorator_is_an_axis_and_so_is_a_fixture(passed: Callable[..., dict[str, int]]) -> None:
-    found, every, rest = (passed(f"--cases={cases}") for cases in CHOICES)
+    found, quick, every, rest = (passed(f"--cases={cases}") for cases in CHOICES)
     assert found == passed()
     # Where a test asks itself whether every case is to be run, it is a part of the rest too.
     assert found.pop("test_in_part") == every.pop("test_in_part") == rest.pop("test_in_part") == 2
-    assert every == {name: rows for name, (rows, _) in ROWS.items()}
-    assert all(least <= found[name] <= 1.5 * least for name, (_, least) in ROWS.items())
+    # In the quick part every value occurs; what starts processes is left out.
+    assert "test_alone" not in quick
+    assert quick | {"test_alone": 1} == {name: longest for name, (_, _, longest) in ROWS.items()} | {"test_in_part": 2}
+    assert every == {name: rows for name, (rows, *_) in ROWS.items()}
+    assert all(least <= found[name] <= 1.5 * least for name, (_, least, _) in ROWS.items())
     assert found["test_of_values"] == 4
     assert {name: found[name] + rest.get(name, 0) for name in found} == every
 

@@ -13,11 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manual_mlp import MLP, backprop
-from ranks import RANKS, answers, outcomes
+from ranks import RANKS, answers, needs_gloo, outcomes
 
-pytestmark = pytest.mark.skipif(
-    not dist.is_available() or not dist.is_gloo_available(), reason="no torch.distributed with gloo"
-)
+pytestmark = [pytest.mark.processes, needs_gloo]
 
 N, D, V = 8, 4, 3
 Step = Callable[[nn.Module, Tensor, Tensor], Any]

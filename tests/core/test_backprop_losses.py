@@ -151,6 +151,7 @@ def test_a_pair_may_compare_rows_with_targets_of_any_shape(device: str) -> None:
         torch.testing.assert_close(by_hand(mlp, x, kinds, pair, tile_rows=tile_rows), expected)
 
 
+@pytest.mark.processes
 def test_a_pair_may_call_backprop_itself() -> None:
     code = (
         "import torch\nfrom manual_mlp import MLP, backprop\ntorch.set_num_threads(2)\n"

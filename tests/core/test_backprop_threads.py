@@ -50,6 +50,7 @@ def test_several_threads_may_call_at_once() -> None:
         torch.testing.assert_close(found[k], gradients)
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_computes_with_threads_of_its_own() -> None:
     # Close, not equal: a product's last bits are the library's, and may change after its first call in a process.

@@ -342,6 +342,7 @@ for shape in ((5, 7), (3, 2, 9), (130, 70), (4, 3000), (8,), (0, 4), (4, 0)):
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(find_spec("triton") is None, reason="no Triton")
 def test_the_kernel_for_a_gpu_computes_the_same_in_the_interpreter() -> None:
     done = subprocess.run(
@@ -354,6 +355,7 @@ def test_the_kernel_for_a_gpu_computes_the_same_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.processes
 def test_the_core_does_not_import_triton() -> None:
     code = "import sys, torch, manual_mlp; sys.exit('manual_mlp.engines.triton.dropout' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,6 @@ from unittest import mock
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,11 +24,9 @@ from manual_mlp import (
     linear_cross_entropy,
 )
 from manual_mlp.activations import get
-from ranks import RANKS, answers, outcomes
+from ranks import RANKS, answers, needs_gloo, outcomes
 
-pytestmark = pytest.mark.skipif(
-    not dist.is_available() or not dist.is_gloo_available(), reason="no torch.distributed with gloo"
-)
+pytestmark = [pytest.mark.processes, needs_gloo]
 
 N, D, V = 7, 4, 6  # rows that two processes cannot share evenly
 # How h, w, b and the target are placed: the dimension they are cut along, or None for a copy in each process.

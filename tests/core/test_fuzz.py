@@ -134,7 +134,7 @@ def largest(t: Tensor) -> float:
 
 def test_the_suite_draws_hundreds_of_cases_and_make_fuzz_thousands() -> None:
     count = sum(hypothesis.is_hypothesis_test(test) for name, test in globals().items() if name.startswith("test"))
-    profiles = [hypothesis.settings.get_profile(name) for name in ("suite", "suite, all cases", "fuzz")]
+    profiles = [hypothesis.settings.get_profile(name) for name in ("covering", "all", "fuzz")]
     suite, every, fuzz = (count * profile.max_examples for profile in profiles)
     assert 300 <= suite < every <= 1000
     assert fuzz >= 2000

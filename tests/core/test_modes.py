@@ -41,6 +41,7 @@ def runs(mode: Mode, activation: str) -> bool:
     return "inductor" not in mode.name or activation == "gelu"
 
 
+@pytest.mark.product
 @pytest.mark.parametrize(
     ("mode", "activation"),
     [pytest.param(mode, name, id=f"{mode.name}-{name}") for mode in MODES.values() for name in FEW if runs(mode, name)],

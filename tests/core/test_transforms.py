@@ -127,6 +127,7 @@ def test_plain_is_refused_to_whatever_a_transform_looks_into() -> None:
     assert seen == [True, False, False, False]
 
 
+@pytest.mark.processes
 def test_importing_the_package_does_not_import_the_compiler() -> None:
     code = "import sys, manual_mlp; sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

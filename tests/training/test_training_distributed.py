@@ -4,16 +4,14 @@ import re
 
 import pytest
 import torch
-import torch.distributed as dist
 
 pytest.importorskip("tyro")
 pytest.importorskip("torchvision")
 
+from ranks import needs_gloo
 from runs import run, weights
 
-pytestmark = pytest.mark.skipif(
-    not dist.is_available() or not dist.is_gloo_available(), reason="no torch.distributed with gloo"
-)
+pytestmark = needs_gloo
 
 # 1,374 images: the last batch has 2, so that of four processes two have no image.
 FLAGS = ("--dataset", "digits", "--hidden", "20", "--batch-size", "196", "--epochs", "8", "--elastic-alpha", "8")
