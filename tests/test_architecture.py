@@ -65,16 +65,9 @@ def files(room: str) -> list[Path]:
 
 
 def imported(file: Path) -> set[str]:
-    """List the modules that a file imports, wherever in the file, but for what only a type checker reads."""
+    """List the modules that a file imports, wherever in the file, and if only for a type checker."""
     found: set[str] = set()
-    tree = ast.parse(file.read_text())
-    for_types = [
-        node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-    ]
-    unread = {id(node) for block in for_types for node in ast.walk(block)}
-    for node in ast.walk(tree):
-        if id(node) in unread:
-            continue
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

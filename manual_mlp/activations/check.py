@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from manual_mlp.activations.record import Activation
 
 _STEP = 2.0**-13  # of a difference: exact in binary, and it leaves two thirds of float64's digits
 _NOISE = 1e-9  # of a difference by rounding, times the size of what is subtracted if that is above 1
@@ -27,7 +24,7 @@ class Case(NamedTuple):
     allowed: Tensor | float = _ROUNDING
 
 
-def check(activation: Activation, z: Any = None) -> None:
+def check(activation: Any, z: Any = None) -> None:
     """Compare f′, f″ and the shortcuts of a record with f, as :meth:`manual_mlp.Activation.check` says."""
     if z is None:
         # Whole numbers, where many functions have their kinks, and places that are on no kink.
@@ -39,7 +36,7 @@ def check(activation: Activation, z: Any = None) -> None:
         _judge(activation, z, case)
 
 
-def _judge(activation: Activation, z: Tensor, case: Case) -> None:
+def _judge(activation: Any, z: Tensor, case: Case) -> None:
     error = (case.got - case.want).abs() / (case.allowed * case.want.abs().clamp(min=1))
     wrong = ~(error <= 1)  # so that NaN is wrong
     if wrong.any():
@@ -51,7 +48,7 @@ def _judge(activation: Activation, z: Tensor, case: Case) -> None:
         )
 
 
-def _cases(activation: Activation, z: Tensor) -> Iterator[Case]:
+def _cases(activation: Any, z: Tensor) -> Iterator[Case]:
     """Ask the record all that it knows, the simplest first."""
 
     def ask(of: str, *arguments: Tensor, spoils: int | None = None) -> Any:
@@ -73,7 +70,7 @@ def _cases(activation: Activation, z: Tensor) -> Iterator[Case]:
     yield from _shortcuts(activation, z, kept, (y, df, curvature))
 
 
-def _shortcuts(activation: Activation, z: Tensor, kept: Tensor, facts: tuple[Tensor, Tensor, Tensor]) -> Iterator[Case]:
+def _shortcuts(activation: Any, z: Tensor, kept: Tensor, facts: tuple[Tensor, Tensor, Tensor]) -> Iterator[Case]:
     (y, df, curvature), dy, q = facts, torch.full_like(z, _DY), torch.full_like(z, _Q)
     if activation.kernel is not None:
         yield Case("kernel", _asked(activation, "kernel", (dy, kept)), dy * df, f"df times dy = {_DY}")
@@ -94,7 +91,7 @@ def _shortcuts(activation: Activation, z: Tensor, kept: Tensor, facts: tuple[Ten
             yield Case(f"kernel2, result {k + 1},", found[k], wanted[k], f"{name}, dy = {_DY}, q = {_Q}")
 
 
-def _asked(activation: Activation, of: str, arguments: tuple[Tensor, ...], spoils: int | None = None) -> Any:
+def _asked(activation: Any, of: str, arguments: tuple[Tensor, ...], spoils: int | None = None) -> Any:
     """Call a function of the record, which may overwrite one of its arguments."""
     before = [t.clone() for t in arguments]
     with torch.enable_grad():
