@@ -11,7 +11,7 @@ from benchmarks import harness
 from benchmarks import output as output_command
 from benchmarks.__main__ import main
 from briefly import CPU, OUTPUT, OUTPUT_CASES, output_rows
-from manual_mlp.losses import CrossEntropy
+from manual_mlp.formulas.cross_entropy import CrossEntropy
 
 
 @pytest.mark.usefixtures("brief", "alone")
