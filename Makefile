@@ -4,22 +4,26 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test quick explain gradcheck grid fuzz tables mutants torchao lint tensorboard
+.PHONY: help train test test-all quick explain gradcheck grid fuzz tables mutants torchao lint tensorboard
 
 help:  ## list the commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 train: .venv/installed  ## train on MNIST; flags by ARGS="--epochs 3 --activation gelu"
 	$(BIN)/python train.py $(ARGS)
 
-test: .venv/installed  ## run the whole suite
-	$(BIN)/python -m pytest $(ARGS)
+# Each process takes one thread, and tests that compute with more ask for them.
+JOBS ?= logical
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist worksteal
 
-# The formulas against sums over indices, alone and in whole networks, then the documents and the commands.
-QUICK := core/test_reference core/test_network core/test_backprop explain/test_explain_steps test_derivation test_architecture test_readme test_readme_blocks
+test: .venv/installed  ## every claim: five minutes on two cores
+	$(PYTEST) $(ARGS)
 
-quick: .venv/installed  ## run the part of the suite that holds every formula and walks every command: two minutes
-	$(BIN)/python -m pytest $(QUICK:%=tests/%.py) $(ARGS)
+quick: .venv/installed  ## the core's claims: one minute on two cores
+	$(PYTEST) --cases=quick tests/core tests/test_derivation.py tests/test_architecture.py $(ARGS)
+
+test-all: .venv/installed  ## every claim, and the full products of their cases: twenty minutes on two cores
+	$(PYTEST) --cases=all $(ARGS)
 
 explain: .venv/installed  ## derive the gradients step by step, and write explain.html; flags by ARGS="--activation gelu"
 	$(BIN)/python -m manual_mlp explain --html explain.html $(ARGS)

@@ -7,6 +7,9 @@ from contextlib import suppress
 from typing import Any
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several processes share the cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -27,18 +27,30 @@ def test_the_example_notices_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_make_target_that_is_named_exists() -> None:
-    for target in re.findall(r"`?make (\w+)", README):
+    for target in re.findall(r"`?make ([\w-]+)", README):
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
 
 
-def test_the_quick_part_of_the_suite_is_there_and_holds_every_formula() -> None:
-    files = [ROOT / "tests" / f"{name}.py" for name in re.search(r"^QUICK := (.*)$", MAKEFILE, re.MULTILINE)[1].split()]
-    assert all(path.exists() for path in files)
-    # Each public function, and a whole network, is held in one of them, and so are the commands.
-    text = "".join(path.read_text() for path in files)
-    for name in ("MLP", *filter(str.islower, manual_mlp.__all__)):
-        assert re.search(rf"\b{name}\b", text), name
-    assert "test_a_command_runs_as_it_is_pasted" in text
+def recipe(target: str) -> str:
+    return re.search(rf"^{target}:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)[1]
+
+
+def test_the_quick_part_of_the_suite_is_there_and_holds_every_function() -> None:
+    paths = [ROOT / word for word in recipe("quick").split() if word.startswith("tests")]
+    files = [file for path in paths for file in ([path] if path.suffix else path.glob("test_*.py"))]
+    assert ROOT / "tests" / "core" in paths
+    assert all(file.exists() for file in files)
+    text = "".join(file.read_text() for file in files)
+    for name in manual_mlp.__all__:
+        assert re.search(rf"\b{name.rpartition('.')[2]}\b", text), name
+
+
+def test_make_test_leaves_no_file_out_and_ci_runs_the_rest_of_the_products_after_it() -> None:
+    assert "tests" not in recipe("test") + recipe("test-all")
+    assert "--cases=all" in recipe("test-all")
+    commands = re.findall(r"^make (.*)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert commands[:3] == ["lint", "test", "test-all ARGS=--cases=rest"]
+    assert commands[3].startswith("train ")
 
 
 def test_every_link_and_every_file_of_the_layout_exists() -> None:

@@ -38,7 +38,7 @@ COMMANDS = [
 ]
 MAKE = [
     *(line for line in COMMANDS if line.startswith("make ")),
-    *re.findall(r"`(make \w+(?: ARGS=\"[^\"]*\")?)`", README),
+    *re.findall(r"`(make [\w-]+(?: ARGS=\"[^\"]*\")?)`", README),
 ]
 INSTALL = [line for line in COMMANDS if " pip install " in f" {line}"]
 # These take minutes or the network, and are held elsewhere.
@@ -153,16 +153,17 @@ def test_every_extra_that_is_installed_exists():
 
 
 def examples():
-    """Find the examples of all docstrings: of modules, and of what they define."""
+    """Find the examples of all docstrings: of modules, of what they define, and of the methods of that."""
     for module in pkgutil.walk_packages(manual_mlp.__path__, "manual_mlp."):
         if module.name.endswith("__main__") or "triton" in module.name:
             continue
         found = importlib.import_module(module.name)
         own = [thing for thing in vars(found).values() if getattr(thing, "__module__", None) == module.name]
-        for thing in (found, *own):
-            _, example, code = (inspect.getdoc(thing) or "").partition("Example::\n")
+        methods = [(thing, method) for thing in own if inspect.isclass(thing) for method in vars(thing).values()]
+        for thing, told in ((found, found), *zip(own, own, strict=True), *methods):
+            _, example, code = (inspect.getdoc(told) or "").partition("Example::\n")
             if example:
-                yield pytest.param(thing, textwrap.dedent(code.strip("\n")), id=thing.__name__)
+                yield pytest.param(thing, textwrap.dedent(code.strip("\n")), id=told.__name__)
 
 
 EXAMPLES = list(examples())
