@@ -88,6 +88,10 @@ MISTAKES: dict[str, tuple[Callable[[], Activation], str]] = {
         lambda: replace(elu, f_out=lambda z, out: out.copy_(elu.f(z)) if out is not z else out.exp_()),
         "f_out over z of ",
     ),
+    "a function that does not write over z": (
+        lambda: replace(elu, f_out=lambda z, out: elu.f(z) if out is z else out.copy_(elu.f(z))),
+        "z after f_out over z of ",
+    ),
     "the second kernel, first": (
         lambda: replace(gelu, kernel2=lambda dy, q, z: (q * gelu.df(z), q * gelu.df(z), q * dy * gelu.d2f(z))),
         "kernel2, result 1, of .*, df times dy",
