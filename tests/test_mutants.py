@@ -143,6 +143,7 @@ def test_sixty_others_are_drawn_all_over_the_package_and_the_same_each_time(pack
         ("total.add_(a)  # (B4)", ["(1.01 * (a))", "total.sub_(a)"]),
         ("return_ = total.add_(a)  # (T1)", ["(1.01 * (a))", "total.sub_(a)"]),
         ("d = add(f, (a, b), (c, d), total=e)  # (S4)", ["1.01 * v)(add(", "add(f, (a, b), total=e)"]),
+        ("return_ = db_of(r, total)  # (S6)", ["db_of((1.01 * (r)), total)", "db_of((-(r)), total)"]),
         ("d = g(a)  # (F2)", ["1.01 * v)(g(a))", "-v)(g(a))"]),
     ],
 )

@@ -23,6 +23,7 @@ METHODS = {
     "div_": "mul_",
 }
 PRODUCTS = ("mm", "linear", "product", "outer", "matmul")
+INTO = ("total", "out")  # what a function writes to, where it is given
 MEMORY = ("out", "dtype", "reduce", "keepdim")
 
 
@@ -93,6 +94,8 @@ def _leaves(value: ast.expr) -> list[ast.expr]:
             return []
         case ast.Call(args=[*_, last]) if _name(value).endswith("_") or _name(value).startswith("add_"):
             return _leaves(last) or [last]  # what is changed in place need not be what is returned
+        case ast.Call(args=[first, *others]) if any(getattr(each, "id", "") in INTO for each in others):
+            return [first]
     return [value]
 
 
