@@ -42,20 +42,25 @@ BELOW = {
     for floor, below in zip(FLOORS, accumulate(FLOORS, set.union, initial=set()), strict=False)
     for room in floor
 }
-# Functions of torch that multiply matrices.
+# Functions of torch that multiply matrices, by their names without a trailing "_", ".out" or ".default".
 PRODUCTS = {
-    "addbmm",
-    "addmm",
-    "addmv",
-    "addr",
-    "baddbmm",
-    "bilinear",
-    "bmm",
-    "chain_matmul",
-    "dot",
-    "einsum",
-    "inner",
-} | {*("linear", "matmul", "mm", "mv", "outer", "tensordot", "vdot", "ger")}
+    *(
+        "addbmm",
+        "addmm",
+        "addmv",
+        "addr",
+        "baddbmm",
+        "bilinear",
+        "bmm",
+        "chain_matmul",
+        "dot",
+        "einsum",
+        "ger",
+        "inner",
+    ),
+    *("kron", "linear", "matmul", "mm", "multi_dot", "mv", "outer", "tensordot", "vdot"),
+    *("__imatmul__", "__matmul__", "__rmatmul__"),
+}
 TAG = re.compile(r"\b[FBJSOT]\d\b")
 
 
@@ -129,15 +134,49 @@ def test_only_transforms_touches_private_torch(room: str) -> None:
         assert all(chain.startswith(("self.", "aten.")) for chain in private), private
 
 
+def products(tree: ast.AST) -> Iterator[str]:
+    """Yield what multiplies matrices: operators, and functions of torch however they are called or imported."""
+    for node in ast.walk(tree):
+        written = ast.unparse(node) if isinstance(node, (ast.expr, ast.stmt)) else ""
+        if isinstance(getattr(node, "op", None), ast.MatMult):
+            yield written
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("torch", "operator"):
+            yield from (alias.name for alias in node.names if alias.name in PRODUCTS)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)) and re.search(r"\bformulas(\.| import )products$", written):
+            yield written
+        elif isinstance(node, ast.Attribute) and {node.attr, node.attr.rstrip("_")} & PRODUCTS:
+            # A layer that a module or a record holds may be called linear.
+            yield from [written] if node.attr != "linear" or written.startswith(("F.", "torch.")) else []
+
+
 @pytest.mark.parametrize("room", sorted(set(CORE) - {"formulas", "engines"}))
 def test_outside_the_formulas_and_the_engines_there_is_no_product(room: str) -> None:
     for file in files(room):
         theirs = {name for name in imported(file) if name.startswith("manual_mlp.formulas.products.")}
         assert {name.rpartition(".")[2] for name in theirs} <= {"rows", "plus"}, file
-        for node in ast.walk(ast.parse(file.read_text())):
-            assert not isinstance(getattr(node, "op", None), ast.MatMult), f"{file}:{node.lineno}"
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                assert node.func.attr not in PRODUCTS or ast.unparse(node.func).startswith("self."), ast.unparse(node)
+        assert not list(products(ast.parse(file.read_text()))), file
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a @ b",
+        "a @= b",
+        "from torch import mm",
+        "from torch.nn.functional import linear",
+        "torch.ops.aten.mm.default(a, b)",
+        "a.__matmul__(b)",
+        "c.addmm_(a, b)",
+        "torch.kron(a, b)",
+        "F.linear(h, w)",
+        "torch.mm(a, b, out=c)",
+        "from manual_mlp.formulas import products",
+        "import manual_mlp.formulas.products",
+    ],
+)
+def test_a_product_is_seen_however_it_is_written(line: str) -> None:
+    assert list(products(ast.parse(line)))
+    assert not list(products(ast.parse("a * b + torch.sum(c)")))
 
 
 def test_each_tag_stands_on_one_line_of_the_formulas_and_on_one_of_an_engine_at_most() -> None:

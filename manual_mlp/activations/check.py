@@ -11,7 +11,6 @@ from torch import Tensor
 _STEP = 2.0**-13  # of a difference: exact in binary, and it leaves two thirds of float64's digits
 _NOISE = 1e-9  # of a difference by rounding, times the size of what is subtracted if that is above 1
 _ROUNDING = 1e-8  # of anything else, the same way
-_DY, _Q = 0.75, -1.25  # what comes back, for the kernels
 
 
 class Case(NamedTuple):
@@ -29,7 +28,9 @@ def check(activation: Any, z: Any = None) -> None:
     if z is None:
         # Whole numbers, where many functions have their kinks, and places that are on no kink.
         z = torch.cat([torch.arange(-8.0, 9.0), torch.linspace(-8, 8, 255) + 0.0123])
-    z = torch.as_tensor(z).detach().to(torch.float64).reshape(-1)
+    if isinstance(z, Tensor) and z.is_complex():
+        raise ValueError(f"expected real points z, got {z.dtype}")
+    z = torch.as_tensor(z, dtype=torch.float64).detach().reshape(-1)
     if not z.numel() or not z.isfinite().all():
         raise ValueError(f"expected finite points z, and at least one, got {z.tolist()}")
     for case in _cases(activation, z):
@@ -71,13 +72,16 @@ def _cases(activation: Any, z: Tensor) -> Iterator[Case]:
 
 
 def _shortcuts(activation: Any, z: Tensor, kept: Tensor, facts: tuple[Tensor, Tensor, Tensor]) -> Iterator[Case]:
-    (y, df, curvature), dy, q = facts, torch.full_like(z, _DY), torch.full_like(z, _Q)
+    y, df, curvature = facts
+    # What comes back, for the kernels: of both signs, and another at every z.
+    turn = torch.arange(1, len(z) + 1, dtype=z.dtype)
+    dy, q = turn.sin() + 0.1, 1.5 * turn.cos() - 0.1
     if activation.kernel is not None:
-        yield Case("kernel", _asked(activation, "kernel", (dy, kept)), dy * df, f"df times dy = {_DY}")
+        yield Case("kernel", _asked(activation, "kernel", (dy, kept)), dy * df, "df times dy")
     if activation.kernel_out is not None:
         over = dy.clone()
-        yield Case("kernel_out", _asked(activation, "kernel_out", (over, kept), 0), dy * df, f"df times dy = {_DY}")
-        yield Case("dy after kernel_out", over, dy * df, f"df times dy = {_DY}")
+        yield Case("kernel_out", _asked(activation, "kernel_out", (over, kept), 0), dy * df, "df times dy")
+        yield Case("dy after kernel_out", over, dy * df, "df times dy")
     if activation.f_out is not None:
         out, over = torch.full_like(z, torch.nan), z.clone()
         yield Case("f_out", _asked(activation, "f_out", (z, out), 1), y, "as f is")
@@ -86,9 +90,11 @@ def _shortcuts(activation: Any, z: Tensor, kept: Tensor, facts: tuple[Tensor, Te
         yield Case("z after f_out over z", over, y, "as f is")
     if activation.kernel2 is not None:
         found = _asked(activation, "kernel2", (dy, q.clone(), kept), 1)
+        if not isinstance(found, tuple) or len(found) != 3:
+            raise ValueError(f"expected kernel2 of {activation} to return three tensors, got {type(found).__name__}")
         wanted = (dy * df, q * df, q * dy * curvature)
         for k, name in enumerate(("df times dy", "df times q", f"{'d2f' if kept is z else 'd2f_y'} times dy times q")):
-            yield Case(f"kernel2, result {k + 1},", found[k], wanted[k], f"{name}, dy = {_DY}, q = {_Q}")
+            yield Case(f"kernel2, result {k + 1},", found[k], wanted[k], name)
 
 
 def _asked(activation: Any, of: str, arguments: tuple[Tensor, ...], spoils: int | None = None) -> Any:
@@ -102,7 +108,7 @@ def _asked(activation: Any, of: str, arguments: tuple[Tensor, ...], spoils: int 
     for t in found if isinstance(found, tuple) else (found,):
         if not isinstance(t, Tensor) or (t.shape, t.dtype) != (arguments[0].shape, arguments[0].dtype):
             like = f"{arguments[0].dtype} of shape {tuple(arguments[0].shape)}"
-            came = f"{t.dtype} of shape {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t)
+            came = f"{t.dtype} of shape {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
             raise ValueError(f"expected {of} of {activation} to return a tensor of {like}, as it was given, got {came}")
         if t.requires_grad:
             raise ValueError(f"expected {of} of {activation} without parameters that require grad, got some")
@@ -119,5 +125,5 @@ def _difference(g: Any, z: Tensor) -> tuple[Tensor, Tensor]:
     # Half the step: a quarter of the error. The difference of both sides halves where there is no kink.
     slope = (4 * slopes[1] - slopes[0]) / 3
     kink = (2 * jumps[1] - jumps[0]).clamp(min=0) / 2
-    off = 2 * (slopes[1] - slopes[0]).abs() + kink + _NOISE * at.abs().clamp(min=1)
+    off = 3 * (slopes[1] - slopes[0]).abs() + kink + _NOISE * at.abs().clamp(min=1)
     return slope, off / slope.abs().clamp(min=1)

@@ -1,4 +1,4 @@
-"""The record of an activation, and the list of those known by name."""
+"""The record of an activation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

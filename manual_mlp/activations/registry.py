@@ -1,7 +1,9 @@
 """The one table of activations: who is added to it is known by name, by module, to every command and to every test."""
 
 import inspect
+import keyword
 import re
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -96,9 +98,9 @@ def _add(make: Callable[P, Activation], module: type[nn.Module] | None, source: 
     if not callable(make):
         raise TypeError(f"expected a function that makes an Activation, got {type(make).__name__}")
     name = getattr(make, "__name__", repr(make))
-    if not name.isidentifier():
+    if not name.isidentifier() or keyword.iskeyword(name):
         raise ValueError(f"expected a function whose name is an identifier, got {name!r}")
-    if name in ENTRIES:
+    if name in ENTRIES or hasattr(sys.modules[__package__], name):
         raise ValueError(f"expected a name that is not yet known, got {name!r}")
     signature = inspect.signature(make)
     required = [p.name for p in signature.parameters.values() if p.default is p.empty]

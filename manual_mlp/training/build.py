@@ -76,7 +76,7 @@ class Objective:
 
     def targets(self, labels: Tensor) -> Tensor:
         """Turn labels `(N,)` into what the loss compares with: itself, or rows `(N, C)`."""
-        if LOSSES[self.loss].of_classes:
+        if LOSSES[self.loss].of_classes and (self._smooths_itself or not self.smoothing):
             return labels
         # Not F.one_hot, which looks at the labels.
         rest = self.smoothing / self.classes
@@ -103,8 +103,12 @@ class Objective:
         return Criterion(LOSSES[self.loss], self.targets(labels), "sum", self._options()).torchs(outputs.float())
 
     def _options(self) -> dict[str, Any]:
-        # A loss of rows has its smoothing in them.
-        return {"label_smoothing": self.smoothing} if LOSSES[self.loss].of_classes and self.smoothing else {}
+        # Of a loss that does not know the option, the targets are smoothed.
+        return {"label_smoothing": self.smoothing} if self._smooths_itself and self.smoothing else {}
+
+    @property
+    def _smooths_itself(self) -> bool:
+        return "label_smoothing" in LOSSES[self.loss].options
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
