@@ -51,7 +51,7 @@ from benchmarks.layers import BASELINE, OURS
 from benchmarks.left_out import attempt
 from manual_mlp.output import linear_cross_entropy
 from manual_mlp.precision import product_dtype
-from manual_mlp.sweep.tiling import tiling_of_loss
+from manual_mlp.sweep.tiling import few_logits, tiling_of_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -213,7 +213,9 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def chosen_rows(case: Case, device: torch.device) -> int:
-    """Return the rows of logits that manual_mlp holds at once in this case, by its own choice."""
+    """Return the rows of logits that manual_mlp holds at once in this case, by its own choice; 0 leaves it to torch."""
+    if few_logits(case.rows, case.classes, device.type == "cuda"):
+        return 0
     dtype = product_dtype(command.DTYPES[case.dtype], device)
     return tiling_of_loss(torch.empty(1, 1, device=device).expand(case.rows, case.d_in), case.classes, dtype).rows
 

@@ -61,9 +61,9 @@ def test_points_are_taken_as_they_are_given() -> None:
 
 def test_a_kernel_has_to_take_in_what_comes_back() -> None:
     cubic = Activation(lambda z: z**3, lambda z: 3 * z**2, lambda z: 6 * z, kernel=lambda dy, z: 0.75 * 3 * z**2)
-    with pytest.raises(ValueError, match="expected kernel of .* df times dy"):
+    with pytest.raises(ValueError, match=r"expected kernel of .* df times dy"):
         cubic.check()
-    with pytest.raises(ValueError, match="expected kernel2 of .* to return three tensors, got tuple"):
+    with pytest.raises(ValueError, match=r"expected kernel2 of .* to return three tensors, got tuple"):
         replace(cubic, kernel=None, kernel2=lambda dy, q, z: (dy, q)).check()
 
 
