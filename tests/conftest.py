@@ -108,6 +108,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "each_value: each value of a parameter is enough, for its runs are expensive")
     config.addinivalue_line("markers", "processes: starts processes of its own, which takes seconds")
+    config.addinivalue_line("markers", "rest: a row that is run where all cases are asked for, and not else")
     config.addinivalue_line("markers", "product: of its tables of parameters, every column is an axis of a product")
     config.stash[ERRORS] = defaultdict(dict)
     if not config.getoption("--hypothesis-profile", None):

@@ -70,10 +70,12 @@ def split(items: Sequence[pytest.Item], quick: bool) -> tuple[list[pytest.Item],
         tests[item.nodeid.partition("[")[0]].append(item)
     kept = set()
     for rows in tests.values():
-        values = [row_of(item) for item in rows]
-        if quick and rows[0].get_closest_marker("processes"):
+        # A row may be marked as one that stands in no covering array.
+        rows = [item for item in rows if not item.get_closest_marker("rest")]
+        if not rows or (quick and rows[0].get_closest_marker("processes")):
             continue
         strength = 1 if quick or rows[0].get_closest_marker("each_value") else 2
+        values = [row_of(item) for item in rows]
         kept |= {rows[k] for k in covering(values, strength)} if values[0] else set(rows)
     return [item for item in items if item in kept], [item for item in items if item not in kept]
 
@@ -90,7 +92,7 @@ def select(config: pytest.Config, items: list[pytest.Item]) -> None:
         return
     kept, others = split(items, cases == "quick")
     if cases == "rest":
-        rest = set(others)
-        kept, others = [item for item in items if item in rest or takes_more(item)], kept
-    config.hook.pytest_deselected(items=[item for item in others if item not in set(kept)])
+        done = {item for item in kept if not takes_more(item)}
+        kept, others = [item for item in items if item not in done], [item for item in kept if item in done]
+    config.hook.pytest_deselected(items=others)
     items[:] = kept

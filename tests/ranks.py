@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable, Mapping
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ def answers(work: Callable[[int], Any], folder: Path) -> list[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.spawn(_work, (work, port, str(folder)), nprocs=RANKS, join=False)
+    # The processes are forked from one that has torch loaded, and has done nothing.
+    get_context("forkserver").set_forkserver_preload(["torch.distributed.tensor", "torch._dynamo", "ranks"])
+    arguments = (work, port, str(folder))
+    context = multiprocessing.start_processes(_work, arguments, RANKS, join=False, start_method="forkserver")
     try:
         # Each call waits for one more to end.
         assert any(context.join(timeout=SECONDS) for _ in range(RANKS)), "the processes hang"

@@ -46,11 +46,13 @@ FORKS = """
         exec(before, globals())
         sys.argv = ["train.py", *flags]
         for stream in (1, 2):
-            os.dup2(os.open(os.devnull if stream == 1 else f"err{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+            file = f"{('out', 'err')[stream - 1]}{rank}"
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
         try:
             code = main()
         except SystemExit as exit:
             code = exit.code
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code or 0)
 
@@ -146,6 +148,10 @@ class Train:
         print(json.dumps(request), file=self.forks.stdin, flush=True)
         status = int(self.forks.stdout.readline())
         return status, (self.folder / "err0").read_text().splitlines()[-1:]
+
+    def said(self) -> str:
+        """Read what the first process wrote to stdout, when it was last run."""
+        return (self.folder / "out0").read_text()
 
     def whole(self, *flags: object) -> Path:
         """Run it to its end, once for all who ask with the same flags: the folder of the run, which nobody changes."""

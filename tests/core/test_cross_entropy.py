@@ -75,6 +75,7 @@ def test_input_may_have_any_number_of_dimensions(
         assert_same(mine, theirs, inputs)
 
 
+@pytest.mark.each_value
 @every_step
 @pytest.mark.parametrize("chunk_rows", [2, 8])
 def test_gradients_are_those_of_central_differences(

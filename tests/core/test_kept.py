@@ -176,9 +176,10 @@ def test_with_dropout_a_network_keeps_what_torch_keeps_or_less(
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("by_input", [False, True], ids=["weights alone", "input too"])
 def test_what_a_network_does_not_need_may_be_changed_where_torch_lets_it(
-    tile_rows: int | None, activation: str, by_input: bool
+    tile_rows: int | None, activation: str, by_input: bool, every_case: bool
 ) -> None:
-    for frozen in FROZEN:
+    # Of the subsets of frozen parameters every fifth, in which each parameter is frozen beside any other, and is not.
+    for frozen in FROZEN if every_case else FROZEN[::5]:
         if not by_input and all(frozen):
             continue
         for k in range(7):

@@ -1,7 +1,7 @@
 """Every mode of differentiation, by name: the answer is the truth's, or a known error."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -50,18 +50,31 @@ def test_a_mode_of_the_layer_gives_the_truth(mode: Mode, activation: str, device
     assert_as_promised(mode, subject_of("dense", activation), device)
 
 
+def of_others(modes: Iterable[Mode], last: bool) -> pytest.MarkDecorator:
+    """List each mode with each of the other layers and losses, and a few activations, or the last of them."""
+    return pytest.mark.parametrize(
+        ("mode", "kind", "rows", "activation"),
+        [
+            pytest.param(mode, *ROWS.fullmatch(name).groups(""), activation, id=f"{mode.name}-{name}-{activation}")
+            for mode in modes
+            for name, some in OTHERS.items()
+            for activation in (some[-1:] if last else some)
+        ],
+    )
+
+
 @pytest.mark.product
-@pytest.mark.parametrize(
-    ("mode", "kind", "rows", "activation"),
-    [
-        pytest.param(mode, *ROWS.fullmatch(name).groups(""), activation, id=f"{mode.name}-{name}-{activation}")
-        for mode in MODES.values()
-        for name, some in OTHERS.items()
-        for activation in (some[-1:] if mode.compiles else some)
-        if not mode.compiles or mode.name in SLOW_FOR_OTHERS
-    ],
-)
+@of_others([mode for mode in MODES.values() if not mode.compiles], last=False)
 def test_a_mode_of_the_other_layers_and_losses_gives_the_truth(
+    mode: Mode, kind: str, rows: str, activation: str, device: str
+) -> None:
+    assert_as_promised(mode, subject_of(kind + rows, activation), device)
+
+
+@pytest.mark.product
+@pytest.mark.each_value
+@of_others([MODES[name] for name in SLOW_FOR_OTHERS], last=True)
+def test_what_compiles_the_other_layers_and_losses_gives_the_truth(
     mode: Mode, kind: str, rows: str, activation: str, device: str
 ) -> None:
     assert_as_promised(mode, subject_of(kind + rows, activation), device)

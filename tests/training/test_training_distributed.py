@@ -19,9 +19,11 @@ SGD = ("--optimizer", "sgd", "--lr", "0.05")
 
 
 # The second process fails at the tenth step; the first one has no torchrun to wait for.
-FAILS = """
+GRACE = """
 from manual_mlp.training import distributed
 distributed._GRACE = 0.5
+"""
+FAILS = f"""{GRACE}
 take = loop.Trainer._step
 def step(self, *rest):
     if self.step == 9 and self.processes.rank:
@@ -136,9 +138,15 @@ def test_a_process_that_dies_ends_the_run_with_its_reason_and_resume_goes_on(tra
     assert train("--resume", tmp_path / "run", processes=2)[0] == 0
 
 
-def test_a_loss_that_diverges_in_processes_is_the_reason_torchrun_reports(tmp_path):
-    flags = (*FLAGS, "--optimizer", "sgd", "--lr", "1e30", "--logdir", tmp_path, "--name", "run")
-    status, _, err = run(*flags, processes=2)
-    assert status == 1
+def test_a_loss_that_diverges_in_processes_is_the_reason_torchrun_reports(train, tmp_path, every_case):
+    flags = (*FLAGS, "--optimizer", "sgd", "--lr", "1e30", "--logdir", tmp_path, "--name")
     reason = r"DivergedError: expected a finite loss, got (nan|inf) in epoch 1 at step \d+: try a lower --lr"
-    assert re.search(reason, err[err.index("Root Cause") :])
+    # torchrun reads it in the file that it names to each process.
+    told = f"os.environ['TORCHELASTIC_ERROR_FILE'] = {str(tmp_path)!r} + '/told' + os.environ['RANK']"
+    status, err = train(*flags, "forks", processes=2, before=told + GRACE)
+    assert (status, err[0].partition(" got ")[0]) == (1, "error: expected a finite loss,")
+    assert re.search(reason, (tmp_path / "told0").read_text())
+    if every_case:
+        status, _, err = run(*flags, "run", processes=2)
+        assert status == 1
+        assert re.search(reason, err[err.index("Root Cause") :])

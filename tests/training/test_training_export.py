@@ -68,14 +68,11 @@ def run(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(train):
     """Train as a user does: the folder, and the accuracy that was printed."""
-    logdir = tmp_path_factory.mktemp("trained")
     flags = "--dataset digits --hidden 32 --epochs 5 --batch-size 32 --activation lecun_tanh --dropout 0.2 --name run"
-    command = [sys.executable, str(ROOT / "train.py"), *flags.split(), "--logdir", str(logdir)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    assert done.returncode == 0, done.stderr
-    return logdir / "run", re.search(r"test accuracy (\S+) %", done.stdout).group(1)
+    assert train(*flags.split())[0] == 0
+    return train.at / "run", re.search(r"test accuracy (\S+) %", train.said()).group(1)
 
 
 def percent(network, images, labels):
@@ -103,6 +100,7 @@ def test_a_run_read_back_normalises_pixels_itself(run, digits, best):
     torch.testing.assert_close(load_run(run, best)(pixels), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("to", FORMATS)
 @pytest.mark.parametrize(("hidden", "output"), PAIRS)
 def test_every_activation_is_exported(tmp_path, digits, to, hidden, output):

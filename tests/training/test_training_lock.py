@@ -21,7 +21,7 @@ import fcntl
 from manual_mlp.training import load_run
 from manual_mlp.training.errors import InputError
 from manual_mlp.training.lock import writer
-from runs import run, same, weights
+from runs import same, weights
 
 # Python 3.12 warns of a fork beside torch's threads: this one only locks, and waits.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -203,10 +203,10 @@ def test_a_run_that_is_being_written_is_not_resumed_and_can_be_read(train, main,
 
 def test_several_processes_hold_one_lock_and_are_refused_together(train, whole, stopped, tmp_path):
     with held(stopped) as process:
-        status, out, err = run("--resume", stopped, processes=2)
-    assert status == 1
-    assert f"which is written by process {process} on" in err[err.index("Root Cause") :]
-    assert "test accuracy" not in out
+        status, err = train("--resume", stopped, processes=2)
+    assert status == 2
+    assert f"which is written by process {process} on" in err[0]
+    assert "test accuracy" not in train.said()
     copy = shutil.copytree(stopped, tmp_path / "copy")
     assert train("--resume", copy, processes=2)[0] == 0
     assert (copy / "writer.lock").read_bytes() == b""

@@ -455,7 +455,13 @@ def test_a_trace_is_written_whatever_the_number_of_steps(tmp_path, steps):
     assert names.count("aten::add") == (steps if steps < 20 else 15)
 
 
-@pytest.mark.parametrize("flags", [(), ("--batch-size", "2000", "--precision", "bf16", "--loss", "squared-error")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--batch-size", "2000", "--precision", "bf16", "--loss", "squared-error"),
+        pytest.param((), marks=pytest.mark.rest),
+    ],
+)
 def test_profile_writes_a_chrome_trace_without_a_warning_or_a_display(tmp_path, flags):
     environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND")}
     environment["OMP_NUM_THREADS"] = "1"

@@ -14,7 +14,7 @@ pytest.importorskip("tyro")
 pytest.importorskip("torchvision")
 
 from mnist import write_mnist
-from runs import finish, read_until, run, same, start, weights
+from runs import finish, read_until, same, start, weights
 
 DIGITS = ("--dataset", "digits", "--batch-size", "64", "--check-every", "50", "--log-every", "7")
 DEFORMED = ("--dropout", "0.2", "--rotation", "10", "--elastic-alpha", "8", "--shift", "0.1")
@@ -99,11 +99,11 @@ def contest(rivals):
     return refused, [rival for rival in rivals if rival not in ended]
 
 
-def test_kill_9_at_any_moment_then_resume_is_the_run_that_was_not_killed(tmp_path, request, every_case):
+def test_kill_9_at_any_moment_then_resume_is_the_run_that_was_not_killed(train, tmp_path, request, every_case):
     """`--kills 20` kills so many times. Two more processes want to go on with the run, each time."""
-    flags = (*DIGITS, *DEFORMED, "--epochs", "60", "--hidden", "300", "--logdir", tmp_path)
-    assert run(*flags, "--name", "whole")[0] == 0
-    whole = {kind: weights(tmp_path / "whole", kind) for kind in ("last", "best")}
+    flags = (*DIGITS, *DEFORMED, "--epochs", "60", "--hidden", "300")
+    whole = {kind: weights(train.whole(*flags), kind) for kind in ("last", "best")}
+    flags += ("--logdir", tmp_path)
     folder, kills, refused = tmp_path / "killed", request.config.getoption("--kills") or (3 if every_case else 1), 0
     draw = random.Random(kills)
     for _ in range(kills):
@@ -123,7 +123,7 @@ def test_kill_9_at_any_moment_then_resume_is_the_run_that_was_not_killed(tmp_pat
             assert all(same(weights(folder, kind), whole[kind]) for kind in whole)
             shutil.rmtree(folder)
     assert refused >= kills
-    assert run(*(("--resume", folder) if folder.exists() else (*flags, "--name", "killed")))[0] == 0
+    assert train(*(("--resume", folder) if folder.exists() else (*flags, "--name", "killed")))[0] == 0
     assert all(same(weights(folder, kind), whole[kind]) for kind in whole)
 
 

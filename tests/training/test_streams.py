@@ -16,7 +16,8 @@ from manual_mlp.training.recipes import RECIPES
 from runs import SCRIPT, SECONDS
 
 PYTHON = (sys.executable, "-W", "error")
-TRAIN = (*PYTHON, SCRIPT, "--dataset", "digits", "--epochs", "3", "--hidden", "8", "--name", "run")
+FLAGS = ("--dataset", "digits", "--epochs", "3", "--hidden", "8")
+TRAIN = (*PYTHON, SCRIPT, *FLAGS, "--name", "run")
 LIST = (*PYTHON, SCRIPT, "--recipe", "list")
 EXPLAIN = (*PYTHON, "-m", "manual_mlp", "explain")
 # What a shell makes of the streams. GONE: the reader of stdout has ended long before anything is written.
@@ -24,16 +25,15 @@ CLOSED, GONE, FULL = "<&- >&- 2>&-", "> >(true)", ">/dev/full 2>/dev/full"
 
 # A bar that fails where it should tell of an epoch: what has been done is on the disk.
 SPEECHLESS = """
-import runpy, sys
-from manual_mlp.training import loop
-
 def write(line, **options):
     raise OSError("no voice at " + line.partition(":")[0])
-
 loop.tqdm.write = staticmethod(write)
-del sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+def rest(redirect):
+    """Leave a way to where all cases are asked for: each run takes seconds, and others go that way too."""
+    return pytest.param(redirect, marks=pytest.mark.rest)
 
 
 def call(command, redirect="", cwd=None, **environment):
@@ -50,18 +50,16 @@ def call(command, redirect="", cwd=None, **environment):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(train):
     """A finished run."""
-    at = tmp_path_factory.mktemp("trained")
-    assert call(TRAIN, cwd=at)[0] == 0
-    return at / "runs/run"
+    return train.whole(*FLAGS)
 
 
 def weights(folder):
     return (folder / "last.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("redirect", ["2>&-", CLOSED, GONE, FULL, ">/dev/full"])
+@pytest.mark.parametrize("redirect", [CLOSED, GONE, FULL, *(rest(each) for each in ("2>&-", ">/dev/full"))])
 def test_training_goes_on_to_its_end_whatever_the_streams_are(trained, tmp_path, redirect):
     status, _, err = call(TRAIN, redirect, tmp_path)
     assert status == 0
@@ -79,29 +77,26 @@ def test_training_replaces_a_letter_that_the_streams_lack(trained, tmp_path):
     assert weights(tmp_path / "runs/größe") == weights(trained)
 
 
-def test_an_epoch_is_saved_before_it_is_told_of(tmp_path):
-    status, _, err = call((sys.executable, "-c", SPEECHLESS, SCRIPT, *TRAIN[4:]), cwd=tmp_path)
-    assert status == 1
-    assert err.splitlines()[-1] == "error: no voice at epoch 1"
-    assert load_run(tmp_path / "runs/run")
+def test_an_epoch_is_saved_before_it_is_told_of(train):
+    assert train(*FLAGS, "--name", "speechless", before=SPEECHLESS) == (1, ["error: no voice at epoch 1"])
+    assert load_run(train.at / "speechless")
 
 
-def test_a_log_that_cannot_be_written_ends_and_the_run_does_not(tmp_path):
+def test_a_log_that_cannot_be_written_ends_and_the_run_does_not(train, tmp_path):
     # A file may have 60 kB: a checkpoint has less, the events of so many epochs have more.
-    flags = (*TRAIN, "--epochs", "20", "--log-every", "1")
-    whole, limited = tmp_path / "whole", tmp_path / "limited"
-    for at, limit in ((whole, "unlimited"), (limited, "60")):
-        at.mkdir()
-        status, out, err = call(("bash", "-c", f'ulimit -f {limit}; exec "$@"', "bash", *flags), cwd=at)
-        assert status == 0, err
-        assert out.splitlines()[-1].startswith(b"test accuracy")
-        assert "Traceback" not in err
-    warning = f"WARNING: the log in {limited / 'runs/run'} ends here (File too large); the run goes on"
+    longer = ("--epochs", "20", "--log-every", "1")
+    status, out, err = call(("bash", "-c", 'ulimit -f 60; exec "$@"', "bash", *TRAIN, *longer), cwd=tmp_path)
+    assert status == 0, err
+    assert out.splitlines()[-1].startswith(b"test accuracy")
+    assert "Traceback" not in err
+    warning = f"WARNING: the log in {tmp_path / 'runs/run'} ends here (File too large); the run goes on"
     assert err.count("WARNING") == err.count(warning) == 1
-    assert weights(limited / "runs/run") == weights(whole / "runs/run")
+    whole = train.whole(*FLAGS, *longer)
+    assert weights(tmp_path / "runs/run") == weights(whole)
+    assert sum(path.stat().st_size for path in whole.glob("events.*")) > 60_000
 
 
-@pytest.mark.parametrize("redirect", [CLOSED, GONE, FULL])
+@pytest.mark.parametrize("redirect", [CLOSED, rest(GONE), rest(FULL)])
 def test_a_run_is_exported_whatever_the_streams_are(trained, tmp_path, redirect):
     command = (*PYTHON, "-m", "manual_mlp", "export", trained, "--to", "sequential", "--output", tmp_path / "net.pt")
     status, _, err = call(command, redirect)
