@@ -31,7 +31,7 @@ PATCHED = """
 # train.py in forks of one process that has torch loaded: a child for each line of stdin, with what it calls.
 FORKS = """
     import json, os, runpy, signal, sys
-    import torch, torchvision, sklearn.datasets, tyro, tqdm, tensorboard, safetensors.torch
+    import torch, torchvision, sklearn.datasets, sklearn.metrics, tyro, tqdm, tensorboard, safetensors.torch
     from torch.utils.tensorboard import SummaryWriter
     from manual_mlp.training import build, checkpoint, cli, data, figures, loop, state
 
@@ -62,7 +62,7 @@ FORKS = """
             pids.append(os.fork())
             if not pids[-1]:
                 child(rank, *request)
-        print(*{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids}, flush=True)
+        print(*(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids), flush=True)
 """
 
 
@@ -141,12 +141,13 @@ class Train:
         self.forks, self.folder, self.at, self.wholes = forks, folder, folder / "runs", wholes
 
     def __call__(self, *flags: object, before: str = "", processes: int = 1) -> tuple[int, list[str]]:
-        """Run it in a fork, or in several that share the work: status, last error line."""
+        """Run it in a fork, or in several that share the work: the status of the first, and its last error line."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             request = [list(map(str, flags)), before, processes, free.getsockname()[1], str(self.folder)]
         print(json.dumps(request), file=self.forks.stdin, flush=True)
-        status = int(self.forks.stdout.readline())
+        status, *others = map(int, self.forks.stdout.readline().split())
+        assert all(bool(other) == bool(status) for other in others), "some have failed, and others have not"
         return status, (self.folder / "err0").read_text().splitlines()[-1:]
 
     def said(self) -> str:
