@@ -153,16 +153,17 @@ def test_every_extra_that_is_installed_exists():
 
 
 def examples():
-    """Find the examples of all docstrings: of modules, and of what they define."""
+    """Find the examples of all docstrings: of modules, of what they define, and of methods."""
     for module in pkgutil.walk_packages(manual_mlp.__path__, "manual_mlp."):
         if module.name.endswith("__main__") or "triton" in module.name:
             continue
         found = importlib.import_module(module.name)
         own = [thing for thing in vars(found).values() if getattr(thing, "__module__", None) == module.name]
-        for thing in (found, *own):
-            _, example, code = (inspect.getdoc(thing) or "").partition("Example::\n")
+        methods = [(kind, each) for kind in own if isinstance(kind, type) for each in vars(kind).values()]
+        for thing, of in [(thing, thing) for thing in (found, *own)] + [m for m in methods if inspect.isfunction(m[1])]:
+            _, example, code = (inspect.getdoc(of) or "").partition("Example::\n")
             if example:
-                yield pytest.param(thing, textwrap.dedent(code.strip("\n")), id=thing.__name__)
+                yield pytest.param(thing, textwrap.dedent(code.strip("\n")), id=of.__name__)
 
 
 EXAMPLES = list(examples())
