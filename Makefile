@@ -16,7 +16,7 @@ train: .venv/installed  ## train on MNIST; flags by ARGS="--epochs 3 --activatio
 JOBS ?= logical
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist worksteal
 
-test: .venv/installed  ## every claim: five minutes on two cores
+test: .venv/installed  ## every claim: five to ten minutes on two cores
 	$(PYTEST) $(ARGS)
 
 quick: .venv/installed  ## the core's claims: one minute on two cores
