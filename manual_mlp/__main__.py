@@ -1,11 +1,12 @@
-"""The commands: ``python -m manual_mlp explain | export``."""
+"""The commands: ``python -m manual_mlp explain | export | build | doctor``."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from manual_mlp import streams
+from manual_mlp import doctor, streams
+from manual_mlp.engines.native import build
 from manual_mlp.explain import cli
 from manual_mlp.training import export
 from manual_mlp.training.errors import one_line
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     cli.add_command(commands)
     export.add_command(commands)
+    build.add_command(commands)
+    doctor.add_command(commands)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))

@@ -32,7 +32,7 @@ FLOORS = (
     {"modules"},
     {"loss_modules"},
     {"explicit"},
-    {"training"},
+    {"training", "doctor"},
     {"explain"},
 )
 ROOMS = sorted(set().union(*FLOORS))

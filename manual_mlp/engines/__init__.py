@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -10,9 +9,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from manual_mlp.engines.aten import KernelCrossEntropy
+from manual_mlp.engines.choice import CHOICE, chosen
 from manual_mlp.formulas.cross_entropy import CrossEntropy
 
-CHOICE = "MANUAL_MLP_ENGINE"
+__all__ = ["CHOICE", "KERNELS", "PLAIN", "Engine", "engine_for"]
 
 
 class Engine(NamedTuple):
@@ -41,10 +41,7 @@ def engine_for(t: Tensor) -> Engine:
     """
     if t.is_cpu:
         return PLAIN
-    choice = os.environ.get(CHOICE, "")
-    if choice not in ("", "plain"):
-        raise ValueError(f"expected {CHOICE} to be plain or unset, got {choice!r}")
-    return PLAIN if choice else _on_cuda() if t.is_cuda else KERNELS
+    return PLAIN if chosen() == "plain" else _on_cuda() if t.is_cuda else KERNELS
 
 
 @lru_cache(maxsize=1)

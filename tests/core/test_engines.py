@@ -33,7 +33,7 @@ def test_plain_can_be_asked_for_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_an_engine_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(engines.CHOICE, "fast")
-    with pytest.raises(ValueError, match="expected MANUAL_MLP_ENGINE to be plain or unset, got 'fast'"):
+    with pytest.raises(ValueError, match="expected MANUAL_MLP_ENGINE to be plain, native or unset, got 'fast'"):
         engine_for(ON_CUDA)
 
 
