@@ -1,18 +1,15 @@
 // The functions that Python calls. Each returns None where the plain engine is to compute.
 #include <ATen/PythonTorchFunctionTLS.h>
-#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/PyInterpreter.h>
-#include <torch/csrc/autograd/python_variable.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include <set>
 #include <thread>
 
 #include "layer.h"
+#include "python.h"
 
 namespace manual_mlp {
 namespace {
-namespace py = pybind11;
 
 // What Python hands over when it loads this: the plain engine's functions, the classes that leave all to torch, the
 // mode of a default device, and what numbers a record.
@@ -34,7 +31,8 @@ void hand_over(py::dict plain, py::type tensor, py::type parameter, py::type dev
 
 bool is_ordinary(PyObject* t) { return Py_TYPE(t) == handed->tensor || Py_TYPE(t) == handed->parameter; }
 
-// Whether a mode other than that of a default device takes torch's functions by their names.
+}  // namespace
+
 bool functions_are_overridden() {
   const int64_t depth = at::impl::PythonTorchFunctionTLS::stack_len();
   for (int64_t k = 0; k < depth; ++k) {
@@ -44,7 +42,6 @@ bool functions_are_overridden() {
   return false;
 }
 
-// A tensor of no class of its own, or none.
 bool take(PyObject* object, Tensor& to) {
   if (!is_ordinary(object)) return false;
   to = THPVariable_Unpack(object);
@@ -58,7 +55,6 @@ bool take(PyObject* object, Optional& to) {
   return true;
 }
 
-// The activation that a record stands for; null for one that is not known here.
 const Act* take_activation(PyObject* record) {
   auto number = py::reinterpret_steal<py::object>(PyObject_GetAttr(record, handed->name));
   if (!number) throw py::error_already_set();
@@ -66,6 +62,8 @@ const Act* take_activation(PyObject* record) {
   const int64_t found = PyLong_AsLongLong(number.ptr());
   return found < 0 ? nullptr : &act_of(found);
 }
+
+namespace {
 
 PyObject* dense_door(PyObject*, PyObject* const* given, Py_ssize_t) {
   HANDLE_TH_ERRORS
