@@ -235,9 +235,7 @@ def _second(of: Sequence[Tensor | None], tildes: Some, activation: Activation, n
     if q is None:
         return (None,) * 5
     delta, dy_cotangent, r = dz, None, None
-    if dy is not None and kept is None:
-        delta, dy_cotangent = plus(dy, dz), q
-    elif dy is not None:
+    if dy is not None:
         # With dz, q is that one's cotangent too, and must last.
         delta, dy_cotangent, r = second_of_delta(dy, q, kept, activation, plain and dz is None)
         delta = plus(delta, dz)

@@ -58,8 +58,10 @@ def network(layers: Sequence[Layer], input: Tensor, tile_rows: int | None, seed:
 
 def natively(layers: Sequence[Layer], input: Tensor, tile_rows: int | None) -> Tensor | None:
     """Run a network natively; None tells that plain is to run it."""
+    if not isinstance(input, Tensor) or not input.dim():
+        return None
     tiling = None
-    if tile_rows is not None or (isinstance(input, Tensor) and input.numel() > FEW * layers[0].w.shape[-1]):
+    if tile_rows is not None or input.numel() > FEW * layers[0].w.shape[-1]:
         tiling = tiling_of(layers, rows(input), tile_rows, recompute=torch.is_grad_enabled())
     return native.doors.network(input, layers, tiling)  # type: ignore[no-any-return]
 

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from manual_mlp import MLP, backprop
 from manual_mlp.dropout import Mask, draw_seed, drop
+from manual_mlp.engines import native
 
 N, D = 7, 6
 WORD = 2**32
@@ -323,6 +324,7 @@ KERNEL = """
 import contextlib, functools, torch
 torch.cuda.device_of = lambda t: contextlib.nullcontext()
 from manual_mlp.dropout import Mask, draw_seed, drop
+from manual_mlp.engines import native
 from manual_mlp.engines.triton import dropout
 for shape in ((5, 7), (3, 2, 9), (130, 70), (4, 3000), (8,), (0, 4), (4, 0)):
     for p in (0.3, 0.999, 1.0):

@@ -30,15 +30,7 @@ struct Both {
   V f, df;
 };
 
-struct Identity {
-  template <class V> V f(V z) const { return z; }
-  template <class V> V df(V) const { return V(1); }
-  template <class V> V d2f(V) const { return V(0); }
-  template <class V> V kernel(V dy, V) const { return dy; }
-  template <class V> Both<V> both(V z) const { return {z, V(1)}; }
-};
-
-// f′ is a factor; of a z that is kept, f and f′ are made at once, where what they share is computed once.
+// f′ is a factor; of a z that is kept, f and f′ are made at once, so that what they share is computed once.
 template <class Self>
 struct Smooth {
   const Self& self() const { return *static_cast<const Self*>(this); }
@@ -46,7 +38,7 @@ struct Smooth {
   template <class V> Both<V> both(V z) const { return {self().f(z), self().df(z)}; }
 };
 
-struct Relu : Smooth<Relu> {  // f′ is 1 at NaN, as torch has it
+struct Relu {  // f′ is 1 at NaN, as torch has it
   template <class V> V f(V z) const { return at::vec::maximum(z, V(0)); }
   template <class V> V df(V y) const { return select(V(1), V(0), y <= V(0)); }
   template <class V> V d2f(V) const { return V(0); }
@@ -123,17 +115,22 @@ struct Sin : Smooth<Sin> {
 
 // Calls act with the formulas of a kind; what torch's own kernels compute is not among them.
 template <class Do>
-inline void with_formulas(const Act& a, const Do& act) {
+inline void with_formulas_of_z(const Act& a, const Do& act) {
   switch (a.kind) {
-    case Kind::identity: return act(Identity());
-    case Kind::relu: return act(Relu());
-    case Kind::sigmoid: return act(Sigmoid());
-    case Kind::tanh: return act(Tanh());
     case Kind::gelu: return act(Gelu());
     case Kind::silu: return act(Silu());
     case Kind::softplus: return act(Softplus(a.params[0], a.params[1]));
     case Kind::sin: return act(Sin(a.params[0]));
-    case Kind::by_aten: TORCH_INTERNAL_ASSERT(false, a.name);
+    default: TORCH_INTERNAL_ASSERT(false, a.name);
+  }
+}
+template <class Do>
+inline void with_formulas(const Act& a, const Do& act) {
+  switch (a.kind) {
+    case Kind::relu: return act(Relu());
+    case Kind::sigmoid: return act(Sigmoid());
+    case Kind::tanh: return act(Tanh());
+    default: return with_formulas_of_z(a, act);
   }
 }
 

@@ -10,10 +10,13 @@ namespace manual_mlp {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Below autograd, views and autocast: dtypes are chosen here, and derivatives are written here.
-struct Below {
-  at::AutoDispatchBelowADInplaceOrView autograd;
-  c10::impl::ExcludeDispatchKeyGuard autocast{c10::autocast_dispatch_keyset};
+// Dtypes are chosen here, and not by autocast.
+struct WithoutAutocast {
+  c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
+};
+// Below autograd, views and autocast: derivatives are written here.
+struct Below : WithoutAutocast {
+  at::AutoDispatchBelowADInplaceOrView guard;
 };
 
 // Whether nothing but eager autograd sees what is done to a tensor: no transform, mode, subclass or lazy bit, no tangent,

@@ -3,7 +3,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros_like.h>
 
 #include "dropout.h"
 #include "kernels.h"
@@ -70,7 +69,7 @@ void y_into(const Tensor& y, const Tensor& z, const Act& f) {
 }
 
 void y_and_slope(const Tensor& z, const Tensor& slope, const Act& f) {
-  with_formulas(f, [&](const auto& formulas) {
+  with_formulas_of_z(f, [&](const auto& formulas) {
     with_entries(
         [&](auto* zs, auto* slopes) {
           using T = std::remove_pointer_t<decltype(zs)>;
@@ -85,7 +84,7 @@ void y_and_slope(const Tensor& z, const Tensor& slope, const Act& f) {
 }
 
 void y_and_delta(const Tensor& y, const Tensor& delta, const Tensor& dy, const Tensor& z, const Act& f, double* db) {
-  with_formulas(f, [&](const auto& formulas) {
+  with_formulas_of_z(f, [&](const auto& formulas) {
     with_entries(
         [&](auto* ys, auto* deltas, auto* dys, auto* zs) {
           using T = std::remove_pointer_t<decltype(ys)>;
@@ -146,7 +145,6 @@ void add_db(const Tensor& delta, double* db) {
 }
 
 Second second_of_delta(const Tensor& dy, const Tensor& q, const Tensor& kept, const Act& f) {
-  if (f.kind == Kind::identity) return {dy, q, at::zeros_like(q)};
   const Second found{at::empty_like(q), at::empty_like(q), at::empty_like(q)};
   with_formulas(f, [&](const auto& formulas) {
     with_entries(
@@ -183,22 +181,6 @@ void drop(const Tensor& to, const Tensor& from, const Mask& mask) {
         });
       },
       to, from);
-}
-
-Tensor derivative(const Tensor& kept, const Act& f, int64_t order) {
-  const Tensor found = at::empty_like(kept);
-  with_formulas(f, [&](const auto& formulas) {
-    with_entries(
-        [&](auto* to, auto* of) {
-          using T = std::remove_pointer_t<decltype(to)>;
-          each_shared<T>(kept.numel(), [&](int64_t i, auto m) {
-            const auto k = load(of + i, m);
-            store<T>(order == 0 ? formulas.f(k) : order == 1 ? formulas.df(k) : formulas.d2f(k), to + i, m);
-          });
-        },
-        found, kept);
-  });
-  return found;
 }
 
 Tensor rounded(const std::vector<double>& sums, at::IntArrayRef shape, const at::TensorOptions& options) {

@@ -40,8 +40,6 @@ struct Second {
 };
 Second second_of_delta(const Tensor& dy, const Tensor& q, const Tensor& kept, const Act& f);
 
-// f, f′ or f″ of what a layer keeps: for the tests that hold the table to the records.
-Tensor derivative(const Tensor& kept, const Act& f, int64_t order);
 // Sums in float64, rounded once.
 Tensor rounded(const std::vector<double>& sums, at::IntArrayRef shape, const at::TensorOptions& options);
 

@@ -53,16 +53,16 @@ struct DenseFunction : Function<DenseFunction> {
 // What backward computes, as a function of h, w, kept, dy and dz: create_graph asks for its derivatives. That z depends
 // on h, w and b is left to the layer: r is the cotangent of what it kept, and goes on with whatever else reaches that.
 struct GradientsFunction : Function<GradientsFunction> {
-  static variable_list forward(AutogradContext* ctx, const Optional& h, const Optional& w, const Optional& kept,
+  static variable_list forward(AutogradContext* ctx, const Optional& h, const Optional& w, const Tensor& kept,
                                const Optional& dy, const Optional& dz, int64_t number, int64_t asked) {
     Below below;
     const auto of = [](const Optional& t) { return t.value_or(Tensor()); };
     ctx->set_materialize_grads(false);
     ctx->saved_data["f"] = number;
     ctx->saved_data["asked"] = asked;
-    ctx->save_for_backward({of(h), of(w), of(kept), of(dy), of(dz)});
+    ctx->save_for_backward({of(h), of(w), kept, of(dy), of(dz)});
     const Needed needed{(asked & 1) != 0, (asked & 2) != 0, (asked & 4) != 0};
-    auto three = gradients({act_of(number), of(h), of(w), of(kept)}, of(dy), of(dz), needed);
+    auto three = gradients({act_of(number), of(h), of(w), kept}, of(dy), of(dz), needed);
     variable_list found;
     for (auto* t : {&three.dh, &three.dw, &three.db}) {
       if (t->defined()) found.push_back(*t);
@@ -98,7 +98,7 @@ struct GradientsFunction : Function<GradientsFunction> {
     Tensor delta, r;
     if (dy.defined()) {
       const Act& f = act_of(number);
-      auto found = second_of_delta(rows(dy), q, kept.defined() ? rows(kept) : Tensor(), f);
+      auto found = second_of_delta(rows(dy), q, rows(kept), f);
       delta = dz.defined() ? at::add(found.delta, rows(dz)) : found.delta;
       if (needed[2]) cotangents[2] = found.r.view(kept.sizes());
       if (needed[3]) cotangents[3] = found.dy_cotangent.view(dy.sizes());
@@ -131,7 +131,8 @@ struct GradientsFunction : Function<GradientsFunction> {
 
 Three gradients(const Kept& of, const Tensor& dy, const Tensor& dz, Needed needed) {
   const Tensor kept = of.z_or_y.defined() ? rows(of.z_or_y) : Tensor();
-  const bool one_pass = needed.db && !dz.defined() && dy.is_cpu();
+  // In grad mode, torch's own operations are differentiated.
+  const bool one_pass = needed.db && !dz.defined() && dy.is_cpu() && !at::GradMode::is_enabled();
   std::vector<double> db(one_pass ? dy.size(-1) : 0);
   Tensor delta;
   if (dy.defined()) delta = delta_of(rows(dy), kept, of.f, {}, one_pass ? db.data() : nullptr);
@@ -151,9 +152,13 @@ Three layer_backward(const Kept& of, const Tensor& dy, const Tensor& dz, Needed 
     Below below;
     return gradients(of, dy, dz, needed);
   }
+  if (plain && of.f.kind == Kind::identity) {
+    WithoutAutocast wide;
+    return gradients(of, dy, dz, needed);
+  }
   if (plain && of.f.vectors() && (dy.defined() ? dy : dz).is_cpu()) {
     const int64_t asked = needed.dh + 2 * needed.dw + 4 * needed.db;
-    auto found = GradientsFunction::apply(some(of.h), some(of.w), some(of.z_or_y), some(dy), some(dz), of.f.number, asked);
+    auto found = GradientsFunction::apply(some(of.h), some(of.w), of.z_or_y, some(dy), some(dz), of.f.number, asked);
     auto next = found.begin();
     const auto take = [&](bool need) { return need ? *next++ : Tensor(); };
     Three three;

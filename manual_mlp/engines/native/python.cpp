@@ -168,8 +168,10 @@ PYBIND11_MODULE(manual_mlp_native, m) {
   m.def("hand_over", &hand_over);
   m.def("number_of", &number_of);
   m.def("threads", &threads_of_a_region);
-  m.def("derivative", [](const Tensor& kept, int64_t number, int64_t order) {
-    return derivative(kept, act_of(number), order);
+  m.def("y_into", [](const Tensor& y, const Tensor& z, int64_t number) { y_into(y, z, act_of(number)); });
+  m.def("second_of_delta", [](const Tensor& dy, const Tensor& q, const Tensor& kept, int64_t number) {
+    const auto found = second_of_delta(dy, q, kept, act_of(number));
+    return std::make_tuple(found.delta, found.dy_cotangent, found.r);
   });
   PyModule_AddFunctions(m.ptr(), kDoors);
 }
