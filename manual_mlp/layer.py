@@ -10,7 +10,10 @@ from torch.autograd import Function
 from manual_mlp.activations import IDENTITY, Activation, get
 from manual_mlp.checks import check_layer, looks_fit
 from manual_mlp.composite import torchs_layer
+from manual_mlp.engines import native
+from manual_mlp.engines.native.handed import Tensors, answers, record_of
 from manual_mlp.formulas.layer import (
+    Some,
     Three,
     delta_of,
     gradients,
@@ -58,6 +61,10 @@ def dense(
     """
     if not isinstance(activation, Activation):
         activation = get(activation)
+    if not torch.compiler.is_dynamo_compiling() and native.doors is not None:
+        y = native.doors.dense(input, weight, bias, activation)
+        if y is not None:
+            return y  # type: ignore[no-any-return]
     return _DOORS[caller(input, weight, bias)](input, weight, bias, activation)
 
 
@@ -215,22 +222,42 @@ class _GradientsFunction(Function):
     @staticmethod
     @below_functions
     def backward(ctx: Any, *tildes: Tensor | None) -> Any:
-        h, w, kept, dy, dz = ctx.saved_tensors
-        plain = not torch.is_grad_enabled() and is_plain(*tildes)
-        q = q_of(h, w, tildes, kept, plain)
-        if q is None:
-            return (None,) * 7
-        delta, dy_cotangent, r = dz, None, None
-        if dy is not None:
-            # With dz, q is that one's cotangent too, and must last.
-            delta, dy_cotangent, r = second_of_delta(dy, q, kept, ctx.activation, plain and dz is None)
-            delta = plus(delta, dz)
-        absent = [k for k, t in enumerate((h, w)) if t is None]
-        need_h, need_w = needed_now(ctx, 2, absent)
-        h_cotangent = h_cotangent_of(delta, tildes[1]) if need_h else None
-        w_cotangent = w_cotangent_of(_rows(delta), _rows(tildes[0])) if need_w else None
-        return h_cotangent, w_cotangent, r, dy_cotangent, None if dz is None else q, None, None
+        saved = ctx.saved_tensors
+        absent = [k for k, t in enumerate(saved[:2]) if t is None]
+        return *_second(saved, tildes, ctx.activation, needed_now(ctx, 2, absent)), None, None
+
+
+def _second(of: Sequence[Tensor | None], tildes: Some, activation: Activation, needed: Sequence[bool]) -> Tensors:
+    """Compute the cotangents of h, w, kept, dy and dz from those of dh, dw and db."""
+    h, w, kept, dy, dz = of
+    plain = not torch.is_grad_enabled() and is_plain(*tildes)
+    q = q_of(h, w, tildes, dy if dz is None else dz, plain)
+    if q is None:
+        return (None,) * 5
+    delta, dy_cotangent, r = dz, None, None
+    if dy is not None and kept is None:
+        delta, dy_cotangent = plus(dy, dz), q
+    elif dy is not None:
+        # With dz, q is that one's cotangent too, and must last.
+        delta, dy_cotangent, r = second_of_delta(dy, q, kept, activation, plain and dz is None)
+        delta = plus(delta, dz)
+    h_cotangent = h_cotangent_of(delta, tildes[1]) if needed[0] else None
+    w_cotangent = w_cotangent_of(_rows(delta), _rows(tildes[0])) if needed[1] else None
+    return h_cotangent, w_cotangent, r, dy_cotangent, None if dz is None else q
 
 
 def _rows(t: Tensor | None) -> Tensor | None:
     return None if t is None else rows(t)
+
+
+@answers
+def layer_gradients(tensors: Tensors, numbers: Sequence[int], needed: Sequence[bool]) -> Tensors:
+    """Compute dh, dw and db from h, w, kept, dy and dz, so that what differentiates them is right."""
+    h, w, kept, dy, dz = tensors
+    return layer_backward(Kept(record_of(numbers[0]), h, w, kept), dy, dz, needed, is_plain(dy, dz))
+
+
+@answers
+def second_gradients(tensors: Tensors, numbers: Sequence[int], needed: Sequence[bool]) -> Tensors:
+    """Compute the cotangents of h, w, kept, dy and dz, from these and the cotangents of dh, dw and db."""
+    return _second(tensors[:5], tensors[5:], record_of(numbers[0]), needed)

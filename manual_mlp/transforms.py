@@ -20,7 +20,7 @@ _autograd: Any = getattr(_core, "_autograd", None)
 _module: Any = nn.modules.module
 _call = nn.Module.__call__
 ORDINARY = frozenset((Tensor, nn.Parameter, type(None)))
-_DEVICE = getattr(_device, "DeviceContext", None)
+DEVICE_MODE: Any = getattr(_device, "DeviceContext", type(None))  # the mode of a default device
 _WithoutClasses = getattr(_core, "DisableTorchFunctionSubclass", nullcontext)
 
 
@@ -219,7 +219,7 @@ def without_jvp(function: type[Function], compute: Callable[..., Any] | None = N
 def _functions_are_overridden() -> bool:
     """Tell whether a mode other than that of a default device takes torch's functions by their names."""
     depth = _core._len_torch_function_stack()
-    return depth > 0 and any(type(_core._get_function_stack_at(k)) is not _DEVICE for k in range(depth))
+    return depth > 0 and any(type(_core._get_function_stack_at(k)) is not DEVICE_MODE for k in range(depth))
 
 
 def _unwrapped(t: Tensor | None) -> Tensor | None:

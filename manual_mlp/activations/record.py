@@ -37,6 +37,7 @@ class Activation:
         params: the arguments that made it, shown by ``repr``.
         by_z: the same function, whose layer keeps z in any case.
         maker: the factory that made it, by which it is copied and pickled; not to be given.
+        native: its number in the engine in C++, -1 if that does not know it, and None before it is asked; likewise.
 
     Raises:
         TypeError: what should be a function is none.
@@ -61,6 +62,7 @@ class Activation:
     params: tuple[Any, ...] = ()
     by_z: "Activation" = field(init=False, repr=False)
     maker: "Callable[..., Activation] | None" = field(default=None, init=False)
+    native: int | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("f", "df", "d2f", "df_y", "d2f_y", "kernel", "kernel_out", "f_out", "kernel2"):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from manual_mlp.engines.choice import CHOICE, chosen
+from manual_mlp.engines.native import handed
 from manual_mlp.engines.native.load import Missing, find
 
 
@@ -27,7 +28,9 @@ def _start() -> tuple[Any, str | None]:
     if choice == "plain":
         return None, f"{CHOICE}=plain asks for plain"
     try:
-        return find(), None
+        found = find()
+        handed.over(found)
+        return found, None
     except Missing as error:
         return _Wanting() if choice else None, str(error)
 

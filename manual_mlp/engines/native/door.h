@@ -1,0 +1,50 @@
+// Who calls, and with what? What a door asks in one call, and the guards and the way back that a node needs.
+#pragma once
+#include <ATen/autocast_mode.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "formulas.h"
+
+namespace manual_mlp {
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Below autograd, views and autocast: dtypes are chosen here, and derivatives are written here.
+struct Below {
+  at::AutoDispatchBelowADInplaceOrView autograd;
+  c10::impl::ExcludeDispatchKeyGuard autocast{c10::autocast_dispatch_keyset};
+};
+
+// Whether nothing but eager autograd sees what is done to a tensor: no transform, mode, subclass or lazy bit, no tangent,
+// and its entries lie in the memory of a CPU or of CUDA.
+bool is_plain(const Tensor& t);
+inline bool absent_or_plain(const Tensor& t) { return !t.defined() || is_plain(t); }
+
+// The dtype of a layer's products, if its operands fit together and none is empty.
+std::optional<at::ScalarType> products_dtype(const Tensor& input, const Tensor& weight, const Optional& bias);
+bool is_float(at::ScalarType dtype);
+
+// View (*, D) as (N, D), contiguous.
+inline Tensor rows(const Tensor& t) {
+  return (t.dim() == 2 ? t : t.reshape({t.numel() / t.size(-1), t.size(-1)})).contiguous();
+}
+inline Tensor like_rows_of(const Tensor& flat, const Tensor& input) {
+  if (input.dim() == 2) return flat;
+  auto shape = input.sizes().vec();
+  shape.back() = flat.size(1);
+  return flat.view(shape);
+}
+
+inline Optional some(const Tensor& t) { return t.defined() ? Optional(t) : std::nullopt; }
+
+// What Python's plain engine computes, in every mode: by name, from tensors, an activation and what is needed.
+struct Question {
+  const char* name;
+  variable_list tensors;
+  std::vector<int64_t> numbers;
+  std::vector<bool> needed;
+};
+variable_list ask_plain(const Question& question);
+
+}  // namespace manual_mlp

@@ -1,0 +1,54 @@
+"""What native asks Python for: the plain engine's answers in every mode, and the numbers of activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from manual_mlp.activations import Activation
+from manual_mlp.activations.registry import entry_of
+from manual_mlp.transforms import DEVICE_MODE
+
+Tensors = Sequence[Tensor | None]
+Answer = Callable[[Tensors, Sequence[int], Sequence[bool]], Tensors]
+
+PLAIN: dict[str, Answer] = {}
+_records: list[Activation] = []
+
+
+def answers(answer: Answer) -> Answer:
+    """Let native ask a function, by its name, from tensors, numbers, and what is needed."""
+    PLAIN[answer.__name__] = answer
+    return answer
+
+
+def over(module: Any) -> None:
+    """Hand over to a module what it asks for."""
+
+    def number_of(activation: Activation) -> int:
+        number = _number_of(module, activation)
+        object.__setattr__(activation, "native", number)
+        return number
+
+    module.hand_over(PLAIN, Tensor, nn.Parameter, DEVICE_MODE, number_of)
+
+
+def record_of(number: int) -> Activation:
+    """Find the activation that has a number."""
+    return _records[number]
+
+
+def _number_of(module: Any, activation: Activation) -> int:
+    """Number an activation of this package, if native has its formulas; one that somebody else wrote runs plain."""
+    entry = entry_of(activation)
+    if entry is None or not entry.make.__module__.startswith("manual_mlp.activations."):
+        return -1
+    # The kind of a gelu is a word, and part of its name here.
+    kinds = [p for p in activation.params if isinstance(p, str) and p != "none"]
+    numbers = [p for p in activation.params if isinstance(p, (int, float))]
+    number: int = module.number_of("_".join([activation.name, *kinds]), numbers)
+    if number >= 0:
+        _records.append(activation)
+    return number

@@ -1,0 +1,130 @@
+// The functions that Python calls. Each returns None where the plain engine is to compute.
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <torch/csrc/PyInterpreter.h>
+
+#include <set>
+#include <thread>
+
+#include "layer.h"
+#include "python.h"
+
+namespace manual_mlp {
+namespace {
+
+// What Python hands over when it loads this: the plain engine's functions, the classes that leave all to torch, the
+// mode of a default device, and what numbers a record.
+struct Handed {
+  py::dict plain;
+  PyTypeObject *tensor = nullptr, *parameter = nullptr, *device_mode = nullptr;
+  py::object number;
+  PyObject* name = nullptr;  // of the attribute where a record keeps its number
+};
+Handed* handed = nullptr;
+
+void hand_over(py::dict plain, py::type tensor, py::type parameter, py::type device_mode, py::object number) {
+  static Handed given;  // never destroyed before the interpreter is
+  given = {plain, (PyTypeObject*)tensor.ptr(), (PyTypeObject*)parameter.ptr(), (PyTypeObject*)device_mode.ptr(), number,
+           PyUnicode_InternFromString("native")};
+  plain.inc_ref(), tensor.inc_ref(), parameter.inc_ref(), device_mode.inc_ref(), number.inc_ref();
+  handed = &given;
+}
+
+bool is_ordinary(PyObject* t) { return Py_TYPE(t) == handed->tensor || Py_TYPE(t) == handed->parameter; }
+
+}  // namespace
+
+bool functions_are_overridden() {
+  const int64_t depth = at::impl::PythonTorchFunctionTLS::stack_len();
+  for (int64_t k = 0; k < depth; ++k) {
+    const auto& mode = at::impl::PythonTorchFunctionTLS::get_stack_at(k);
+    if (Py_TYPE(mode->ptr(getPyInterpreter())) != handed->device_mode) return true;
+  }
+  return false;
+}
+
+bool take(PyObject* object, Tensor& to) {
+  if (!is_ordinary(object)) return false;
+  to = THPVariable_Unpack(object);
+  return is_plain(to);
+}
+bool take(PyObject* object, Optional& to) {
+  if (object == Py_None) return true;
+  Tensor t;
+  if (!take(object, t)) return false;
+  to = t;
+  return true;
+}
+
+const Act* take_activation(PyObject* record) {
+  auto number = py::reinterpret_steal<py::object>(PyObject_GetAttr(record, handed->name));
+  if (!number) throw py::error_already_set();
+  if (number.is_none()) number = handed->number(py::handle(record));
+  const int64_t found = PyLong_AsLongLong(number.ptr());
+  return found < 0 ? nullptr : &act_of(found);
+}
+
+namespace {
+
+PyObject* dense_door(PyObject*, PyObject* const* given, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  Tensor input, weight;
+  Optional bias;
+  if (functions_are_overridden() || !take(given[0], input) || !take(given[1], weight) || !take(given[2], bias)) {
+    Py_RETURN_NONE;
+  }
+  const auto products = products_dtype(input, weight, bias);
+  const Act* f = products ? take_activation(given[3]) : nullptr;
+  if (!f) Py_RETURN_NONE;
+  Tensor y;
+  {
+    py::gil_scoped_release released;
+    y = dense(input, weight, bias, *f, *products);
+  }
+  return THPVariable_Wrap(std::move(y));
+  END_HANDLE_TH_ERRORS
+}
+
+int64_t threads_of_a_region() {
+  py::gil_scoped_release released;
+  std::set<std::thread::id> seen;
+  std::mutex lock;
+  const int64_t threads = at::get_num_threads();
+  at::parallel_for(0, threads, 1, [&](int64_t from, int64_t to) {
+    std::lock_guard<std::mutex> held(lock);
+    seen.insert(std::this_thread::get_id());
+  });
+  return seen.size();
+}
+
+PyMethodDef kDoors[] = {
+    {"dense", (PyCFunction)(void*)dense_door, METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace
+
+variable_list ask_plain(const Question& question) {
+  py::gil_scoped_acquire acquired;
+  py::tuple tensors(question.tensors.size());
+  for (size_t k = 0; k < question.tensors.size(); ++k) {
+    const Tensor& t = question.tensors[k];
+    tensors[k] = t.defined() ? py::reinterpret_steal<py::object>(THPVariable_Wrap(t)) : py::none();
+  }
+  auto found = handed->plain[question.name](tensors, question.numbers, question.needed).cast<py::sequence>();
+  variable_list made;
+  for (auto item : found) made.push_back(item.is_none() ? Tensor() : THPVariable_Unpack(item.ptr()));
+  return made;
+}
+
+}  // namespace manual_mlp
+
+PYBIND11_MODULE(manual_mlp_native, m) {
+  using namespace manual_mlp;
+  m.def("hand_over", &hand_over);
+  m.def("number_of", &number_of);
+  m.def("threads", &threads_of_a_region);
+  m.def("derivative", [](const Tensor& kept, int64_t number, int64_t order) {
+    return derivative(kept, act_of(number), order);
+  });
+  PyModule_AddFunctions(m.ptr(), kDoors);
+}

@@ -1,0 +1,20 @@
+// What the functions that Python calls share: how its objects are taken.
+#pragma once
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "door.h"
+
+namespace manual_mlp {
+namespace py = pybind11;
+
+// Whether a mode other than that of a default device takes torch's functions by their names.
+bool functions_are_overridden();
+// A plain tensor of no class of its own; or, for the optional one, None.
+bool take(PyObject* object, Tensor& to);
+bool take(PyObject* object, Optional& to);
+// The activation that a record stands for; null for one that is not known here.
+const Act* take_activation(PyObject* record);
+
+}  // namespace manual_mlp
