@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils import cpp_extension
 
 from manual_mlp.__main__ import main
 from manual_mlp.engines import native
@@ -224,7 +225,7 @@ def test_where_it_cannot_be_built_one_line_says_why(monkeypatch, capsys, at, lac
         monkeypatch.setenv("PATH", "")
         monkeypatch.setattr(sysconfig, "get_path", lambda _: "")
     else:
-        monkeypatch.setattr("torch.utils.cpp_extension.is_ninja_available", lambda: True)
+        monkeypatch.setattr(cpp_extension, "is_ninja_available", lambda: True)
     monkeypatch.setattr(sys, "platform", "plan9" if lacks == "Linux" else "linux")
     if lacks == "sources":
         (cache.SOURCES / "tiny.cpp").unlink()
