@@ -4,38 +4,50 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all quick explain gradcheck grid fuzz tables mutants torchao lint tensorboard
+.PHONY: help build train test test-all quick explain gradcheck grid fuzz sanitize tables mutants torchao lint tensorboard
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-train: .venv/installed  ## train on MNIST; flags by ARGS="--epochs 3 --activation gelu"
+build: .venv/installed  ## compile the formulas in C++, for the native engine; anew by ARGS=--force
+	$(BIN)/python -m manual_mlp build $(ARGS)
+
+train: .venv/native  ## train on MNIST; flags by ARGS="--epochs 3 --activation gelu"
 	$(BIN)/python train.py $(ARGS)
 
 # Each process takes one thread, and tests that compute with more ask for them.
 JOBS ?= logical
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist worksteal
 
-test: .venv/installed  ## every claim: five to ten minutes on two cores
+test: .venv/native  ## every claim: five to ten minutes on two cores
 	$(PYTEST) $(ARGS)
 
-quick: .venv/installed  ## the core's claims: one minute on two cores
+quick: .venv/native  ## the core's claims: one minute on two cores
 	$(PYTEST) --cases=quick tests/core tests/test_derivation.py tests/test_architecture.py $(ARGS)
 
-test-all: .venv/installed  ## every claim, and the full products of their cases: twenty minutes on two cores
+test-all: .venv/native  ## every claim, and the full products of their cases: twenty minutes on two cores
 	$(PYTEST) --cases=all $(ARGS)
 
 explain: .venv/installed  ## derive the gradients step by step, and write explain.html; flags by ARGS="--activation gelu"
 	$(BIN)/python -m manual_mlp explain --html explain.html $(ARGS)
 
-gradcheck: .venv/installed  ## prove every gradient and print the table of errors
+gradcheck: .venv/native  ## prove every gradient and print the table of errors
 	$(BIN)/python -m pytest tests/core/test_gradcheck.py --quiet --cases=all --error-table $(ARGS)
 
-grid: .venv/installed  ## try every mode of differentiation on every layer, write docs/modes.md
+grid: .venv/native  ## try every mode of differentiation on every layer, write docs/modes.md
 	$(BIN)/python tests/grid.py $(ARGS)
 
-fuzz: .venv/installed  ## draw thousands of layers and derivatives, compare each with torch
+fuzz: .venv/native  ## draw thousands of layers and derivatives, compare each with torch
 	$(BIN)/python -m pytest tests/core/test_fuzz.py tests/core/test_fuzz_losses.py tests/core/test_arguments.py --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
+
+# UBSan's question of classes asks for what torch hides. The runtimes have to be there before all other libraries.
+SANITIZE := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined
+SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 MANUAL_MLP_NATIVE_FLAGS="$(SANITIZE)" OMP_NUM_THREADS=2
+sanitize: .venv/installed  ## run the tests of the native engine under ASan and UBSan
+	$(SANITIZED) $(BIN)/python -m manual_mlp build
+	$(SANITIZED) MANUAL_MLP_ENGINE=native $(BIN)/python -m pytest --capture=no -p no:cacheprovider \
+	--ignore tests/core/test_native_build.py tests/core/test_native*.py $(ARGS)
 
 tables: .venv/installed  ## write the tables of README and derivation that the code knows: activations, losses
 	$(BIN)/python docs/tables.py $(ARGS)
@@ -54,6 +66,11 @@ lint: .venv/installed  ## ruff, ruff format, mypy --strict
 
 tensorboard: .venv/installed  ## open runs/
 	$(BIN)/tensorboard --logdir runs $(ARGS)
+
+# Tried once, and again only when a file of C++ is newer. Where it cannot be built, plain computes.
+.venv/native: .venv/installed $(wildcard manual_mlp/engines/native/*.cpp manual_mlp/engines/native/*.h)
+	@$(BIN)/python -m manual_mlp build || echo "native is not built, and plain computes instead; make build tries again"
+	@touch $@
 
 # Made once, and again only when pyproject.toml is newer.
 .venv/installed: pyproject.toml

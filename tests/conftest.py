@@ -91,7 +91,9 @@ with suppress(ImportError):
 
 
 def pytest_report_header() -> str:
-    return f"devices: {', '.join(DEVICES)}"
+    from manual_mlp.engines import native
+
+    return f"devices: {', '.join(DEVICES)}; engine: {f'plain, {native.why()}' if native.why() else 'native'}"
 
 
 @pytest.hookimpl(trylast=True)

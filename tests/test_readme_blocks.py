@@ -42,7 +42,7 @@ MAKE = [
 ]
 INSTALL = [line for line in COMMANDS if " pip install " in f" {line}"]
 # These take minutes or the network, and are held elsewhere.
-LONG = ("python3 -m venv .venv", ".venv/bin/python -m pytest")
+LONG = ("python3 -m venv .venv", ".venv/bin/python -m pytest", "python -m manual_mlp build")
 RUN = [line for line in COMMANDS if line not in (*MAKE, *INSTALL, *LONG)]
 # All that differs from what is pasted: which Python it is.
 INTERPRETERS = {name: [sys.executable] for name in ("python", "python3", ".venv/bin/python")}
@@ -81,7 +81,7 @@ def clone(tmp_path_factory):
 
 def test_the_blocks_are_found():
     assert len(PYTHON) == README.count("```python") == 4
-    assert len(RUN) == 8
+    assert len(RUN) == 9
     assert len(MAKE) > 8
     assert set(LONG) <= set(COMMANDS)
     # The first block is the formulas, and the last one the layout; between them there is no line but commands.
@@ -119,6 +119,7 @@ def test_a_command_runs_as_it_is_pasted(clone, line):
         "--resume": ("resumed after epoch 1 of 1", ""),
         "export": ("takes pixels in [0, 1]", "model.onnx"),
         "--html": ("wrote explain.html", "explain.html"),
+        "doctor": ("engine", ""),
         "explain": ("checks passed.", ""),
         "train.py": ("test accuracy", "last.safetensors"),
     }

@@ -13,7 +13,8 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,7 @@ def build() -> Path:
     cache.trust(at)
     _sweep(at)
     with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=at, ignore_cleanup_errors=True) as temporary:
-        jobs = os.environ.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))
-        print(f"building native: {version}, {cache.capability()}, {len(written)} files, {jobs} at once", flush=True)
-        # Compilers write their own temporary files where this says.
+        print(f"building native: {version}, {cache.capability()}, {len(written)} files", flush=True)
         made = _compile(written, Path(temporary))
         cache.seal(made)
         _try(made, command)
@@ -109,17 +108,32 @@ def build() -> Path:
     return at / name
 
 
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Let compilers find ninja in a virtual environment that is not activated, take all cores, and preload nothing."""
+    before = {name: os.environ.get(name) for name in ("PATH", "MAX_JOBS", "LD_PRELOAD")}
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
+    os.environ.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))
+    os.environ.pop("LD_PRELOAD", None)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 def compiler() -> list[str]:
     """Return the command of the compiler that torch takes."""
     return shlex.split(os.environ.get("CXX", "")) or ["c++"]
 
 
+@_environment()
 def _compiler() -> tuple[list[str], str]:
     """Return the compiler's command, and what it is; see that ninja is there too."""
     # It warns of GPUs that nobody asks for.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    # A virtual environment that is not activated is not on the path.
-    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
     from torch.utils import cpp_extension
 
     command = compiler()
@@ -131,6 +145,7 @@ def _compiler() -> tuple[list[str], str]:
     return command, "-".join(re.findall(r"[\w.+]+", said))[:60]
 
 
+@_environment()
 def _output(command: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
@@ -138,6 +153,7 @@ def _output(command: Sequence[str]) -> str:
     return done.stdout.strip()
 
 
+@_environment()
 def _compile(written: Sequence[Path], temporary: Path) -> Path:
     from torch.utils import cpp_extension
 
@@ -165,7 +181,7 @@ def _try(made: Path, command: Sequence[str]) -> None:
     root = str(Path(__file__).parents[3])
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "KMP_", "GOMP_"))}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    if any("address" in flag for flag in cache.more_flags()):
+    if cache.sanitized():
         # This runtime has to be there before all others; it looks for C++'s exceptions when it begins.
         libraries = [_output([*command, f"-print-file-name={name}"]) for name in ("libasan.so", "libstdc++.so")]
         environment |= {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}

@@ -33,6 +33,11 @@ def more_flags() -> list[str]:
     return shlex.split(os.environ.get(FLAGS, ""))
 
 
+def sanitized() -> bool:
+    """Tell whether a build ends the process that loads it without ASan's runtime."""
+    return any("address" in flag for flag in more_flags())
+
+
 def flags() -> list[str]:
     """List the flags of the compiler; torch adds its own."""
     kind = capability()

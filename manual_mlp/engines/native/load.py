@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from threading import Thread
@@ -36,7 +37,7 @@ def find() -> Any:
         module, reason = _attempt(path)
         if module is not None:
             return module
-        reasons.append(f"{reason} ({COMMAND} --force)")
+        reasons.append(reason)
     raise Missing(
         "; ".join(reasons) or f"not built for this torch, Python, machine and state of the sources: {COMMAND}"
     )
@@ -59,6 +60,8 @@ def load(path: Path) -> Any:
         cache.trust(path)
         if not cache.whole(path):
             raise ImportError("it is damaged")
+        if cache.sanitized() and "asan" not in os.environ.get("LD_PRELOAD", ""):
+            raise ImportError("ASan's runtime has to be preloaded")
         loader = ExtensionFileLoader(cache.MODULE, str(path))
         spec = importlib.util.spec_from_file_location(cache.MODULE, path, loader=loader)
         assert spec is not None
@@ -66,9 +69,11 @@ def load(path: Path) -> Any:
         loader.exec_module(module)
         ran, wanted = _threads(module)
     except Exception as error:
-        raise Missing(cache.short(f"{path} cannot be loaded: {error}")) from error
+        raise Missing(cache.short(f"{path} cannot be loaded: {error}; {COMMAND} makes it anew")) from error
     if ran != wanted:
-        raise Missing(f"a loop in C++ ran on {ran} of torch's {wanted} threads")
+        raise Missing(
+            f"a loop in C++ ran on {ran} of torch's {wanted} threads: OMP_DYNAMIC, OMP_THREAD_LIMIT or a second OpenMP"
+        )
     return module
 
 
