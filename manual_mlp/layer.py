@@ -11,7 +11,7 @@ from manual_mlp.activations import IDENTITY, Activation, get
 from manual_mlp.checks import check_layer, looks_fit
 from manual_mlp.composite import torchs_layer
 from manual_mlp.engines import native
-from manual_mlp.engines.native.handed import Tensors, answers, record_of
+from manual_mlp.engines.native.handed import Asked, Tensors, answers, record_of
 from manual_mlp.formulas.layer import (
     Some,
     Three,
@@ -251,13 +251,13 @@ def _rows(t: Tensor | None) -> Tensor | None:
 
 
 @answers
-def layer_gradients(tensors: Tensors, numbers: Sequence[int], needed: Sequence[bool]) -> Tensors:
+def layer_gradients(asked: Asked) -> Tensors:
     """Compute dh, dw and db from h, w, kept, dy and dz, so that what differentiates them is right."""
-    h, w, kept, dy, dz = tensors
-    return layer_backward(Kept(record_of(numbers[0]), h, w, kept), dy, dz, needed, is_plain(dy, dz))
+    h, w, kept, dy, dz = asked.tensors
+    return layer_backward(Kept(record_of(asked.numbers[0]), h, w, kept), dy, dz, asked.needed, is_plain(dy, dz))
 
 
 @answers
-def second_gradients(tensors: Tensors, numbers: Sequence[int], needed: Sequence[bool]) -> Tensors:
+def second_gradients(asked: Asked) -> Tensors:
     """Compute the cotangents of h, w, kept, dy and dz, from these and the cotangents of dh, dw and db."""
-    return _second(tensors[:5], tensors[5:], record_of(numbers[0]), needed)
+    return _second(asked.tensors[:5], asked.tensors[5:], record_of(asked.numbers[0]), asked.needed)

@@ -13,9 +13,10 @@ from torch.nn import init
 from manual_mlp.activations import Activation, get
 from manual_mlp.checks import check_rows, check_tensor, network_fits
 from manual_mlp.dropout import Mask, draw_seed, drop
+from manual_mlp.engines import native
 from manual_mlp.formulas.layer import Layer
 from manual_mlp.layer import dense
-from manual_mlp.network import network
+from manual_mlp.network import natively, network
 from manual_mlp.precision import autocasting
 from manual_mlp.sequential import Block, has_forward_of, is_as_written, linear_over, read, refuse_changed, write
 from manual_mlp.transforms import called_as_it_is, caller, has_class, modules_are_watched, traced
@@ -153,6 +154,11 @@ class MLP(nn.Module):
         )
 
     def forward(self, input: Tensor) -> Tensor:
+        if not torch.compiler.is_dynamo_compiling() and native.doors is not None:
+            layers = self.chain()
+            y = None if layers is None else natively(layers, input, self.tile_rows)
+            if y is not None:
+                return y
         check_tensor("input", input)
         who, seed = caller(input), None
         if self.training and any(self.dropout) and who in ("eager", "torch") and not traced():

@@ -15,7 +15,9 @@ from torch.autograd import Function
 from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.activations.entrywise import value
 from manual_mlp.composite import gradients_by_autograd
-from manual_mlp.dropout import drop
+from manual_mlp.dropout import Mask, drop
+from manual_mlp.engines import native
+from manual_mlp.engines.native.handed import Asked, Tensors, answers, record_of
 from manual_mlp.formulas.layer import Layer, y_of
 from manual_mlp.formulas.products import plus, rows
 from manual_mlp.layer import Kept, dense, layer_backward
@@ -23,7 +25,7 @@ from manual_mlp.precision import cast, uncast
 from manual_mlp.sweep.passes import forward, masks_of, share_memory
 from manual_mlp.sweep.sums import Sum, Sums, Total
 from manual_mlp.sweep.tiles import Sweep
-from manual_mlp.sweep.tiling import tiling_of
+from manual_mlp.sweep.tiling import FEW, tiling_of
 from manual_mlp.transforms import below_functions, is_plain, needed_now
 
 Needed = tuple[bool, bool, bool]  # dh, dw, db
@@ -52,6 +54,14 @@ def network(layers: Sequence[Layer], input: Tensor, tile_rows: int | None, seed:
         h, layers = _unchanging(h, layers)
         y = _TiledFunction.apply(*_operands(h, layers), layers, tiling, seed)
     return y if input.dim() == 2 else y.view(*input.shape[:-1], y.shape[-1])
+
+
+def natively(layers: Sequence[Layer], input: Tensor, tile_rows: int | None) -> Tensor | None:
+    """Run a network natively; None tells that plain is to run it."""
+    tiling = None
+    if tile_rows is not None or (isinstance(input, Tensor) and input.numel() > FEW * layers[0].w.shape[-1]):
+        tiling = tiling_of(layers, rows(input), tile_rows, recompute=torch.is_grad_enabled())
+    return native.doors.network(input, layers, tiling)  # type: ignore[no-any-return]
 
 
 def lowest_of(needed: Sequence[Needed]) -> int:
@@ -101,34 +111,54 @@ class _NetworkFunction(Function):
 
     @staticmethod
     @below_functions
-    def backward(ctx: Any, dy: Tensor | None, *hidden: Tensor | None) -> Any:
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         forms: list[_Form] = ctx.forms
-        count, plain = len(forms), is_plain(dy, *hidden)
+        count = len(forms)
         h, *saved = ctx.saved_tensors
-        weights, kept, factor = saved[:count], saved[count : 2 * count], saved[2 * count :]
-        needed = _by_layer(forms, needed_now(ctx, len(ctx.needs_input_grad) - 2))
-        found: list[Tensor | None] = []
-        for k in reversed(range(count)):
-            dz = hidden[k] if k < len(hidden) else None
-            if forms[k].activation.df_y is not None:
-                dy, dz = dz if dy is None else plus(dy, dz), None
-            mask = ctx.masks[k - 1] and ctx.masks[k - 1]._replace(factor=factor[k - 1]) if k else None
-            dw = db = None
-            if any(needed[k]) and (dy is not None or dz is not None):
-                h_k = h
-                if k and needed[k][1]:
-                    h_k = kept[k - 1]
-                    if not ctx.constant[k]:
-                        h_k = _output(forms[k - 1].activation, h_k, plain)
-                        h_k = h_k if mask is None else drop(h_k, mask)
-                of = Kept(forms[k].activation, h_k, weights[k], kept[k])
-                dy, dw, db = layer_backward(of, dy, dz, needed[k], plain)
-            else:
-                dy = None
-            found[:0] = (dw, db) if forms[k].biased else (dw,)
-            if dy is not None and mask is not None:
-                dy = drop(dy, mask)
-        return dy, *found, None, None
+        factor = saved[2 * count :]
+        masks = [mask and mask._replace(factor=f) for mask, f in zip(ctx.masks, factor, strict=True)]
+        of = _Saved(forms, ctx.constant, masks, h, saved[:count], saved[count : 2 * count])
+        return *_gradients(of, cotangents, needed_now(ctx, len(ctx.needs_input_grad) - 2)), None, None
+
+
+class _Saved(NamedTuple):
+    """What all rows at once have kept, an entry a layer: whether its input is a constant, its mask, weight and z or y."""
+
+    forms: Sequence[_Form]
+    constant: Sequence[bool]
+    masks: Sequence[Mask | None]
+    h: Tensor | None
+    weights: Sequence[Tensor | None]
+    kept: Sequence[Tensor | None]
+
+
+def _gradients(of: _Saved, cotangents: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor | None]:
+    """Compute what is needed of the gradients of h and the parameters from those of y and of what is kept."""
+    forms, (dy, *hidden), plain = of.forms, cotangents, is_plain(*cotangents)
+    by_layer = _by_layer(forms, needed)
+    found: list[Tensor | None] = []
+    for k in reversed(range(len(forms))):
+        dz = hidden[k] if k < len(hidden) else None
+        if forms[k].activation.df_y is not None:
+            dy, dz = dz if dy is None else plus(dy, dz), None
+        mask = of.masks[k - 1] if k else None
+        dw = db = None
+        if any(by_layer[k]) and (dy is not None or dz is not None):
+            h_k = of.h
+            if k and by_layer[k][1]:
+                h_k = of.kept[k - 1]
+                assert h_k is not None
+                if not of.constant[k]:
+                    h_k = _output(forms[k - 1].activation, h_k, plain)
+                    h_k = h_k if mask is None else drop(h_k, mask)
+            kept = Kept(forms[k].activation, h_k, of.weights[k], of.kept[k])
+            dy, dw, db = layer_backward(kept, dy, dz, by_layer[k], plain)
+        else:
+            dy = None
+        found[:0] = (dw, db) if forms[k].biased else (dw,)
+        if dy is not None and mask is not None:
+            dy = drop(dy, mask)
+    return [dy, *found]
 
 
 class _TiledFunction(Function):
@@ -148,7 +178,7 @@ class _TiledFunction(Function):
         needed = needed_now(ctx, 1 + len(parameters))
         sweep = Sweep(_layers(ctx.forms, parameters), h, ctx.tiling, ctx.seed)
         if torch.is_grad_enabled() or not is_plain(dy):
-            all_at_once = _by_dense(sweep, ctx.forms)
+            all_at_once = _by_dense(ctx.forms, ctx.seed)
             return *gradients_by_autograd(all_at_once, (h, *parameters), dy, needed), None, None, None
         by_layer = _by_layer(ctx.forms, needed)
         sums = [_zeros(sweep.layers, by_layer) for _ in range(sweep.workers)]
@@ -161,12 +191,12 @@ class _TiledFunction(Function):
         return *found, None, None, None
 
 
-def _by_dense(sweep: Sweep, forms: Sequence[_Form]) -> Callable[..., Tensor]:
+def _by_dense(forms: Sequence[_Form], seed: Tensor | None) -> Callable[..., Tensor]:
     """Return what computes y from the operands by layers whose every mode is right, on all rows at once."""
 
     def compute(h: Tensor, *parameters: Tensor) -> Tensor:
         layers = _layers(forms, parameters)
-        for layer, mask in zip(layers, masks_of(layers, sweep.seed), strict=True):
+        for layer, mask in zip(layers, masks_of(layers, seed), strict=True):
             h = dense(h, layer.w, layer.b, layer.activation)
             h = h if mask is None else drop(h, mask)
         return h
@@ -245,3 +275,30 @@ def _output(activation: Activation, kept: Tensor, plain: bool) -> Tensor:
     if activation.df_y is not None:
         return kept
     return y_of(kept, activation) if plain and not torch.is_grad_enabled() else value(kept, activation)
+
+
+@answers
+def network_gradients(asked: Asked) -> Tensors:
+    """Compute what is needed of h and of the parameters from what all rows at once have kept, in any mode."""
+    forms, seed, rest = _asked(asked)
+    constants, count = rest[0], len(forms)
+    h, *saved = asked.tensors[: 1 + 2 * count]
+    masks = [Mask(seed, k, form.dropout) if form.dropout and seed is not None else None for k, form in enumerate(forms)]
+    of = _Saved(forms, [k < constants for k in range(count)], masks, h, saved[:count], saved[count:])
+    return _gradients(of, asked.tensors[1 + 2 * count :], asked.needed)
+
+
+@answers
+def tiled_gradients(asked: Asked) -> Tensors:
+    """Compute the same from the operands, on all rows at once."""
+    forms, seed, _ = _asked(asked)
+    *operands, dy = asked.tensors
+    return gradients_by_autograd(_by_dense(forms, seed), operands, dy, asked.needed)
+
+
+def _asked(asked: Asked) -> tuple[list[_Form], Tensor | None, list[int]]:
+    """Read what native says of a network: its layers, its seed, and what follows."""
+    count, _, seeded, seed, *rest = asked.numbers
+    each = zip(rest[:count], asked.dropout, rest[count : 2 * count], strict=True)
+    forms = [_Form(record_of(number), p, bool(biased)) for number, p, biased in each]
+    return forms, torch.tensor(seed) if seeded else None, rest[2 * count :]

@@ -19,21 +19,28 @@ bool is_float(at::ScalarType dtype) {
   return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
 }
 
-std::optional<at::ScalarType> products_dtype(const Tensor& input, const Tensor& weight, const Optional& bias) {
+static bool shapes_fit(const Tensor& input, int64_t width, const Tensor& weight, const Optional& bias) {
   const auto device = input.device();
-  if (weight.dim() != 2 || input.dim() < 1 || input.size(-1) != weight.size(1) || weight.device() != device ||
-      !input.numel() || !weight.numel()) {
-    return {};
+  return weight.dim() == 2 && width == weight.size(1) && weight.device() == device && weight.numel() &&
+      (!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0) && bias->device() == device));
+}
+
+bool layer_fits(const Tensor& input, int64_t width, const Tensor& weight, const Optional& bias) {
+  const auto dtype = input.scalar_type();
+  return is_float(dtype) && shapes_fit(input, width, weight, bias) && weight.scalar_type() == dtype &&
+      (!bias || bias->scalar_type() == dtype);
+}
+
+std::optional<at::ScalarType> products_dtype(const Tensor& input, const Tensor& weight, const Optional& bias) {
+  if (!input.dim() || !input.numel() || !shapes_fit(input, input.size(-1), weight, bias)) return {};
+  const auto kind = input.device().type();
+  if (!at::autocast::is_autocast_enabled(kind)) {
+    return layer_fits(input, input.size(-1), weight, bias) ? std::optional(input.scalar_type()) : std::nullopt;
   }
-  if (bias && (bias->dim() != 1 || bias->size(0) != weight.size(0) || bias->device() != device)) return {};
-  const auto dtype = input.scalar_type(), of_w = weight.scalar_type(), of_b = bias ? bias->scalar_type() : of_w;
-  if (!is_float(dtype) || !is_float(of_w) || !is_float(of_b)) return {};
-  if (at::autocast::is_autocast_enabled(device.type())) {
-    // Autocast leaves float64 alone.
-    if (dtype == at::kDouble || of_w == at::kDouble || of_b == at::kDouble) return {};
-    return at::autocast::get_autocast_dtype(device.type());
-  }
-  return dtype == of_w && dtype == of_b ? std::optional(dtype) : std::nullopt;
+  // Autocast leaves float64 alone.
+  const auto narrow = [](const Tensor& t) { return is_float(t.scalar_type()) && t.scalar_type() != at::kDouble; };
+  const bool all = narrow(input) && narrow(weight) && (!bias || narrow(*bias));
+  return all ? std::optional(at::autocast::get_autocast_dtype(kind)) : std::nullopt;
 }
 
 }  // namespace manual_mlp

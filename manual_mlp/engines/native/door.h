@@ -23,12 +23,15 @@ inline bool absent_or_plain(const Tensor& t) { return !t.defined() || is_plain(t
 
 // The dtype of a layer's products, if its operands fit together and none is empty.
 std::optional<at::ScalarType> products_dtype(const Tensor& input, const Tensor& weight, const Optional& bias);
+// Whether a layer fits an input of this width, on its device and in its dtype, and is not empty.
+bool layer_fits(const Tensor& input, int64_t width, const Tensor& weight, const Optional& bias);
 bool is_float(at::ScalarType dtype);
 
-// View (*, D) as (N, D), contiguous.
-inline Tensor rows(const Tensor& t) {
-  return (t.dim() == 2 ? t : t.reshape({t.numel() / t.size(-1), t.size(-1)})).contiguous();
+// View (*, D) as (N, D); and, where entries are walked through, contiguous.
+inline Tensor flat(const Tensor& t) {
+  return t.dim() == 2 ? t : t.reshape({t.numel() / t.size(-1), t.size(-1)});
 }
+inline Tensor rows(const Tensor& t) { return flat(t).contiguous(); }
 inline Tensor like_rows_of(const Tensor& flat, const Tensor& input) {
   if (input.dim() == 2) return flat;
   auto shape = input.sizes().vec();
@@ -44,6 +47,7 @@ struct Question {
   variable_list tensors;
   std::vector<int64_t> numbers;
   std::vector<bool> needed;
+  std::vector<double> dropout = {};
 };
 variable_list ask_plain(const Question& question);
 

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
 
+#include "dropout.h"
 #include "kernels.h"
 
 namespace manual_mlp {
@@ -161,6 +162,27 @@ Second second_of_delta(const Tensor& dy, const Tensor& q, const Tensor& kept, co
         dy, q, kept, found.delta, found.dy_cotangent, found.r);
   });
   return found;
+}
+
+void drop(const Tensor& to, const Tensor& from, const Mask& mask) {
+  const int64_t n = from.size(0), w = from.size(1);
+  std::vector<uint32_t> of_column(w);
+  for (int64_t j = 0; j < w; ++j) of_column[j] = mix(uint32_t(j));
+  with_entries(
+      [&](auto* out, auto* in) {
+        using T = std::remove_pointer_t<decltype(out)>;
+        const auto factor = Wide<T>(T(mask.factor));
+        at::parallel_for(0, n, std::max<int64_t>(1, kGrain / 4 / w), [&](int64_t from_row, int64_t to_row) {
+          for (int64_t i = from_row; i < to_row; ++i) {
+            const uint32_t of_row = mix(mask.key + uint32_t(mask.row + i));
+            for (int64_t j = 0; j < w; ++j) {
+              const bool keep = int32_t(mix(of_row + of_column[j])) >= mask.least;
+              out[i * w + j] = T(Wide<T>(in[i * w + j]) * (keep ? factor : 0));
+            }
+          }
+        });
+      },
+      to, from);
 }
 
 Tensor derivative(const Tensor& kept, const Act& f, int64_t order) {

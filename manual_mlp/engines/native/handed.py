@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,14 +12,25 @@ from manual_mlp.activations.registry import entry_of
 from manual_mlp.transforms import DEVICE_MODE
 
 Tensors = Sequence[Tensor | None]
-Answer = Callable[[Tensors, Sequence[int], Sequence[bool]], Tensors]
+
+
+class Asked(NamedTuple):
+    """What native asks with: tensors, numbers of activations and other numbers, what is needed, shares to be dropped."""
+
+    tensors: Tensors
+    numbers: list[int]
+    needed: list[bool]
+    dropout: list[float]
+
+
+Answer = Callable[[Asked], Tensors]
 
 PLAIN: dict[str, Answer] = {}
 _records: list[Activation] = []
 
 
 def answers(answer: Answer) -> Answer:
-    """Let native ask a function, by its name, from tensors, numbers, and what is needed."""
+    """Let native ask a function, by its name."""
     PLAIN[answer.__name__] = answer
     return answer
 
@@ -32,7 +43,7 @@ def over(module: Any) -> None:
         object.__setattr__(activation, "native", number)
         return number
 
-    module.hand_over(PLAIN, Tensor, nn.Parameter, DEVICE_MODE, number_of)
+    module.hand_over(PLAIN, Tensor, nn.Parameter, DEVICE_MODE, number_of, Asked)
 
 
 def record_of(number: int) -> Activation:

@@ -9,7 +9,7 @@ namespace {
 using torch::autograd::Function;
 
 Tensor z_in(at::ScalarType dtype, const Tensor& input, const Tensor& weight, const Optional& bias) {
-  return z_of(rows(input).to(dtype), weight.to(dtype), bias ? some(bias->to(dtype)) : bias);
+  return z_of(flat(input).to(dtype), weight.to(dtype), bias ? some(bias->to(dtype)) : bias);
 }
 
 Tensor y_in_place(const Tensor& z, const Act& f) {
@@ -106,7 +106,7 @@ struct GradientsFunction : Function<GradientsFunction> {
       delta = rows(dz);
     }
     if (needed[0] && w_tilde.defined()) cotangents[0] = dh_of(delta, w_tilde.to(delta.scalar_type())).view(h.sizes());  // (S4)
-    if (needed[1] && h_tilde.defined()) cotangents[1] = dw_of(delta, rows(h_tilde).to(delta.scalar_type()));  // (S5)
+    if (needed[1] && h_tilde.defined()) cotangents[1] = dw_of(delta, flat(h_tilde).to(delta.scalar_type()));  // (S5)
     if (needed[4]) cotangents[4] = q.view(dz.sizes());
     return cotangents;
   }
@@ -118,9 +118,9 @@ struct GradientsFunction : Function<GradientsFunction> {
     const auto in = [&](const Tensor& t) { return t.to(dtype); };
     const Optional b = tilde.db.defined() ? some(in(tilde.db)) : std::nullopt;
     Tensor q;
-    if (tilde.dh.defined()) q = z_of(in(rows(tilde.dh)), in(of.w), b);
+    if (tilde.dh.defined()) q = z_of(in(flat(tilde.dh)), in(of.w), b);
     if (tilde.dw.defined()) {
-      const Tensor h = in(rows(of.h));
+      const Tensor h = in(flat(of.h));
       q = q.defined() ? at::addmm_out(q, q, h, in(tilde.dw).t()) : z_of(h, in(tilde.dw), b);  // (S1)
     }
     return q.defined() ? q : b->expand({rows(like).size(0), like.size(-1)}).contiguous();
@@ -138,7 +138,7 @@ Three gradients(const Kept& of, const Tensor& dy, const Tensor& dz, Needed neede
   if (dz.defined()) delta = delta.defined() ? at::add(delta, rows(dz)) : rows(dz);
   Three found;
   if (needed.dh) found.dh = dh_of(delta, of.w.to(delta.scalar_type()));
-  if (needed.dw) found.dw = dw_of(delta, rows(of.h).to(delta.scalar_type()));
+  if (needed.dw) found.dw = dw_of(delta, flat(of.h).to(delta.scalar_type()));
   if (needed.db) found.db = one_pass ? rounded(db, {delta.size(1)}, delta.options()) : at::sum(delta, {0});
   if (needed.dh && (dy.defined() ? dy : dz).dim() != 2) found.dh = like_rows_of(found.dh, dy.defined() ? dy : dz);
   return found;

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "layer.h"
+#include "network.h"
 #include "python.h"
 
 namespace manual_mlp {
@@ -16,16 +17,17 @@ namespace {
 struct Handed {
   py::dict plain;
   PyTypeObject *tensor = nullptr, *parameter = nullptr, *device_mode = nullptr;
-  py::object number;
+  py::object number, asked;
   PyObject* name = nullptr;  // of the attribute where a record keeps its number
 };
 Handed* handed = nullptr;
 
-void hand_over(py::dict plain, py::type tensor, py::type parameter, py::type device_mode, py::object number) {
+void hand_over(py::dict plain, py::type tensor, py::type parameter, py::type device_mode, py::object number,
+               py::object asked) {
   static Handed given;  // never destroyed before the interpreter is
   given = {plain, (PyTypeObject*)tensor.ptr(), (PyTypeObject*)parameter.ptr(), (PyTypeObject*)device_mode.ptr(), number,
-           PyUnicode_InternFromString("native")};
-  plain.inc_ref(), tensor.inc_ref(), parameter.inc_ref(), device_mode.inc_ref(), number.inc_ref();
+           asked,           PyUnicode_InternFromString("native")};
+  plain.inc_ref(), tensor.inc_ref(), parameter.inc_ref(), device_mode.inc_ref(), number.inc_ref(), asked.inc_ref();
   handed = &given;
 }
 
@@ -84,6 +86,48 @@ PyObject* dense_door(PyObject*, PyObject* const* given, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
+// The layers of a chain of (weight, bias, activation, dropout) that fit the input, outside of autocast.
+bool take_layers(PyObject* chain, const Tensor& input, Layers& to) {
+  const auto size = PySequence_Fast_GET_SIZE(chain);
+  auto width = input.size(-1);
+  for (Py_ssize_t k = 0; k < size; ++k) {
+    PyObject* item = PySequence_Fast_GET_ITEM(chain, k);
+    Layer layer;
+    if (!take(PyTuple_GET_ITEM(item, 0), layer.w) || !take(PyTuple_GET_ITEM(item, 1), layer.b)) return false;
+    layer.f = take_activation(PyTuple_GET_ITEM(item, 2));
+    layer.dropout = PyFloat_AsDouble(PyTuple_GET_ITEM(item, 3));
+    if (!layer.f || !layer_fits(input, width, layer.w, layer.b)) return false;
+    width = layer.w.size(0);
+    to.push_back(std::move(layer));
+  }
+  return true;
+}
+
+// The rows of a tile and the workers, from a pair; None for all rows at once.
+Tiling take_tiling(PyObject* pair, int64_t n) {
+  if (pair == Py_None) return {n, 1};
+  return {PyLong_AsLongLong(PyTuple_GET_ITEM(pair, 0)), PyLong_AsLongLong(PyTuple_GET_ITEM(pair, 1))};
+}
+
+// network(input, chain, tiling or None) -> y or None
+PyObject* network_door(PyObject*, PyObject* const* given, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  Tensor input;
+  Layers layers;
+  if (functions_are_overridden() || !take(given[0], input) || !input.is_cpu() || !input.dim() || !input.numel() ||
+      at::autocast::is_autocast_enabled(input.device().type()) || !take_layers(given[1], input, layers)) {
+    Py_RETURN_NONE;
+  }
+  const auto tiling = take_tiling(given[2], input.numel() / input.size(-1));
+  Tensor y;
+  {
+    py::gil_scoped_release released;
+    y = network(input, std::move(layers), tiling);
+  }
+  return THPVariable_Wrap(std::move(y));
+  END_HANDLE_TH_ERRORS
+}
+
 int64_t threads_of_a_region() {
   py::gil_scoped_release released;
   std::set<std::thread::id> seen;
@@ -98,6 +142,7 @@ int64_t threads_of_a_region() {
 
 PyMethodDef kDoors[] = {
     {"dense", (PyCFunction)(void*)dense_door, METH_FASTCALL, nullptr},
+    {"network", (PyCFunction)(void*)network_door, METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -110,7 +155,7 @@ variable_list ask_plain(const Question& question) {
     const Tensor& t = question.tensors[k];
     tensors[k] = t.defined() ? py::reinterpret_steal<py::object>(THPVariable_Wrap(t)) : py::none();
   }
-  auto found = handed->plain[question.name](tensors, question.numbers, question.needed).cast<py::sequence>();
+  auto found = handed->plain[question.name](handed->asked(tensors, question.numbers, question.needed, question.dropout)).cast<py::sequence>();
   variable_list made;
   for (auto item : found) made.push_back(item.is_none() ? Tensor() : THPVariable_Unpack(item.ptr()));
   return made;

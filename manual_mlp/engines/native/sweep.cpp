@@ -1,0 +1,167 @@
+#include "sweep.h"
+
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/grad_mode.h>
+
+namespace manual_mlp {
+namespace {
+
+at::ScalarType widened(at::ScalarType dtype) { return dtype == at::kDouble ? dtype : at::kFloat; }
+void add_dw(const Tensor& total, const Tensor& delta, const Tensor& h) {
+  const auto dtype = total.scalar_type();
+  const Tensor left = delta.to(dtype).t(), right = h.to(dtype);
+  Tensor to = total;
+  at::addmm_out(to, to, left, right);  // (B3)
+}
+
+}  // namespace
+
+Sweep::Sweep(Layers layers, Tensor h, Tiling tiling, std::optional<uint64_t> seed)
+    : layers_(std::move(layers)), h_(std::move(h)), tiling_(tiling), seed_(seed) {
+  for (const auto& layer : layers_) transposed_.push_back(layer.w.t());
+}
+
+bool Sweep::has_slope(size_t k) const {
+  const auto dtype = layers_[k].w.scalar_type();
+  return layers_[k].f->vectors() && !layers_[k].f->by_y && dtype == widened(dtype);
+}
+
+const Tensor& Sweep::output(const Space& space, size_t k) const {
+  return space.dropped[k].defined() ? space.dropped[k] : layers_[k].f->by_y || has_slope(k) ? space.z[k] : space.beside[k];
+}
+
+Sweep::Space Sweep::space(bool backward, const std::vector<Wanted>& wanted) const {
+  Space made;
+  int64_t widest = 0;
+  const auto options = layers_[0].w.options();
+  for (size_t k = 0; k < layers_.size(); ++k) {
+    const auto& [w, b, f, p] = layers_[k];
+    const int64_t width = w.size(0);
+    if (k + 1 < layers_.size()) widest = std::max(widest, width);
+    const auto memory = [&](bool needed) { return needed ? at::empty({tiling_.rows, width}, options) : Tensor(); };
+    made.z.push_back(memory(true));
+    made.beside.push_back(memory(backward && !f->by_y));
+    // Where relu's output is dropped, nothing comes back that would ask whether it was above 0.
+    made.dropped.push_back(
+        memory(backward && is_dropped(k) && f->by_y && f->kind != Kind::relu && f->kind != Kind::identity));
+    if (!backward) continue;
+    const auto wide = options.dtype(widened(w.scalar_type()));
+    made.dw.push_back(wanted[k].dw ? at::zeros(w.sizes(), wide) : Tensor());
+    made.db.emplace_back(wanted[k].db ? width : 0);
+  }
+  if (backward && layers_.size() > 1) made.first = at::empty({tiling_.rows * widest}, options);
+  if (backward && layers_.size() > 2) made.second = at::empty({tiling_.rows * widest}, options);
+  return made;
+}
+
+// Deals the tiles out, always in the same way, so that sums come out the same. Modes do not reach other threads.
+void Sweep::each_tile(const std::function<void(Space&, int64_t, int64_t)>& work) {
+  const int64_t n = h_.size(0), count = (n + tiling_.rows - 1) / tiling_.rows, workers = tiling_.workers;
+  const auto part = [&](int64_t worker) {
+    for (int64_t tile = worker; tile < count; tile += workers) {
+      const int64_t start = tile * tiling_.rows;
+      work(spaces_[worker], start, std::min(tiling_.rows, n - start));
+    }
+  };
+  if (workers == 1) return part(0);
+  const bool inference = c10::InferenceMode::is_enabled();
+  at::parallel_for(0, workers, 1, [&](int64_t from, int64_t to) {
+    c10::InferenceMode mode(inference);
+    at::NoGradGuard no_grad;
+    Below below;
+    for (int64_t worker = from; worker < to; ++worker) part(worker);
+  });
+}
+
+Tensor Sweep::run(Space& space, int64_t start, int64_t n, bool backward, size_t count) {
+  Tensor h = h_.narrow(0, start, n).to(layers_[0].w.scalar_type());
+  for (size_t k = 0; k < count; ++k) {
+    const Act& f = *layers_[k].f;
+    Tensor z = space.z[k].narrow(0, 0, n);
+    if (layers_[k].b) {
+      at::addmm_out(z, *layers_[k].b, h, transposed_[k]);
+    } else {
+      at::mm_out(z, h, transposed_[k]);  // (F1)
+    }
+    if (has_slope(k) && backward) {
+      y_and_slope(z, space.beside[k].narrow(0, 0, n), f);
+      h = z;
+    } else {
+      h = backward && !f.by_y ? space.beside[k].narrow(0, 0, n) : z;
+      if (f.kind != Kind::identity) y_into(h, z, f);
+    }
+    if (is_dropped(k)) {
+      const Tensor to = space.dropped[k].defined() ? space.dropped[k].narrow(0, 0, n) : h;
+      drop(to, h, mask(k, start));
+      h = to;
+    }
+  }
+  return h;
+}
+
+Tensor Sweep::forward() {
+  spaces_.clear();
+  for (int64_t k = 0; k < tiling_.workers; ++k) spaces_.push_back(space(false, {}));
+  Tensor y = at::empty({h_.size(0), layers_.back().w.size(0)}, layers_[0].w.options());
+  each_tile([&](Space& space, int64_t start, int64_t n) {
+    y.narrow(0, start, n).copy_(run(space, start, n, false, layers_.size()));
+  });
+  return y;
+}
+
+Tensor Sweep::backward(const Objective& objective, const std::vector<Wanted>& wanted, int64_t lowest, bool again) {
+  spaces_.clear();
+  for (int64_t k = 0; k < tiling_.workers; ++k) spaces_.push_back(space(true, wanted));
+  const Tensor dh = lowest < 0 ? at::empty(h_.sizes(), layers_[0].w.options()) : Tensor();
+  const Act& last = *layers_.back().f;
+  const bool skips = again && last.kind == Kind::identity;
+  each_tile([&](Space& space, int64_t start, int64_t n) {
+    Tensor y = run(space, start, n, true, layers_.size() - skips);
+    if (skips) y = space.z.back().narrow(0, 0, n);
+    // What f′ is taken from is not to be overwritten.
+    const bool free = last.kind == Kind::identity || !last.by_y;
+    back(space, start, objective({start, n, y}, free), wanted, lowest, dh);
+  });
+  for (size_t t = 1; t < spaces_.size(); ++t) {
+    for (size_t k = 0; k < layers_.size(); ++k) {
+      if (wanted[k].dw) spaces_[0].dw[k].add_(spaces_[t].dw[k]);  // (T1)
+      for (size_t j = 0; j < spaces_[0].db[k].size(); ++j) spaces_[0].db[k][j] += spaces_[t].db[k][j];
+    }
+  }
+  return dh;
+}
+
+void Sweep::back(Space& space, int64_t start, Tensor dy, const std::vector<Wanted>& wanted, int64_t lowest,
+                 const Tensor& dh) {
+  const int64_t n = dy.size(0);
+  const auto part = [&](const Tensor& t) { return t.narrow(0, 0, n); };
+  for (int64_t k = layers_.size() - 1; k >= std::max<int64_t>(lowest, 0); --k) {
+    double* db = wanted[k].db ? space.db[k].data() : nullptr;
+    if (has_slope(k)) {
+      delta_by_slope(dy, part(space.beside[k]), db);
+    } else {
+      dy = delta_of(dy, part(space.z[k]), *layers_[k].f, dy, db);
+    }
+    if (wanted[k].dw) {
+      add_dw(space.dw[k], dy, k ? part(output(space, k - 1)) : h_.narrow(0, start, n));
+    }
+    if (k > lowest) {
+      const int64_t width = layers_[k].w.size(1);
+      Tensor below = k ? (k % 2 ? space.first : space.second).narrow(0, 0, n * width).view({n, width})
+                       : dh.narrow(0, start, n);
+      at::mm_out(below, dy, layers_[k].w);  // (B2)
+      if (k && is_dropped(k - 1)) drop(below, below, mask(k - 1, start));
+      dy = below;
+    }
+  }
+}
+
+Tensor Sweep::db(int64_t layer, at::ScalarType dtype) const {
+  const auto& sums = spaces_[0].db[layer];
+  return sums.empty() ? Tensor() : rounded(sums, {int64_t(sums.size())}, h_.options().dtype(dtype));
+}
+
+}  // namespace manual_mlp
