@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import SupportsIndex
 
+import torch
 from torch import Tensor, nn
 
-from manual_mlp.activations import Activation, get
+from manual_mlp.activations import IDENTITY, Activation, get
 from manual_mlp.checks import check_layer, check_options
 from manual_mlp.composite import torchs_layer
+from manual_mlp.engines import native
 from manual_mlp.formulas.products import rows
 from manual_mlp.head.functions import loss_of_step
 from manual_mlp.head.plan import Head, step_for
@@ -56,6 +58,21 @@ def linear_cross_entropy(
         TypeError: dtypes differ or are not those named here.
         IndexError: a class is out of range (on a CPU; CUDA reports it as torch does, by an assertion).
     """
+    if not torch.compiler.is_dynamo_compiling() and native.doors is not None:
+        value = native.doors.linear_cross_entropy(
+            input,
+            linear_weight,
+            linear_bias,
+            IDENTITY,
+            target,
+            weight,
+            ignore_index,
+            label_smoothing,
+            reduction,
+            chunk_rows,
+        )
+        if value is not None:
+            return value  # type: ignore[no-any-return]
     options = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
     criterion = Criterion(LOSSES["cross_entropy"], target, reduction, options)
     return _loss(Head(input, linear_weight, linear_bias), criterion, chunk_rows)
@@ -98,6 +115,12 @@ def linear_binary_cross_entropy(
         ValueError: shapes or devices do not fit together, or an option is out of range.
         TypeError: dtypes differ or are not floating point.
     """
+    if not torch.compiler.is_dynamo_compiling() and native.doors is not None:
+        value = native.doors.linear_binary_cross_entropy(
+            input, linear_weight, linear_bias, IDENTITY, target, weight, pos_weight, reduction, chunk_rows
+        )
+        if value is not None:
+            return value  # type: ignore[no-any-return]
     options = {"weight": weight, "pos_weight": pos_weight}
     criterion = Criterion(LOSSES["binary_cross_entropy"], target, reduction, options)
     return _loss(Head(input, linear_weight, linear_bias), criterion, chunk_rows)
@@ -139,6 +162,10 @@ def dense_squared_error(
     """
     if not isinstance(activation, Activation):
         activation = get(activation)
+    if not torch.compiler.is_dynamo_compiling() and native.doors is not None:
+        value = native.doors.dense_squared_error(input, weight, bias, activation, target, reduction, chunk_rows)
+        if value is not None:
+            return value  # type: ignore[no-any-return]
     criterion = Criterion(LOSSES["squared_error"], target, reduction, {})
     return _loss(Head(input, weight, bias, activation), criterion, chunk_rows)
 

@@ -10,13 +10,18 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manual_mlp.composite import Found, gradients_by_autograd
+from manual_mlp.engines.native.handed import DTYPES, Asked, answers, record_of
+from manual_mlp.formulas.cross_entropy import CrossEntropy
 from manual_mlp.formulas.layer import delta_of, gradients
+from manual_mlp.formulas.losses import BinaryCrossEntropy, Loss, SquaredError
+from manual_mlp.formulas.products import rows
 from manual_mlp.head.plan import Head, Step, in_dtypes
 from manual_mlp.head.second import second_order
-from manual_mlp.precision import cast, uncast, widen, widened
+from manual_mlp.precision import cast, product_dtype, uncast, widen, widened
 from manual_mlp.sweep.passes import Trace, forward
 from manual_mlp.sweep.sums import Total
 from manual_mlp.sweep.tiles import Sweep, Tile
+from manual_mlp.sweep.tiling import Tiling
 from manual_mlp.transforms import below_functions, is_plain, last_pass, needed_now, version
 
 
@@ -60,26 +65,35 @@ class LossFunction(Function):
         h, w, b, *held = ctx.saved_tensors
         operands, rest = (h, w, b), ctx.rest
         step: Step = ctx.step._replace(loss=ctx.step.loss.holding(held))
-        needed, plain = needed_now(ctx, 3), is_plain(upstream)
-        g = widen(upstream)
-        if isinstance(ctx.scale, Tensor):
-            # 0 stands for a mean over no row: no upstream gradient, not even NaN, reaches the layer.
-            g = torch.where(ctx.scale == 0, 0.0, g * cast(ctx.scale, g.dtype))
-        elif ctx.scale != 1:
-            g = g * ctx.scale
-        if g.dim() == 1:
-            g = step.loss.counted(g, slice(None))
-        made: Found = ()
-        if plain:
+        needed, made = needed_now(ctx, 3), None
+        g = _weights(step.loss, upstream, ctx.scale)
+        if is_plain(upstream):
             with torch.no_grad():
                 made = _finish(ctx, step, g, operands, needed)
             if not torch.is_grad_enabled():
                 return *made, None
-        whole = _whole(operands, rest)
-        g = g if g.dim() == 2 else g.expand(len(step.loss.target))[:, None]
-        if plain:
-            return *_GradientsFunction.apply(*whole, g, step, made), None
-        return *_by_composite(step, needed)(*whole, g), None
+        return *_differentiable(step, _whole(operands, rest), g, made, needed), None
+
+
+def _weights(loss: Loss, upstream: Tensor, scale: Tensor | float) -> Tensor:
+    """Compute the upstream gradient of all values, each row or each entry, from that of the output."""
+    g = widen(upstream)
+    if isinstance(scale, Tensor):
+        # 0 stands for a mean over no row: no upstream gradient, not even NaN, reaches the layer.
+        g = torch.where(scale == 0, 0.0, g * cast(scale, g.dtype))
+    elif scale != 1:
+        g = g * scale
+    return loss.counted(g, slice(None)) if g.dim() == 1 else g
+
+
+def _differentiable(
+    step: Step, operands: Sequence[Any], g: Tensor, made: Found | None, needed: Sequence[bool]
+) -> Found:
+    """Let dh, dw and db, made already unless something looks inside, be differentiated."""
+    g = g if g.dim() == 2 else g.expand(len(step.loss.target))[:, None]
+    if made is None:
+        return _by_composite(step, needed)(*operands, g)
+    return _GradientsFunction.apply(*operands, g, step, made)  # type: ignore[no-any-return]
 
 
 class _GradientsFunction(Function):
@@ -198,3 +212,39 @@ def _whole(operands: Sequence[Any], rest: Sequence[tuple[Tensor, int] | None]) -
                 "expected that no operand of the loss was modified by an inplace operation: create_graph reads it again"
             )
     return [of_rest[0] if of_rest else t for t, of_rest in zip(operands, rest, strict=True)]
+
+
+@answers
+def loss_gradients(asked: Asked) -> Found:
+    """Compute dh, dw and db of a loss, so that what differentiates them is right; native may have made them."""
+    input, w, b, upstream, target, weight, pos_weight, *given = asked.tensors
+    kind, reduction, number, tile_rows, _, region, ignored = asked.numbers
+    assert input is not None
+    assert target is not None
+    assert upstream is not None
+    losses: tuple[Callable[[], Loss], ...] = (
+        lambda: CrossEntropy(target, weight, ignored, asked.dropout[0]),
+        lambda: BinaryCrossEntropy(target, weight, pos_weight),
+        lambda: SquaredError(target),
+    )
+    loss, h, of_region = losses[kind](), rows(input), DTYPES.get(region)
+    step = Step(
+        loss,
+        ("none", "mean", "sum")[reduction],
+        record_of(number),
+        Tiling(min(tile_rows, len(h))),
+        product_dtype(of_region or h.dtype, h.device),
+        of_region,
+        again=False,
+    )
+    g = upstream
+    if step.reduction == "none":
+        g = upstream.reshape((len(h), -1) if loss.by_entry else (len(h),))
+    dh, *others = given
+    made = None
+    if is_plain(upstream):
+        dtypes = [None if t is None else t.dtype for t in (h, w, b)]
+        made = in_dtypes([None if dh is None else rows(dh), *others], dtypes)
+    g = _weights(loss, g, loss.mean_now()[1] if step.reduction == "mean" else 1.0)
+    dh, dw, db = _differentiable(step, (h, w, b), g, made, asked.needed)
+    return None if dh is None else dh.reshape(input.shape), dw, db

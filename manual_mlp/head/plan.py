@@ -10,10 +10,11 @@ from torch import Tensor
 
 from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.composite import Found
+from manual_mlp.engines.native.handed import DTYPES, Asked, answers
 from manual_mlp.formulas.layer import Layer, z_of
 from manual_mlp.formulas.losses import Loss
 from manual_mlp.layer import COMPUTE, dense
-from manual_mlp.precision import FLOATS, autocast_dtype, cast, product_dtype
+from manual_mlp.precision import FLOATS, autocast_dtype, cast, product_dtype, speed_of
 from manual_mlp.sweep.objective import Objective
 from manual_mlp.sweep.tiling import Tiling, few_logits, tiling_of_loss
 from manual_mlp.transforms import Caller
@@ -93,3 +94,16 @@ def in_dtypes(found: Sequence[Tensor | None], dtypes: Sequence[torch.dtype | Non
     """Turn what was found for each operand into its dtype."""
     pairs = zip(found, dtypes, strict=True)
     return tuple(None if t is None or dtype is None else cast(t, dtype) for t, dtype in pairs)
+
+
+@answers
+def rows_of_loss(asked: Asked) -> int:
+    """Choose the rows of a tile of many logits, from the input, the width of a row, and the dtype of the products."""
+    d_out, dtype = asked.numbers
+    return tiling_of_loss(asked.tensors[0], d_out, DTYPES[dtype]).rows  # type: ignore[arg-type]
+
+
+@answers
+def bfloat16_is_fast(_: Asked) -> bool:
+    """Tell whether products in bfloat16 are quicker than in float32 on this CPU."""
+    return speed_of(torch.bfloat16) > 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from manual_mlp.activations import Activation
@@ -23,9 +24,11 @@ class Asked(NamedTuple):
     dropout: list[float]
 
 
-Answer = Callable[[Asked], Tensors]
+Answer = Callable[[Asked], Any]
 
 PLAIN: dict[str, Answer] = {}
+# By the numbers that they have in C++.
+DTYPES = {5: torch.float16, 6: torch.float32, 7: torch.float64, 15: torch.bfloat16}
 _records: list[Activation] = []
 
 

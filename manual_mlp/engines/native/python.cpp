@@ -148,14 +148,18 @@ PyMethodDef kDoors[] = {
 
 }  // namespace
 
-variable_list ask_plain(const Question& question) {
-  py::gil_scoped_acquire acquired;
+py::object ask(const Question& question) {
   py::tuple tensors(question.tensors.size());
   for (size_t k = 0; k < question.tensors.size(); ++k) {
     const Tensor& t = question.tensors[k];
     tensors[k] = t.defined() ? py::reinterpret_steal<py::object>(THPVariable_Wrap(t)) : py::none();
   }
-  auto found = handed->plain[question.name](handed->asked(tensors, question.numbers, question.needed, question.dropout)).cast<py::sequence>();
+  return handed->plain[question.name](handed->asked(tensors, question.numbers, question.needed, question.dropout));
+}
+
+variable_list ask_plain(const Question& question) {
+  py::gil_scoped_acquire acquired;
+  auto found = ask(question).cast<py::sequence>();
   variable_list made;
   for (auto item : found) made.push_back(item.is_none() ? Tensor() : THPVariable_Unpack(item.ptr()));
   return made;
@@ -174,4 +178,5 @@ PYBIND11_MODULE(manual_mlp_native, m) {
     return std::make_tuple(found.delta, found.dy_cotangent, found.r);
   });
   PyModule_AddFunctions(m.ptr(), kDoors);
+  PyModule_AddFunctions(m.ptr(), kHeadDoors);
 }

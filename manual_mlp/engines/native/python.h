@@ -16,5 +16,9 @@ bool take(PyObject* object, Tensor& to);
 bool take(PyObject* object, Optional& to);
 // The activation that a record stands for; null for one that is not known here.
 const Act* take_activation(PyObject* record);
+// What a function of the plain engine answers; Python's lock is held.
+py::object ask(const Question& question);
+
+extern PyMethodDef kHeadDoors[];
 
 }  // namespace manual_mlp

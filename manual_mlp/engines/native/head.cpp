@@ -1,0 +1,267 @@
+#include "head.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/graph_task.h>
+
+#include "layer.h"
+#include "sweep.h"
+
+namespace manual_mlp {
+namespace {
+using torch::autograd::Function;
+
+at::ScalarType widened(at::ScalarType dtype) { return dtype == at::kDouble ? dtype : at::kFloat; }
+Optional in(const Optional& b, at::ScalarType dtype) { return b ? Optional(b->to(dtype)) : b; }
+
+// What forward makes for an upstream gradient of 1: δ of all rows, where they are one tile; else dh, dw and db.
+struct Made {
+  Tensor value, delta;
+  Three three;
+};
+
+// Passes over the rows of a layer with its loss.
+class Pass {
+ public:
+  Pass(const Plan& plan, const Head& head) : plan_(plan), head_(head), h_(flat(head.h)) {}
+
+  Made forward(Needed needed, double* scale) {
+    const int64_t n = h_.size(0), v = head_.w.size(0);
+    // Raised before anything is computed.
+    const Mean mean = mean_of(plan_.loss, v);
+    const bool each = plan_.reduction == Reduction::none, divides = plan_.reduction == Reduction::mean;
+    const auto wide = h_.options().dtype(widened(plan_.products)).requires_grad(false);
+    if (each) values_ = at::empty(plan_.loss.by_entry() ? at::IntArrayRef{n, v} : at::IntArrayRef{n}, wide);
+    *scale = upstream_.scale = divides ? mean.scale : 1;
+    Made made;
+    if (plan_.rows >= n) {
+      made.delta = all(needed.any());
+    } else {
+      made.three = swept(needed);
+    }
+    const auto dtype = plan_.region ? widened(plan_.products) : head_.h.scalar_type();
+    made.value = each ? shaped(values_.to(dtype)) : at::scalar_tensor(sum_ / (divides ? mean.count : 1), wide.dtype(dtype));
+    return made;
+  }
+
+  // dh, dw and db for an upstream gradient g of each row or entry.
+  Three again(const Tensor& g, Needed needed) {
+    upstream_.g = g;
+    return swept(needed);
+  }
+
+ private:
+  // δ of all rows, or the values alone.
+  Tensor all(bool need_delta) {
+    const Act& f = *head_.f;
+    const auto dtype = plan_.products;
+    const Tensor z = z_of(h_.to(dtype), head_.w.to(dtype), in(head_.b, dtype));
+    const bool linear = f.kind == Kind::identity, apart = !linear && !f.by_y;
+    const Tensor y = apart ? at::empty_like(z) : z;
+    if (!linear) y_into(y, z, f);
+    // What f′ is taken from is not to be overwritten.
+    const Tensor dy = !need_delta ? Tensor() : linear || apart ? y : at::empty_like(z);
+    sum_ = loss_and_delta(plan_.loss, y, 0, upstream_, values_, dy);
+    return need_delta ? delta_of(dy, z, f, dy) : dy;
+  }
+
+  Three swept(Needed needed) {
+    const auto dtype = plan_.products;
+    Sweep sweep({{head_.w.to(dtype), in(head_.b, dtype), head_.f, 0}}, h_, {plan_.rows, 1}, std::nullopt);
+    Tensor beside;
+    const auto dy_of = [&](const Tile& tile, bool free) {
+      if (!free && needed.any() && !beside.defined()) beside = at::empty_like(tile.y);
+      const Tensor dy = beside.defined() ? beside.narrow(0, 0, tile.n) : tile.y;
+      const Upstream here{upstream_.scale, upstream_.g.defined() ? upstream_.g.narrow(0, tile.start, tile.n) : Tensor()};
+      sum_ += loss_and_delta(plan_.loss, tile.y, tile.start, here, values_, needed.any() ? dy : Tensor());
+      return dy;
+    };
+    Three found;
+    found.dh = sweep.backward(dy_of, {{needed.dw, needed.db}}, needed.dh ? -1 : 0, false);
+    if (needed.dw) found.dw = sweep.dw(0);
+    if (needed.db) found.db = sweep.db(0, widened(dtype));
+    return found;
+  }
+
+  // The losses of rows (N,) or entries (N, V), with the leading dimensions of the input.
+  Tensor shaped(const Tensor& losses) const {
+    auto shape = head_.h.sizes().vec();
+    shape.pop_back();
+    if (losses.dim() == 2) shape.push_back(losses.size(1));
+    return losses.view(shape);
+  }
+
+  const Plan& plan_;
+  const Head& head_;
+  Tensor h_, values_;
+  Upstream upstream_;
+  double sum_ = 0;
+};
+
+Tensor scaled(const Tensor& t, double g, bool own) {
+  if (!t.defined()) return t;
+  return own ? (g == 1 ? t : t.mul_(g)) : at::mul(t, g);
+}
+
+// Of an operand that torch would not keep: it is read again by create_graph alone, which finds out that it has changed.
+int64_t version(const Tensor& t) { return t.is_inference() ? 0 : t._version(); }
+
+// Inputs: h (*, D_in), w (D_out, D_in), b (D_out,) or none.
+struct LossFunction : Function<LossFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& h, const Tensor& w, const Optional& b, const Head& head,
+                        const Plan& plan) {
+    Below below;
+    const Needed needed{h.requires_grad(), w.requires_grad(), b && b->requires_grad()};
+    const bool again = plan.again(flat(h).size(0));
+    double scale;
+    Made made = Pass(plan, head).forward(again ? Needed{} : needed, &scale);
+    if (made.three.dh.defined()) made.three.dh = made.three.dh.view(h.sizes());
+    const Loss& loss = plan.loss;
+    auto& data = ctx->saved_data;
+    data["plan"] = std::vector<int64_t>{loss.kind, int64_t(plan.reduction), head.f->number, plan.rows,
+                                        int64_t(plan.products), plan.region ? int64_t(*plan.region) : -1, loss.ignore_index};
+    data["scale"] = scale;
+    if (loss.label_smoothing) data["smoothing"] = loss.label_smoothing;
+    ctx->save_for_backward({again || needed.dw ? h : Tensor(), again || needed.dh ? w : Tensor(),
+                            again && b ? *b : Tensor(), loss.target, loss.weight, loss.pos_weight, made.delta,
+                            made.three.dh, made.three.dw, made.three.db});
+    if (again) return made.value;
+    if (!needed.dw) data["h"] = h, data["version of h"] = version(h);
+    if (!needed.dh) data["w"] = w, data["version of w"] = version(w);
+    // torch lets a bias change.
+    if (b) data["b"] = *b, data["version of b"] = version(*b), data["b as it was"] = b->clone();
+    return made.value;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list cotangents) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor& upstream = cotangents[0];
+    auto& data = ctx->saved_data;
+    const auto plan = read(data, saved);
+    const bool biased = saved[2].defined() || data.count("b");
+    const Needed needed{ctx->needs_input_grad(0), ctx->needs_input_grad(1), biased && ctx->needs_input_grad(2)};
+    const bool last = !torch::autograd::get_current_graph_task_keep_graph();
+    const bool plain = is_plain(upstream), create = at::GradMode::is_enabled();
+    variable_list found(5);
+    Three made;
+    if (plain) {
+      at::AutoGradMode no_grad(false);
+      Below below;
+      made = first_order(plan, saved, upstream, needed, last, data);
+    }
+    if (create || !plain) {
+      variable_list tensors{whole(saved[0], data, "h"), whole(saved[1], data, "w"), bias(saved[2], data), upstream,
+                            saved[3], saved[4], saved[5], made.dh, made.dw, made.db};
+      const auto smoothing = plan.loss.label_smoothing;
+      auto numbers = data["plan"].toIntVector();
+      auto three = ask_plain({"loss_gradients", tensors, numbers, {needed.dh, needed.dw, needed.db}, {smoothing}});
+      std::copy(three.begin(), three.end(), found.begin());
+    } else {
+      found[0] = made.dh, found[1] = made.dw, found[2] = made.db;
+    }
+    if (last) {
+      for (const char* name : {"h", "w", "b", "b as it was"}) data.erase(name);
+    }
+    return found;
+  }
+
+  using Data = decltype(AutogradContext::saved_data);
+
+  static Plan read(Data& data, const variable_list& saved) {
+    const auto n = data["plan"].toIntVector();
+    Loss loss{Loss::Kind(n[0]), saved[3], saved[4], saved[5], n[6]};
+    if (data.count("smoothing")) loss.label_smoothing = data["smoothing"].toDouble();
+    const auto region = n[5] < 0 ? std::nullopt : std::optional(at::ScalarType(n[5]));
+    return {loss, Reduction(n[1]), n[3], at::ScalarType(n[4]), region};
+  }
+
+  static Three first_order(const Plan& plan, const variable_list& saved, const Tensor& upstream, Needed needed, bool last,
+                           Data& data) {
+    const Tensor &h = saved[0], &w = saved[1], &target = plan.loss.target;
+    const bool each = plan.reduction == Reduction::none;
+    const int64_t n = target.size(0);
+    // No upstream gradient, not even NaN, reaches the layer from a mean over no row.
+    const double g = each || data["scale"].toDouble() == 0 ? 1 : upstream.item<double>();
+    Three found;
+    if (plan.again(n)) {
+      const Head head{h, w, some(saved[2]), &act_of(data["plan"].toIntVector()[2])};
+      found = Pass(plan, head).again(plan.loss.by_entry() ? upstream.reshape({n, -1}) : upstream.reshape({n}), needed);
+    } else if (plan.rows >= n) {
+      const auto dtype = plan.products;
+      const Tensor delta = each ? weighed(saved[6], plan.loss, upstream, last) : saved[6];
+      if (needed.dh) found.dh = scaled(dh_of(delta, w.to(dtype)), g, true);
+      if (needed.dw) found.dw = scaled(dw_of(delta, flat(h).to(dtype)), g, true);
+      if (needed.db) {
+        std::vector<double> db(delta.size(1));
+        add_db(delta, db.data());
+        found.db = scaled(rounded(db, {delta.size(1)}, delta.options().dtype(widened(dtype))), g, true);
+      }
+    } else {
+      found.dh = scaled(needed.dh ? saved[7] : Tensor(), g, last);
+      found.dw = scaled(needed.dw ? saved[8] : Tensor(), g, last);
+      found.db = scaled(needed.db ? saved[9] : Tensor(), g, last);
+    }
+    if (found.dh.defined() && h.defined()) found.dh = found.dh.view(h.sizes());
+    return found;
+  }
+
+  // δ times an upstream gradient of each row or entry; a row that does not count stays 0.
+  static Tensor weighed(const Tensor& delta, const Loss& loss, const Tensor& upstream, bool own) {
+    Tensor g = upstream.reshape({delta.size(0), -1});
+    if (loss.of_classes()) g = g.masked_fill((loss.target == loss.ignore_index).unsqueeze(1), 0);
+    Tensor to = own ? delta : at::empty_like(delta);
+    return at::mul_out(to, delta, g);
+  }
+
+  // An operand that was saved, or that was only remembered, if it is as it was.
+  static Tensor whole(const Tensor& saved, Data& data, const std::string& name) {
+    if (saved.defined()) return saved;
+    const Tensor t = data[name].toTensor();
+    TORCH_CHECK(version(t) == data["version of " + name].toInt(), "expected that no operand of the loss was modified ",
+                "by an inplace operation: create_graph reads it again");
+    return t;
+  }
+
+  static Tensor bias(const Tensor& saved, Data& data) {
+    if (saved.defined() || !data.count("b")) return saved;
+    const Tensor b = data["b"].toTensor();
+    return version(b) == data["version of b"].toInt() ? b : data["b as it was"].toTensor() + (b - b.detach());
+  }
+};
+
+}  // namespace
+
+bool is_recorded(const Head& head) {
+  return at::GradMode::is_enabled() &&
+      (head.h.requires_grad() || head.w.requires_grad() || (head.b && head.b->requires_grad()));
+}
+
+bool keeps_more(const Head& head, const Plan& plan) {
+  const bool dh = head.h.requires_grad(), dw = head.w.requires_grad();
+  if (dh && dw) return false;
+  const int64_t h = head.h.numel(), w = head.w.numel(), v = head.w.size(0), n = h / head.w.size(1), logits = n * v;
+  if (plan.again(n)) return h * !dw + w * !dh + (head.b ? v : 0) > logits;
+  // create_graph asks for h, whoever needs it besides; w, a parameter, is there in any case.
+  return (plan.rows >= n ? logits : h * dh + w * dw) + h * !dw > logits;
+}
+
+Tensor loss_of(Head head, Plan plan) {
+  if (!is_recorded(head)) {
+    Below below;
+    double scale;
+    return Pass(plan, head).forward({}, &scale).value;
+  }
+  // Copies of what torch does not keep, and so lets change before backward.
+  if (plan.again(flat(head.h).size(0))) {
+    if (!head.w.requires_grad()) head.h = head.h.clone();
+    if (!head.h.requires_grad()) head.w = head.w.clone();
+    if (head.b) head.b = head.b->clone();
+  }
+  if (plan.loss.label_smoothing && plan.loss.target.is_floating_point()) plan.loss.target = plan.loss.target.clone();
+  return LossFunction::apply(head.h, head.w, head.b, head, plan);
+}
+
+}  // namespace manual_mlp

@@ -1,0 +1,34 @@
+// A layer with its loss as a node of the graph: a network of one layer, run a tile of rows at a time.
+#pragma once
+#include "door.h"
+#include "losses.h"
+
+namespace manual_mlp {
+
+enum class Reduction { none, mean, sum };
+
+// The last layer of a network, and its input (*, D_in).
+struct Head {
+  Tensor h, w;
+  Optional b;
+  const Act* f;
+};
+
+// How a loss is computed: in which tiles, with products in which dtype, and whether under autocast.
+struct Plan {
+  Loss loss;
+  Reduction reduction;
+  int64_t rows;
+  at::ScalarType products;
+  std::optional<at::ScalarType> region;
+  // Whether backward makes the output once more: an upstream gradient of each row comes before the products.
+  bool again(int64_t n) const { return rows < n && reduction == Reduction::none; }
+};
+
+// Whether a node of frozen operands keeps more than torch: the logits, h for dw and w for dh.
+bool keeps_more(const Head& head, const Plan& plan);
+// Whether the loss is to be differentiated.
+bool is_recorded(const Head& head);
+Tensor loss_of(Head head, Plan plan);
+
+}  // namespace manual_mlp

@@ -1,0 +1,248 @@
+#include "losses.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty_like.h>
+
+#include <cmath>
+#include <limits>
+
+#include "numbers.h"
+
+namespace manual_mlp {
+namespace {
+
+// Entries that are added up in their own width before float64 takes over, and those of one thread's share of rows.
+constexpr int64_t kBlock = 512, kShare = 16384;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// Rows from start on of what has a row for each, or one for all; and a column for each, or one for all.
+Tensor part(const Tensor& t, int64_t start, const Tensor& z) {
+  if (!t.defined()) return t;
+  return (t.size(0) == 1 ? t : t.narrow(0, start, z.size(0))).expand_as(z);
+}
+
+// Calls act(k) for shares of the work, and returns the sum of its results, the same whoever computes them.
+template <class Do>
+double shared(int64_t shares, const Do& act) {
+  if (shares == 1) return act(0);
+  std::vector<double> found(shares);
+  at::parallel_for(0, shares, 1, [&](int64_t from, int64_t to) {
+    for (int64_t k = from; k < to; ++k) found[k] = act(k);
+  });
+  double sum = 0;
+  for (double each : found) sum += each;
+  return sum;
+}
+
+template <class V>
+struct Entry {
+  V value, dy;
+};
+
+// entry(z, i, m) makes the value and dy of entries i to i + m.
+template <class T, class Make>
+double by_entry(const Tensor& z, const Upstream& upstream, Wide<T>* values, const Tensor& dy, const Make& entry) {
+  const T* from = z.const_data_ptr<T>();
+  T* to = dy.defined() ? dy.data_ptr<T>() : nullptr;
+  Tensor of_each = upstream.g;
+  const auto g = numbers_of<T>(of_each);
+  const Vec<T> scale(upstream.scale);
+  const int64_t n = z.numel();
+  return shared((n + kShare - 1) / kShare, [&](int64_t k) {
+    double sum = 0;
+    for (int64_t start = k * kShare; start < std::min(n, (k + 1) * kShare); start += kBlock) {
+      Vec<T> few(0);
+      each<T>(std::min({n, start + kBlock, (k + 1) * kShare}) - start, [&](int64_t j, auto m) {
+        const int64_t i = start + j;
+        const auto [value, delta] = entry(load(from + i, m), i, m);
+        few = few + only(value, m);
+        if (values) store<Wide<T>>(value, values + i, m);
+        if (to) store<T>(g ? delta * scale * g.at(i, m) : delta * scale, to + i, m);
+      });
+      sum += added(few);
+    }
+    return sum;
+  });
+}
+
+template <class T>
+double squared_error(const Loss& loss, const Tensor& z, int64_t start, const Upstream& upstream, Wide<T>* values,
+                     const Tensor& dy) {
+  Tensor target = part(loss.target, start, z);
+  const auto t = numbers_of<T>(target);
+  return by_entry<T>(z, upstream, values, dy, [&](const Vec<T>& y, int64_t i, auto m) {
+    const Vec<T> error = y - t.at(i, m);  // (O1)
+    return Entry<Vec<T>>{Vec<T>(0.5) * error * error, error};
+  });
+}
+
+template <class T>
+double binary_cross_entropy(const Loss& loss, const Tensor& z, int64_t start, const Upstream& upstream, Wide<T>* values,
+                            const Tensor& dy) {
+  using V = Vec<T>;
+  Tensor target = part(loss.target, start, z), weight = part(loss.weight, start, z);
+  Tensor pos_weight = part(loss.pos_weight, start, z);
+  const auto t = numbers_of<T>(target), v = numbers_of<T>(weight), rho = numbers_of<T>(pos_weight);
+  const V one(1), zero(0);
+  return by_entry<T>(z, upstream, values, dy, [&](const V& y, int64_t i, auto m) {
+    const V no = one - t.at(i, m), yes = rho ? rho.at(i, m) * t.at(i, m) : t.at(i, m), total = rho ? yes + no : one;
+    // ln σ(z) = min(z, 0) − ln(1 + exp(−|z|)), and σ(z) is made of the same exponential.
+    const V e = exp_of(y.abs().neg()), p = select(one, e, y < zero) / (one + e);
+    const V value = (log1p_of(e) - at::vec::minimum(y, zero)) * total + no * y;
+    const V delta = p * total - yes;  // (O3)
+    return v ? Entry<V>{value * v.at(i, m), delta * v.at(i, m)} : Entry<V>{value, delta};
+  });
+}
+
+// The target row a is hard at the class of the row, if it has one, and spread over all columns, if it is.
+struct Hard {
+  int64_t column = -1;
+  double share = 0;
+};
+struct Unspread {};
+
+// The value of a row of logits z, and δ times g, where dy is not null. e, with room for a row, may be dy.
+template <class T, class Spread>
+double row_of_logits(const T* z, T* dy, Wide<T>* e, int64_t v, const Hard& hard, const Spread& spread, double g) {
+  using V = Vec<T>;
+  constexpr bool is_spread = !std::is_same_v<Spread, Unspread>;
+  V most(-kInfinity);
+  each<T>(v, [&](int64_t j, auto m) { most = at::vec::maximum(most, only(load(z + j, m), m, -kInfinity)); });
+  const Wide<T> top = at::vec::vec_reduce_all<Wide<T>>([](V a, V b) { return at::vec::maximum(a, b); }, most);
+  const double x_of_class = hard.column < 0 ? 0 : double(z[hard.column]) - double(top);
+  double sum = 0, a = hard.share, ax = hard.share * x_of_class;
+  for (int64_t start = 0; start < v; start += kBlock) {
+    V few(0), few_a(0), few_ax(0);
+    each<T>(std::min(v - start, kBlock), [&](int64_t i, auto m) {
+      const int64_t j = start + i;
+      const V x = load(z + j, m) - V(top), raised = exp_of(x);
+      if (dy) store<Wide<T>>(raised, e + j, m);
+      few = few + only(raised, m);
+      if constexpr (is_spread) {
+        const V of_j = only(spread(j, m), m);
+        few_a = few_a + of_j;
+        few_ax = few_ax + only(of_j * x, m);
+      }
+    });
+    sum += added(few);
+    if constexpr (is_spread) a += added(few_a), ax += added(few_ax);
+  }
+  if (dy) {
+    const double scale = a * g / sum, e_of_class = hard.column < 0 ? 0 : double(e[hard.column]);
+    // A share p below e⁻⁶⁴ is 0 too.
+    const V least(std::is_same_v<Wide<T>, double> ? 0 : sum * std::exp(-64.0)), zero(0);
+    Wide<T> rest = 0;
+    each<T>(v, [&](int64_t j, auto m) {
+      const V raised = load(e + j, m);
+      V delta = select(raised * V(scale), zero, raised < least);
+      if constexpr (is_spread) delta = delta - spread(j, m) * V(g);  // (O2)
+      store<T>(delta, dy + j, m);
+    });
+    if constexpr (is_spread) {
+      if (hard.column >= 0) spread(hard.column, int64_t(1)).store(&rest, 1);
+    }
+    if (hard.column >= 0) dy[hard.column] = static_cast<T>(e_of_class * scale - (hard.share + rest) * g);
+  }
+  return a * std::log(sum) - ax;
+}
+
+int64_t checked(int64_t target, int64_t classes) {
+  TORCH_CHECK_INDEX(target >= 0 && target < classes, "Target ", target, " is out of bounds.");
+  return target;
+}
+
+template <class T>
+double cross_entropy(const Loss& loss, const Tensor& z, int64_t start, const Upstream& upstream, Wide<T>* values,
+                     const Tensor& dy) {
+  using W = Wide<T>;
+  const int64_t n = z.size(0), v = z.size(1);
+  const T* from = z.const_data_ptr<T>();
+  T* to = dy.defined() ? dy.data_ptr<T>() : nullptr;
+  const Tensor g = upstream.g.defined() ? upstream.g.to(at::kDouble).contiguous() : Tensor();
+  const double* of_rows = g.defined() ? g.const_data_ptr<double>() : nullptr;
+  Tensor weight = loss.weight, of_target = loss.of_classes() ? Tensor() : part(loss.target, start, z);
+  const auto w = numbers_of<T>(weight), t = numbers_of<T>(of_target);
+  const Tensor of_classes = loss.of_classes() ? loss.target.contiguous() : Tensor();
+  const int64_t* classes = loss.of_classes() ? of_classes.const_data_ptr<int64_t>() + start : nullptr;
+  const double smoothing = loss.label_smoothing;
+  const Vec<T> soft(smoothing / v), sharp(1 - smoothing);
+  const auto weighed = [&](const Vec<T>& a, int64_t j, auto m) { return w ? a * w.at(j, m) : a; };
+  const auto row = [&](int64_t i, W* space) -> double {
+    T* out = to ? to + i * v : nullptr;
+    W* e = space;
+    if constexpr (std::is_same_v<T, W>) e = out;
+    const double scale = of_rows ? upstream.scale * of_rows[i] : upstream.scale;
+    const auto value_of = [&](const Hard& hard, const auto& spread) {
+      return row_of_logits(from + i * v, out, e, v, hard, spread, scale);
+    };
+    if (!classes) {
+      return value_of(Hard(), [&](int64_t j, auto m) { return weighed(sharp * t.at(i * v + j, m) + soft, j, m); });
+    }
+    if (classes[i] == loss.ignore_index) {
+      if (to) std::fill_n(out, v, T(0));
+      return 0;
+    }
+    const int64_t column = checked(classes[i], v);
+    const Hard hard{column, (1 - smoothing) * (w ? w.number(column) : 1)};
+    if (!smoothing) return value_of(hard, Unspread());
+    return value_of(hard, [&](int64_t j, auto m) { return weighed(soft, j, m); });
+  };
+  const int64_t few = std::max<int64_t>(1, kShare / v);
+  return shared((n + few - 1) / few, [&](int64_t k) {
+    std::vector<W> space(to && !std::is_same_v<T, W> ? v : 0);
+    double sum = 0;
+    for (int64_t i = k * few; i < std::min(n, (k + 1) * few); ++i) {
+      const double value = row(i, space.data());
+      if (values) values[i] = value;
+      sum += value;
+    }
+    return sum;
+  });
+}
+
+}  // namespace
+
+Mean mean_of(const Loss& loss, int64_t classes) {
+  if (!loss.of_classes()) {
+    const double count = loss.by_entry() ? loss.target.numel() : loss.target.size(0);
+    return {count, 1 / std::max(count, 1.0)};
+  }
+  const Tensor target = loss.target.contiguous();
+  const Tensor weight = loss.weight.defined() ? loss.weight.to(at::kDouble).contiguous() : Tensor();
+  const int64_t* t = target.const_data_ptr<int64_t>();
+  const double* w = weight.defined() ? weight.const_data_ptr<double>() : nullptr;
+  double count = 0;
+  bool any = false;
+  for (int64_t i = 0; i < target.numel(); ++i) {
+    if (t[i] == loss.ignore_index) continue;
+    any = true;
+    const int64_t column = checked(t[i], classes);
+    count += w ? w[column] : 1;
+  }
+  return {count, any ? 1 / count : 0};
+}
+
+double loss_and_delta(const Loss& loss, const Tensor& z, int64_t start, const Upstream& upstream, const Tensor& values,
+                      const Tensor& dy) {
+  if (!z.numel()) return 0;
+  if (loss.kind == Loss::squared_error && loss.target.scalar_type() == at::kDouble && z.scalar_type() != at::kDouble) {
+    // The difference is computed in float64, as torch does.
+    const Tensor wide = z.to(at::kDouble), wide_values = values.defined() ? at::empty_like(values, at::kDouble) : values;
+    const double sum = loss_and_delta(loss, wide, start, upstream, wide_values, dy.defined() ? wide : dy);
+    if (values.defined()) values.narrow(0, start, z.size(0)).copy_(wide_values.narrow(0, start, z.size(0)));
+    if (dy.defined()) dy.copy_(wide);
+    return sum;
+  }
+  double sum = 0;
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, z.scalar_type(), "loss_and_delta", [&] {
+    const int64_t a_row = loss.by_entry() ? z.size(1) : 1;
+    auto* to = values.defined() ? values.data_ptr<Wide<scalar_t>>() + start * a_row : nullptr;
+    const auto compute = loss.kind == Loss::cross_entropy ? cross_entropy<scalar_t>
+        : loss.kind == Loss::squared_error                ? squared_error<scalar_t>
+                                                          : binary_cross_entropy<scalar_t>;
+    sum = compute(loss, z, start, upstream, to, dy);
+  });
+  return sum;
+}
+
+}  // namespace manual_mlp
