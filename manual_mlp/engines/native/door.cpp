@@ -25,22 +25,20 @@ static bool shapes_fit(const Tensor& input, int64_t width, const Tensor& weight,
       (!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0) && bias->device() == device));
 }
 
-bool layer_fits(const Tensor& input, int64_t width, const Tensor& weight, const Optional& bias) {
+bool layer_fits(const Tensor& input, int64_t width, const Tensor& weight, const Optional& bias, bool mixed) {
   const auto dtype = input.scalar_type();
-  return is_float(dtype) && shapes_fit(input, width, weight, bias) && weight.scalar_type() == dtype &&
-      (!bias || bias->scalar_type() == dtype);
+  const auto fits = [&](const Tensor& t) {
+    return mixed ? is_float(t.scalar_type()) && t.scalar_type() != at::kDouble : t.scalar_type() == dtype;
+  };
+  return shapes_fit(input, width, weight, bias) && is_float(dtype) && fits(input) && fits(weight) && (!bias || fits(*bias));
 }
 
 std::optional<at::ScalarType> products_dtype(const Tensor& input, const Tensor& weight, const Optional& bias) {
-  if (!input.dim() || !input.numel() || !shapes_fit(input, input.size(-1), weight, bias)) return {};
+  if (!input.dim() || !input.numel()) return {};
   const auto kind = input.device().type();
-  if (!at::autocast::is_autocast_enabled(kind)) {
-    return layer_fits(input, input.size(-1), weight, bias) ? std::optional(input.scalar_type()) : std::nullopt;
-  }
-  // Autocast leaves float64 alone.
-  const auto narrow = [](const Tensor& t) { return is_float(t.scalar_type()) && t.scalar_type() != at::kDouble; };
-  const bool all = narrow(input) && narrow(weight) && (!bias || narrow(*bias));
-  return all ? std::optional(at::autocast::get_autocast_dtype(kind)) : std::nullopt;
+  const bool mixed = at::autocast::is_autocast_enabled(kind);
+  if (!layer_fits(input, input.size(-1), weight, bias, mixed)) return {};
+  return mixed ? at::autocast::get_autocast_dtype(kind) : input.scalar_type();
 }
 
 }  // namespace manual_mlp

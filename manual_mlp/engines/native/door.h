@@ -26,9 +26,12 @@ inline bool absent_or_plain(const Tensor& t) { return !t.defined() || is_plain(t
 
 // The dtype of a layer's products, if its operands fit together and none is empty.
 std::optional<at::ScalarType> products_dtype(const Tensor& input, const Tensor& weight, const Optional& bias);
-// Whether a layer fits an input of this width, on its device and in its dtype, and is not empty.
-bool layer_fits(const Tensor& input, int64_t width, const Tensor& weight, const Optional& bias);
+// Whether a layer fits an input of this width, on its device and in its dtype, and is not empty; mixed allows all dtypes
+// that autocast turns into another.
+bool layer_fits(const Tensor& input, int64_t width, const Tensor& weight, const Optional& bias, bool mixed = false);
 bool is_float(at::ScalarType dtype);
+// float32 for half precision.
+inline at::ScalarType widened(at::ScalarType dtype) { return dtype == at::kDouble ? dtype : at::kFloat; }
 
 // View (*, D) as (N, D); and, where entries are walked through, contiguous.
 inline Tensor flat(const Tensor& t) {

@@ -14,7 +14,6 @@ namespace manual_mlp {
 namespace {
 using torch::autograd::Function;
 
-at::ScalarType widened(at::ScalarType dtype) { return dtype == at::kDouble ? dtype : at::kFloat; }
 Optional in(const Optional& b, at::ScalarType dtype) { return b ? Optional(b->to(dtype)) : b; }
 
 // What forward makes for an upstream gradient of 1: δ of all rows, where they are one tile; else dh, dw and db.

@@ -7,41 +7,41 @@
 namespace manual_mlp {
 namespace {
 
-using Numbers = std::vector<double>;
+using Params = std::vector<double>;
 
 // Half precision in float32, so that a result is rounded once.
 Tensor widen(const Tensor& t) { return t.scalar_type() == at::kDouble ? t : t.to(at::kFloat); }
 
 // How torch computes an activation with its parameters: y into memory that is there, and dy ⊙ f′ from what is kept.
 struct Aten {
-  bool (*by_y)(const Numbers&);
-  void (*y)(Tensor& y, const Tensor& z, const Numbers& p);
-  Tensor (*delta)(const Tensor& dy, const Tensor& kept, const Numbers& p);
+  bool (*by_y)(const Params&);
+  void (*y)(Tensor& y, const Tensor& z, const Params& p);
+  Tensor (*delta)(const Tensor& dy, const Tensor& kept, const Params& p);
 };
 
-bool yes(const Numbers&) { return true; }
-bool no(const Numbers&) { return false; }
+bool yes(const Params&) { return true; }
+bool no(const Params&) { return false; }
 
 // Those that torch has no kernel for, as f and f′ of numbers of float32 at least.
 template <Tensor (*f)(const Tensor&), Tensor (*df)(const Tensor&)>
 Aten composed() {
-  return {no, [](Tensor& y, const Tensor& z, const Numbers&) { y.copy_(f(widen(z))); },
-          [](const Tensor& dy, const Tensor& z, const Numbers&) { return (widen(dy) * df(widen(z))).to(z.scalar_type()); }};
+  return {no, [](Tensor& y, const Tensor& z, const Params&) { y.copy_(f(widen(z))); },
+          [](const Tensor& dy, const Tensor& z, const Params&) { return (widen(dy) * df(widen(z))).to(z.scalar_type()); }};
 }
 
 template <class Rates>
 Aten exponential(const Rates&) {  // α, s, r of s z, or s α(exp(rz) − 1)
   return {no,
-          [](Tensor& y, const Tensor& z, const Numbers& p) { auto [a, s, r] = Rates()(p); at::elu_out(y, z, a, s, r); },
-          [](const Tensor& dy, const Tensor& z, const Numbers& p) {
+          [](Tensor& y, const Tensor& z, const Params& p) { auto [a, s, r] = Rates()(p); at::elu_out(y, z, a, s, r); },
+          [](const Tensor& dy, const Tensor& z, const Params& p) {
             auto [a, s, r] = Rates()(p);
             return at::elu_backward(dy, a, s, r, false, z);
           }};
 }
 struct Rate { double alpha, scale, rate; };
-struct OfElu { Rate operator()(const Numbers& p) const { return {p[0], 1, 1}; } };
-struct OfCelu { Rate operator()(const Numbers& p) const { return {p[0], 1, 1 / p[0]}; } };
-struct OfSelu { Rate operator()(const Numbers&) const { return {1.6732632423543772, 1.0507009873554805, 1}; } };
+struct OfElu { Rate operator()(const Params& p) const { return {p[0], 1, 1}; } };
+struct OfCelu { Rate operator()(const Params& p) const { return {p[0], 1, 1 / p[0]}; } };
+struct OfSelu { Rate operator()(const Params&) const { return {1.6732632423543772, 1.0507009873554805, 1}; } };
 
 Tensor hardsigmoid(const Tensor& z) { return at::hardtanh(z + 3, 0, 6) / 6; }
 Tensor hardsigmoid_df(const Tensor& z) { return ((z > -3).logical_and(z < 3)).to(z.scalar_type()) / 6; }
@@ -55,8 +55,8 @@ constexpr double kA = 1.7159, kB = 2.0 / 3;
 Tensor lecun_tanh(const Tensor& z) { return at::tanh(z * kB) * kA; }
 Tensor lecun_tanh_df(const Tensor& z) { return (1 - at::tanh(z * kB).square()) * (kA * kB); }
 
-#define Y [](Tensor & y, const Tensor& z, const Numbers& p)
-#define DELTA [](const Tensor& dy, const Tensor& kept, const Numbers& p)
+#define Y [](Tensor & y, const Tensor& z, const Params& p)
+#define DELTA [](const Tensor& dy, const Tensor& kept, const Params& p)
 const std::map<std::string, Aten>& table() {
   static const std::map<std::string, Aten> by_name{
       {"identity", {yes, Y { y.copy_(z); }, DELTA { return dy; }}},
@@ -75,7 +75,7 @@ const std::map<std::string, Aten>& table() {
        {no, Y { y.copy_((widen(z) * p[0]).sin_()); },
         DELTA { return (widen(kept) * p[0]).cos_().mul_(dy).mul_(p[0]).to(kept.scalar_type()); }}},
       {"leaky_relu",
-       {[](const Numbers& p) { return p[0] >= 0; }, Y { at::leaky_relu_out(y, z, p[0]); },
+       {[](const Params& p) { return p[0] >= 0; }, Y { at::leaky_relu_out(y, z, p[0]); },
         DELTA { return at::leaky_relu_backward(dy, kept, p[0], p[0] >= 0); }}},
       {"relu6", {yes, Y { at::hardtanh_out(y, z, 0, 6); }, DELTA { return at::hardtanh_backward(dy, kept, 0, 6); }}},
       {"hardtanh",

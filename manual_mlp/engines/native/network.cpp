@@ -297,11 +297,6 @@ void make_unchanging(Tensor& h, Layers& layers) {
 
 }  // namespace
 
-std::optional<int64_t> draw_seed(const Layers& layers) {
-  if (std::none_of(layers.begin(), layers.end(), [](const Layer& layer) { return layer.dropout > 0; })) return {};
-  return at::empty({}, at::kLong).random_().item<int64_t>();
-}
-
 Tensor network(const Tensor& input, Layers layers, Tiling tiling) {
   const auto seed = draw_seed(layers);
   Tensor h = flat(input);

@@ -7,7 +7,5 @@ namespace manual_mlp {
 // y (*, D_out) of layers that fit the input, whose dtype they have. All rows are one tile if the tiling says so: then
 // what backward needs is kept, and else nothing but the operands.
 Tensor network(const Tensor& input, Layers layers, Tiling tiling);
-// A draw of what dropout's masks hash, as dropout.py makes it; none where nothing is dropped.
-std::optional<int64_t> draw_seed(const Layers& layers);
 
 }  // namespace manual_mlp

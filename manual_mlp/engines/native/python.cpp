@@ -86,36 +86,38 @@ PyObject* dense_door(PyObject*, PyObject* const* given, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
-// The layers of a chain of (weight, bias, activation, dropout) that fit the input, outside of autocast.
-bool take_layers(PyObject* chain, const Tensor& input, Layers& to) {
-  const auto size = PySequence_Fast_GET_SIZE(chain);
+}  // namespace
+
+bool take_layers(PyObject* chain, const Tensor& input, bool mixed, Layers& to) {
+  if (!PyList_Check(chain) || !input.dim() || !input.numel()) return false;
   auto width = input.size(-1);
-  for (Py_ssize_t k = 0; k < size; ++k) {
-    PyObject* item = PySequence_Fast_GET_ITEM(chain, k);
+  for (Py_ssize_t k = 0; k < PyList_GET_SIZE(chain); ++k) {
+    PyObject* item = PyList_GET_ITEM(chain, k);
     Layer layer;
     if (!take(PyTuple_GET_ITEM(item, 0), layer.w) || !take(PyTuple_GET_ITEM(item, 1), layer.b)) return false;
     layer.f = take_activation(PyTuple_GET_ITEM(item, 2));
     layer.dropout = PyFloat_AsDouble(PyTuple_GET_ITEM(item, 3));
-    if (!layer.f || !layer_fits(input, width, layer.w, layer.b)) return false;
+    if (!layer.f || !layer_fits(input, width, layer.w, layer.b, mixed)) return false;
     width = layer.w.size(0);
     to.push_back(std::move(layer));
   }
   return true;
 }
 
-// The rows of a tile and the workers, from a pair; None for all rows at once.
 Tiling take_tiling(PyObject* pair, int64_t n) {
   if (pair == Py_None) return {n, 1};
   return {PyLong_AsLongLong(PyTuple_GET_ITEM(pair, 0)), PyLong_AsLongLong(PyTuple_GET_ITEM(pair, 1))};
 }
+
+namespace {
 
 // network(input, chain, tiling or None) -> y or None
 PyObject* network_door(PyObject*, PyObject* const* given, Py_ssize_t) {
   HANDLE_TH_ERRORS
   Tensor input;
   Layers layers;
-  if (functions_are_overridden() || !take(given[0], input) || !input.is_cpu() || !input.dim() || !input.numel() ||
-      at::autocast::is_autocast_enabled(input.device().type()) || !take_layers(given[1], input, layers)) {
+  if (functions_are_overridden() || !take(given[0], input) || !input.is_cpu() ||
+      at::autocast::is_autocast_enabled(input.device().type()) || !take_layers(given[1], input, false, layers)) {
     Py_RETURN_NONE;
   }
   const auto tiling = take_tiling(given[2], input.numel() / input.size(-1));
@@ -179,4 +181,5 @@ PYBIND11_MODULE(manual_mlp_native, m) {
   });
   PyModule_AddFunctions(m.ptr(), kDoors);
   PyModule_AddFunctions(m.ptr(), kHeadDoors);
+  PyModule_AddFunctions(m.ptr(), kStepDoors);
 }

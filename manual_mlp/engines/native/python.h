@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "door.h"
+#include "sweep.h"
 
 namespace manual_mlp {
 namespace py = pybind11;
@@ -19,6 +20,11 @@ const Act* take_activation(PyObject* record);
 // What a function of the plain engine answers; Python's lock is held.
 py::object ask(const Question& question);
 
-extern PyMethodDef kHeadDoors[];
+// The layers of a chain of (weight, bias, activation, dropout) that fit the input; in one dtype, or mixed for autocast.
+bool take_layers(PyObject* chain, const Tensor& input, bool mixed, Layers& to);
+// The rows of a tile and the workers, from a pair; None for all rows at once.
+Tiling take_tiling(PyObject* pair, int64_t n);
+
+extern PyMethodDef kHeadDoors[], kStepDoors[];
 
 }  // namespace manual_mlp

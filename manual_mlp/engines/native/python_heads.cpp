@@ -1,6 +1,6 @@
 // The functions of a layer with its loss that Python calls. Each returns None where the plain engine is to compute.
 #include "head.h"
-#include "python.h"
+#include "python_losses.h"
 
 namespace manual_mlp {
 namespace {
@@ -14,7 +14,8 @@ bool take_head(PyObject* const* given, Head& to) {
       to.h.is_cpu() && products_dtype(to.h, to.w, to.b) && (to.f = take_activation(given[3]));
 }
 
-// What a loss compares with: nobody asks for its gradient.
+}  // namespace
+
 bool take_constant(PyObject* object, Tensor& to) {
   return object == Py_None || (take(object, to) && to.is_cpu() && !to.requires_grad());
 }
@@ -45,14 +46,12 @@ bool take_share(PyObject* object, double& to) {
   return to >= 0 && to <= 1;
 }
 
-// Whether the target has as many rows as the input, and, unless it is classes, an entry for each of the output.
 bool fits(const Tensor& target, const Head& head, bool of_classes) {
   if (!target.defined() || target.dim() != head.h.dim() - of_classes) return false;
   const auto sizes = target.sizes(), rows = head.h.sizes().slice(0, head.h.dim() - 1);
   return sizes.slice(0, rows.size()) == rows && (of_classes || sizes.back() == head.w.size(0));
 }
 
-// A weight of entries (N or 1, V or 1), if it broadcasts to the target; undefined stays so.
 bool spread(Tensor& t, const Tensor& target) {
   if (!t.defined()) return true;
   const int64_t missing = target.dim() - t.dim();
@@ -71,17 +70,18 @@ bool spread(Tensor& t, const Tensor& target) {
   return true;
 }
 
-bool is_narrow_fast() {
+static bool is_narrow_fast() {
   static int known = -1;  // not guarded: Python may let other threads in meanwhile
   if (known < 0) known = ask({"bfloat16_is_fast", {}, {}, {}}).cast<bool>();
   return known;
 }
 
-// The dtype of products of narrow operands: float32 where that is no slower.
 at::ScalarType product_dtype(at::ScalarType dtype) {
   if (dtype == at::kDouble || dtype == at::kFloat) return dtype;
   return dtype == at::kBFloat16 && is_narrow_fast() ? dtype : at::kFloat;
 }
+
+namespace {
 
 bool dtypes_fit(const Head& head, const Loss& loss, bool autocast) {
   const auto fits = [&](const Tensor& t) {

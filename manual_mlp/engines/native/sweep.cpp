@@ -3,21 +3,24 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/grad_mode.h>
 
 namespace manual_mlp {
 namespace {
 
-at::ScalarType widened(at::ScalarType dtype) { return dtype == at::kDouble ? dtype : at::kFloat; }
-void add_dw(const Tensor& total, const Tensor& delta, const Tensor& h) {
-  const auto dtype = total.scalar_type();
+// dw of some rows, added to that of others if there are any, in the dtype of the sum.
+void add_dw(Tensor sum, bool begun, const Tensor& delta, const Tensor& h) {
+  const auto dtype = sum.scalar_type();
   const Tensor left = delta.to(dtype).t(), right = h.to(dtype);
-  Tensor to = total;
-  at::addmm_out(to, to, left, right);  // (B3)
+  begun ? at::addmm_out(sum, sum, left, right) : at::mm_out(sum, left, right);  // (B3)
 }
 
 }  // namespace
+
+std::optional<int64_t> draw_seed(const Layers& layers) {
+  if (std::none_of(layers.begin(), layers.end(), [](const Layer& layer) { return layer.dropout > 0; })) return {};
+  return at::empty({}, at::kLong).random_().item<int64_t>();
+}
 
 Sweep::Sweep(Layers layers, Tensor h, Tiling tiling, std::optional<uint64_t> seed)
     : layers_(std::move(layers)), h_(std::move(h)), tiling_(tiling), seed_(seed) {
@@ -49,7 +52,7 @@ Sweep::Space Sweep::space(bool backward, const std::vector<Wanted>& wanted) cons
         memory(backward && is_dropped(k) && f->by_y && f->kind != Kind::relu && f->kind != Kind::identity));
     if (!backward) continue;
     const auto wide = options.dtype(widened(w.scalar_type()));
-    made.dw.push_back(wanted[k].dw ? at::zeros(w.sizes(), wide) : Tensor());
+    made.dw.push_back(wanted[k].dw ? at::empty(w.sizes(), wide) : Tensor());
     made.db.emplace_back(wanted[k].db ? width : 0);
   }
   if (backward && layers_.size() > 1) made.first = at::empty({tiling_.rows * widest}, options);
@@ -146,7 +149,7 @@ void Sweep::back(Space& space, int64_t start, Tensor dy, const std::vector<Wante
       dy = delta_of(dy, part(space.z[k]), *layers_[k].f, dy, db);
     }
     if (wanted[k].dw) {
-      add_dw(space.dw[k], dy, k ? part(output(space, k - 1)) : h_.narrow(0, start, n));
+      add_dw(space.dw[k], space.begun, dy, k ? part(output(space, k - 1)) : h_.narrow(0, start, n));
     }
     if (k > lowest) {
       const int64_t width = layers_[k].w.size(1);
@@ -157,6 +160,7 @@ void Sweep::back(Space& space, int64_t start, Tensor dy, const std::vector<Wante
       dy = below;
     }
   }
+  space.begun = true;
 }
 
 Tensor Sweep::db(int64_t layer, at::ScalarType dtype) const {

@@ -15,6 +15,8 @@ struct Layer {
   double dropout;
 };
 using Layers = std::vector<Layer>;
+// A draw of what dropout's masks hash, as dropout.py makes it; none where nothing is dropped.
+std::optional<int64_t> draw_seed(const Layers& layers);
 
 // The rows of a tile, and the threads that share the tiles.
 struct Tiling {
@@ -52,6 +54,7 @@ class Sweep {
   // after dropout where y itself must last; and the sums.
   struct Space {
     std::vector<Tensor> z, beside, dropped, dw;
+    bool begun = false;  // whether the sums are there to be added to
     std::vector<std::vector<double>> db;
     Tensor first, second;  // dh of two layers in turn
   };

@@ -1,0 +1,139 @@
+// The function that Python calls for a step without a graph. It returns None where the plain engine is to compute.
+#include "backprop.h"
+#include "python_losses.h"
+
+namespace manual_mlp {
+namespace {
+
+bool take_step(PyObject* const* given, Step& to) {
+  if (functions_are_overridden() || !take(given[0], to.input) || !to.input.is_cpu()) return false;
+  const bool mixed = at::autocast::is_autocast_enabled(at::kCPU);
+  if (!take_layers(given[1], to.input, mixed, to.layers) || !learns(to)) return false;
+  for (const auto& layer : to.layers) {
+    if (!layer.w.is_leaf() || (layer.b && !layer.b->is_leaf())) return false;
+  }
+  to.tiling = take_tiling(given[2], to.input.numel() / to.input.size(-1));
+  to.output = mixed ? at::autocast::get_autocast_dtype(at::kCPU) : to.input.scalar_type();
+  to.products = product_dtype(to.output);
+  to.return_output = given[3] == Py_True;
+  return true;
+}
+
+PyObject* wrap(const Left& left, py::object value) {
+  const auto of = [](const Tensor& t) {
+    return t.defined() ? py::reinterpret_steal<py::object>(THPVariable_Wrap(t)) : py::none();
+  };
+  py::list gradients;
+  for (const auto& [p, grad] : left.gradients) gradients.append(py::make_tuple(of(p), of(grad)));
+  return py::make_tuple(std::move(value), of(left.output), of(left.dh), gradients).release().ptr();
+}
+
+// backprop_by(input, chain, tiling, return_output, of_tile): of_tile(y, start, free) makes the gradient by rows y.
+PyObject* backprop_by(PyObject*, PyObject* const* given, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  Step step;
+  if (!take_step(given, step)) Py_RETURN_NONE;
+  step.tiling.workers = 1;
+  const py::handle of_tile(given[4]);
+  const auto objective = [&](const Tile& tile, bool free) {
+    const auto dy = of_tile(py::reinterpret_steal<py::object>(THPVariable_Wrap(tile.y)), tile.start, free);
+    return Tensor(THPVariable_Unpack(dy.ptr())).contiguous();
+  };
+  return wrap(backprop(step, objective), py::none());
+  END_HANDLE_TH_ERRORS
+}
+
+// What comes back for the value: a number, or a tensor of its shape.
+bool take_upstream(PyObject* gradient, const Step& step, const Loss& loss, Reduction reduction, Upstream& to) {
+  if (gradient == Py_None || PyFloat_CheckExact(gradient) || PyLong_CheckExact(gradient)) {
+    to.scale = gradient == Py_None ? 1.0 : PyFloat_AsDouble(gradient);
+    if (PyErr_Occurred()) PyErr_Clear(), to.scale = NAN;
+    return reduction != Reduction::none && to.scale == to.scale;
+  }
+  Tensor g;
+  if (!take(gradient, g) || !g.is_cpu() || !is_float(g.scalar_type())) return false;
+  if (reduction != Reduction::none) {
+    if (g.dim()) return false;
+    to.scale = g.item<double>();
+    return true;
+  }
+  auto shape = step.input.sizes().vec();
+  shape.pop_back();
+  if (loss.by_entry()) shape.push_back(step.layers.back().w.size(0));
+  if (g.sizes() != at::IntArrayRef(shape)) return false;
+  to.g = (loss.by_entry() ? flat(g) : g.reshape(-1)).detach();
+  return true;
+}
+
+bool take_loss(PyObject* const* given, const Step& step, Loss& to) {
+  const Head head{step.input, step.layers.back().w, {}, nullptr};
+  const auto is = [&](const char* name) { return PyUnicode_CompareWithASCIIString(given[0], name) == 0; };
+  if (!is("cross_entropy") && !is("binary_cross_entropy") && !is("squared_error")) return false;
+  to.kind = is("cross_entropy") ? Loss::cross_entropy : is("squared_error") ? Loss::squared_error : Loss::binary_cross_entropy;
+  if (!take_constant(given[1], to.target) || !to.target.defined()) return false;
+  const bool classes = to.kind == Loss::cross_entropy && to.target.scalar_type() == at::kLong;
+  if (!classes && !is_float(to.target.scalar_type())) return false;
+  if (!fits(to.target, head, classes) || !take_constant(given[2], to.weight) || !take_constant(given[3], to.pos_weight) ||
+      !take_int(given[4], to.ignore_index) || !take_share(given[5], to.label_smoothing)) {
+    return false;
+  }
+  for (const Tensor* t : {&to.weight, &to.pos_weight}) {
+    if (t->defined() && !is_float(t->scalar_type())) return false;
+  }
+  if (to.kind == Loss::cross_entropy) {
+    if (to.weight.defined() && (to.weight.dim() != 1 || to.weight.size(0) != head.w.size(0))) return false;
+    // Where torch wants one dtype, it says so.
+    if (to.weight.defined() && classes && to.weight.scalar_type() != step.output) return false;
+    if (!classes && to.ignore_index >= 0) return false;
+  } else if (!spread(to.weight, to.target) || !spread(to.pos_weight, to.target)) {
+    return false;
+  }
+  to.target = classes ? to.target.reshape(-1) : flat(to.target);
+  return true;
+}
+
+// backprop(input, chain, tiling, return_output, loss, target, weight, pos_weight, ignore_index, label_smoothing, reduction,
+// gradient) -> (value, output, dh, gradients that are not added) or None
+PyObject* backprop_door(PyObject*, PyObject* const* given, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  Step step;
+  Loss loss{Loss::cross_entropy};
+  Reduction reduction;
+  Upstream upstream;
+  if (!take_step(given, step) || !take_loss(given + 4, step, loss) || !take_reduction(given[10], reduction) ||
+      !take_upstream(given[11], step, loss, reduction, upstream)) {
+    Py_RETURN_NONE;
+  }
+  auto dtype = at::autocast::is_autocast_enabled(at::kCPU) && step.output != at::kDouble ? at::kFloat : step.output;
+  if (loss.target.is_floating_point()) {
+    dtype = c10::promoteTypes(dtype, loss.target.scalar_type());
+    if (loss.kind == Loss::cross_entropy && loss.weight.defined()) {
+      dtype = c10::promoteTypes(dtype, loss.weight.scalar_type());
+    }
+  }
+  Tensor value;
+  Left left;
+  {
+    py::gil_scoped_release released;
+    left = backprop(step, loss, reduction, upstream, value);
+    value = value.to(dtype);
+    if (value.dim()) {
+      auto shape = step.input.sizes().vec();
+      shape.pop_back();
+      if (value.dim() == 2) shape.push_back(value.size(1));
+      value = value.reshape(shape);
+    }
+  }
+  return wrap(left, py::reinterpret_steal<py::object>(THPVariable_Wrap(value)));
+  END_HANDLE_TH_ERRORS
+}
+
+}  // namespace
+
+PyMethodDef kStepDoors[] = {
+    {"backprop", (PyCFunction)(void*)backprop_door, METH_FASTCALL, nullptr},
+    {"backprop_by", (PyCFunction)(void*)backprop_by, METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace manual_mlp
