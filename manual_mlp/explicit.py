@@ -232,8 +232,7 @@ class _Network(NamedTuple):
                 return objective.of_tile(trace, tile)
 
             objective.cut(tiling.rows)
-            of_others = [sums_of(self.layers, one)[0] for _ in range(1, tiling.workers)]
-            dh = Sweep(layers, h, tiling, seed).backward(dy_of, [sums, *of_others], lowest)
+            dh = Sweep(layers, h, tiling, seed).backward(dy_of, sums, lowest)
         watched: dict[Tensor, Tensor] = {}
         if lowest < 0 and dh is not None:
             dh = cast(dh, input.dtype).view(input.shape).detach()  # no view

@@ -151,11 +151,11 @@ class _TiledFunction(Function):
             all_at_once = _by_dense(sweep, ctx.forms)
             return *gradients_by_autograd(all_at_once, (h, *parameters), dy, needed), None, None, None
         by_layer = _by_layer(ctx.forms, needed)
-        sums = [_zeros(sweep.layers, by_layer) for _ in range(sweep.workers)]
+        sums = _zeros(sweep.layers, by_layer)
         with uncast(dy):
             dh = sweep.backward(dy, sums, lowest_of(by_layer))
         found = [dh]
-        for form, pair in zip(ctx.forms, sums[0], strict=True):
+        for form, pair in zip(ctx.forms, sums, strict=True):
             grads = (None if each is None else each.grad for each in pair[: 1 + form.biased])
             found += (None if grad is None else cast(grad, h.dtype) for grad in grads)
         return *found, None, None, None

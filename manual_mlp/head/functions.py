@@ -146,7 +146,7 @@ def _swept(
     """Compute what is needed of dh, dw and db, tile by tile."""
     parameters = zip(operands[1:], needed[1:], strict=True)
     dw, db = (Total.of(t) if need and t is not None else None for t, need in parameters)
-    dh = sweep.backward(dy, [[(dw, db)]], -1 if needed[0] else 0)
+    dh = sweep.backward(dy, [(dw, db)], -1 if needed[0] else 0)
     return dh if needed[0] else None, *(None if each is None else each.grad for each in (dw, db))
 
 

@@ -73,20 +73,23 @@ class Work(NamedTuple):
     widths: tuple[int, ...]
     dtype: torch.dtype
     threads: int
+    shared: bool = False
     recompute: bool = False
     loss: bool = False
 
 
-def tiling_of(layers: Sequence[Layer], h: Tensor, rows: int | None = None, recompute: bool = False) -> Tiling:
+def tiling_of(
+    layers: Sequence[Layer], h: Tensor, rows: int | None = None, recompute: bool = False, shared: bool = False
+) -> Tiling:
     """Choose a tiling for the rows h (N, D_in) of a network, with the rows of a tile if they are given."""
     n = h.size(0)
     if rows is None and n <= FEW:
         return Tiling(n)
     threads = torch.get_num_threads() if h.is_cpu else 0
     if rows is not None:
-        return Tiling(min(rows, n), max(1, min(threads, ceil(n / rows))))
+        return Tiling(min(rows, n), max(1, min(threads, ceil(n / rows))) if shared else 1)
     widths = (h.size(1), *[layer.w.size(0) for layer in layers])
-    return tiling_for(Work(n, widths, h.dtype, threads, recompute))
+    return tiling_for(Work(n, widths, h.dtype, threads, shared, recompute))
 
 
 def tiling_of_loss(h: Tensor, d_out: int, dtype: torch.dtype, rows: int | None = None) -> Tiling:
@@ -105,7 +108,7 @@ def few_logits(n: int, v: int, cuda: bool) -> bool:
 @lru_cache(maxsize=256)
 def tiling_for(work: Work) -> Tiling:
     """Choose the tiling whose time is least, or nearly so with fewer rows."""
-    n, widths, dtype, threads, recompute, loss = work
+    n, widths, dtype, threads, shared, recompute, loss = work
     size, entries = dtype.itemsize, sum(widths[1:])
     # A tile of logits exists in float32.
     row_bytes = max(4, size) * entries if loss else size * (entries + 2 * max(widths[1:]))
@@ -119,7 +122,7 @@ def tiling_for(work: Work) -> Tiling:
     together = 1.1 if threads > 1 else 1.0  # what torch's own threads lose
 
     def workers_of(rows: int) -> int:
-        return 1 if loss else min(threads, ceil(n / rows))
+        return min(threads, ceil(n / rows)) if shared else 1
 
     def seconds(rows: int) -> float:
         tiles, workers = ceil(n / rows), workers_of(rows)
