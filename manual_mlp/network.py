@@ -74,7 +74,7 @@ class _NetworkFunction(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
         h, *_, layers, seed = args
-        trace = forward(layers, h, None, masks_of(layers, seed))
+        trace = forward(layers, h, masks_of(layers, seed))
         y, last = trace.y, trace.kept[-1]
         if last is not None and layers[-1].activation.df_y is None and share_memory(y, last):
             y = y.clone()  # a user's f may return z

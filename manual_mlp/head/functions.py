@@ -121,17 +121,16 @@ def _forward(
     made: Any = None
     with torch.no_grad(), uncast(h):
         if step.tiling.rows >= len(h) and any(needed):
-            trace = forward(layers, cast(h, step.dtype), None, [None])
-            made = delta_of(
-                objective.of_all(trace.y, trace.owns_output()), trace.kept[0], step.activation, plain=True, own=True
-            )
+            trace = forward(layers, cast(h, step.dtype), [None])
+            dy = objective.of_all(trace.y, trace.owns_output())
+            made = delta_of(dy, trace.kept[0], step.activation, plain=True)
         else:
             sweep = Sweep(layers, h, step.tiling)
             objective.cut(step.tiling.rows)
             if any(needed):
                 made = _swept(sweep, objective.of_tile, (h, w, b), needed)
             else:
-                sweep.run(lambda tile: objective.look(sweep.trace(tile), tile), loss=True)
+                sweep.run(lambda tile: objective.look(sweep.trace(tile), tile))
         value = objective.result()
         scale: Tensor | float = 1.0
         if step.reduction == "mean":

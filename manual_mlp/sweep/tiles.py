@@ -10,18 +10,16 @@ from torch import Tensor
 
 from manual_mlp.formulas.layer import Layer
 from manual_mlp.precision import cast
-from manual_mlp.sweep.passes import Masks, Trace, Wanted, Workspace, backward, forward, forward_again, masks_of
+from manual_mlp.sweep.passes import Masks, Trace, backward, forward, forward_again, masks_of
 from manual_mlp.sweep.sums import Sums
 from manual_mlp.sweep.tiling import Tiling
-from manual_mlp.transforms import operations_are_watched
 
 
 class Tile(NamedTuple):
-    """Some of the rows: which, h of them, in what memory, and dropout's masks."""
+    """Some of the rows: which, h of them, and dropout's masks."""
 
     at: slice
     h: Tensor
-    space: Workspace | None
     masks: Masks
 
 
@@ -57,28 +55,25 @@ class Sweep:
 
         def work(tile: Tile) -> None:
             if isinstance(dy, Tensor):
-                trace, dy_here, own = forward_again(self.layers, tile.h, tile.space, tile.masks), dy[tile.at], False
+                trace = forward_again(self.layers, tile.h, tile.masks)
+                found = backward(self.layers, trace, dy[tile.at], sums, lowest)
             else:
                 trace = self.trace(tile)
-                dy_here, own = dy(trace, tile), True
-            wanted = Wanted(sums, lowest, None if dh is None else dh[tile.at])
-            backward(self.layers, trace, dy_here, wanted, tile.space, own)
+                found = backward(self.layers, trace, dy(trace, tile), sums, lowest)
+            if dh is not None and found is not None:
+                dh[tile.at] = found
 
-        self.run(work, backward=True, loss=not isinstance(dy, Tensor))
+        self.run(work)
         return dh
 
     def trace(self, tile: Tile) -> Trace:
         """Run the network on a tile."""
-        return forward(self.layers, tile.h, tile.space, tile.masks)
+        return forward(self.layers, tile.h, tile.masks)
 
-    def run(self, work: Callable[[Tile], None], backward: bool = False, loss: bool = False) -> None:
+    def run(self, work: Callable[[Tile], None]) -> None:
         """Do the work of each tile."""
         n = len(self.h)
-        rows = min(self.rows, n)
-        spare = None if operations_are_watched() else Workspace.of(self.layers, rows, backward, loss)
         with torch.no_grad():
             for start in range(0, n, self.rows):
                 at = slice(start, min(start + self.rows, n))
-                h = cast(self.h[at], self.dtype)
-                space = spare.first(len(h)) if spare is not None and len(h) != rows else spare
-                work(Tile(at, h, space, masks_of(self.layers, self.seed, start)))
+                work(Tile(at, cast(self.h[at], self.dtype), masks_of(self.layers, self.seed, start)))
