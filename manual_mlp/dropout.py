@@ -66,14 +66,14 @@ def draw_seed(device: torch.device) -> Tensor:
     return torch.empty((), dtype=torch.int64, device=device).random_()
 
 
-def drop(t: Tensor, mask: Mask, out: Tensor | None = None) -> Tensor:
-    """Multiply ``(*, D)`` by a mask; into ``out`` (N, D), which may be t, if it is given and nothing is recorded."""
+def drop(t: Tensor, mask: Mask) -> Tensor:
+    """Multiply ``(*, D)`` by a mask."""
     by_engine = engine_for(t).drop if mask.factor is None and is_plain(t) else None
     if by_engine is None:
-        return torch.mul(t, factors(t, mask) if mask.factor is None else mask.factor, out=out)
+        return t * (factors(t, mask) if mask.factor is None else mask.factor)
     if torch.is_grad_enabled() and t.requires_grad:
         return _DropFunction.apply(t, mask)  # type: ignore[no-any-return]
-    return by_engine(t, mask, out)
+    return by_engine(t, mask)
 
 
 class _DropFunction(Function):

@@ -19,7 +19,7 @@ from manual_mlp.modules import MLP
 from manual_mlp.output import shaped
 from manual_mlp.precision import autocast_dtype, autocasting, cast, product_dtype, uncast, widened
 from manual_mlp.sweep.objective import Objective
-from manual_mlp.sweep.passes import Trace, Wanted, backward, forward, masks_of
+from manual_mlp.sweep.passes import Trace, backward, forward, masks_of
 from manual_mlp.sweep.sums import Total, accumulate, sums_of
 from manual_mlp.sweep.tiles import Sweep, Tile
 from manual_mlp.sweep.tiling import tiling_of
@@ -63,8 +63,7 @@ def backprop(
         target: what the loss compares the output with; it may not require grad.
         loss: ``"cross_entropy"``, ``"squared_error"`` (the textbook's ½(y − t)²) or ``"binary_cross_entropy"`` (of
             logits); or a pair of functions ``(value, delta)`` of some rows of output and target: the value of each
-            row, and the gradient of its sum by the output. They may be called from several threads, and the output
-            they see is overwritten after the call.
+            row, and the gradient of its sum by the output. The output they see is overwritten after the call.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in :func:`manual_mlp.linear_cross_entropy`,
             :func:`manual_mlp.dense_squared_error` and :func:`manual_mlp.linear_binary_cross_entropy`; of a pair, over
             rows.
@@ -218,11 +217,9 @@ class _Network(NamedTuple):
         seed = draw_seed(input.device) if any(layer.dropout for layer in layers) else None
         output: Tensor | None = None
         if one:
-            trace = forward(layers, cast(h, products), None, masks_of(layers, seed))
+            trace = forward(layers, cast(h, products), masks_of(layers, seed))
             output = trace.y.clone() if return_output else None
-            dh: Tensor | None = backward(
-                layers, trace, objective.of_all(trace.y, trace.owns_output()), Wanted(sums, lowest)
-            )
+            dh = backward(layers, trace, objective.of_all(trace.y, trace.owns_output()), sums, lowest)
         else:
             output = h.new_empty(h.size(0), layers[-1].w.size(0)) if return_output else None
 
@@ -232,10 +229,9 @@ class _Network(NamedTuple):
                 return objective.of_tile(trace, tile)
 
             objective.cut(tiling.rows)
-            of_others = [sums_of(self.layers, one)[0] for _ in range(1, tiling.workers)]
-            dh = Sweep(layers, h, tiling, seed).backward(dy_of, [sums, *of_others], lowest)
+            dh = Sweep(layers, h, tiling, seed).backward(dy_of, sums, lowest)
         watched: dict[Tensor, Tensor] = {}
-        if lowest < 0 and dh is not None:
+        if dh is not None:
             dh = cast(dh, input.dtype).view(input.shape).detach()  # no view
             if input.is_leaf and input not in totals:
                 totals[input] = Total(input.dtype, dh)

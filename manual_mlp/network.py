@@ -86,7 +86,7 @@ class _NetworkFunction(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
         h, *_, layers, seed = args
-        trace = forward(layers, h, None, masks_of(layers, seed))
+        trace = forward(layers, h, masks_of(layers, seed))
         y, last = trace.y, trace.kept[-1]
         if last is not None and layers[-1].activation.df_y is None and share_memory(y, last):
             y = y.clone()  # a user's f may return z
@@ -183,11 +183,11 @@ class _TiledFunction(Function):
             all_at_once = _by_dense(ctx.forms, ctx.seed)
             return *gradients_by_autograd(all_at_once, (h, *parameters), dy, needed), None, None, None
         by_layer = _by_layer(ctx.forms, needed)
-        sums = [_zeros(sweep.layers, by_layer) for _ in range(sweep.workers)]
+        sums = _zeros(sweep.layers, by_layer)
         with uncast(dy):
             dh = sweep.backward(dy, sums, lowest_of(by_layer))
         found = [dh]
-        for form, pair in zip(ctx.forms, sums[0], strict=True):
+        for form, pair in zip(ctx.forms, sums, strict=True):
             grads = (None if each is None else each.grad for each in pair[: 1 + form.biased])
             found += (None if grad is None else cast(grad, h.dtype) for grad in grads)
         return *found, None, None, None

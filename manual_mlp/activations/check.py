@@ -68,26 +68,15 @@ def _cases(activation: Any, z: Tensor) -> Iterator[Case]:
         kept, curvature = y, ask("d2f_y", y)
         yield Case("df_y", ask("df_y", y), df, "as df is of this z")
         yield Case("d2f_y times df", curvature * df, d2f, "as d2f is of this z")
-    yield from _shortcuts(activation, z, kept, (y, df, curvature))
+    yield from _shortcuts(activation, z, kept, df, curvature)
 
 
-def _shortcuts(activation: Any, z: Tensor, kept: Tensor, facts: tuple[Tensor, Tensor, Tensor]) -> Iterator[Case]:
-    y, df, curvature = facts
+def _shortcuts(activation: Any, z: Tensor, kept: Tensor, df: Tensor, curvature: Tensor) -> Iterator[Case]:
     # What comes back, for the kernels: of both signs, and another at every z.
     turn = torch.arange(1, len(z) + 1, dtype=z.dtype)
     dy, q = turn.sin() + 0.1, 1.5 * turn.cos() - 0.1
     if activation.kernel is not None:
         yield Case("kernel", _asked(activation, "kernel", (dy, kept)), dy * df, "df times dy")
-    if activation.kernel_out is not None:
-        over = dy.clone()
-        yield Case("kernel_out", _asked(activation, "kernel_out", (over, kept), 0), dy * df, "df times dy")
-        yield Case("dy after kernel_out", over, dy * df, "df times dy")
-    if activation.f_out is not None:
-        out, over = torch.full_like(z, torch.nan), z.clone()
-        yield Case("f_out", _asked(activation, "f_out", (z, out), 1), y, "as f is")
-        yield Case("out after f_out", out, y, "as f is")
-        yield Case("f_out over z", activation.f_out(over, over), y, "as f is")
-        yield Case("z after f_out over z", over, y, "as f is")
     if activation.kernel2 is not None:
         found = _asked(activation, "kernel2", (dy, q.clone(), kept), 1)
         if not isinstance(found, tuple) or len(found) != 3:

@@ -30,8 +30,6 @@ def _exponential(f: Map, alpha: float, scale: float, rate: float) -> Activation:
         df=lambda z: (tail * torch.exp(rate * z.clamp(max=0))).masked_fill(z > 0, scale),
         d2f=lambda z: (tail * rate * torch.exp(rate * z.clamp(max=0))).masked_fill(z >= 0, 0.0),
         kernel=lambda dy, z: aten.elu_backward.default(dy, alpha, scale, rate, False, z),
-        kernel_out=lambda dy, z: aten.elu_backward.grad_input(dy, alpha, scale, rate, False, z, grad_input=dy),
-        f_out=lambda z, out: aten.elu.out(z, alpha, scale, rate, out=out),
     )
 
 
@@ -75,8 +73,6 @@ def relu() -> Activation:
         df_y=lambda y: _step(y, 0.0),
         d2f_y=torch.zeros_like,
         kernel=lambda dy, y: aten.threshold_backward.default(dy, y, 0),
-        kernel_out=lambda dy, y: aten.threshold_backward.grad_input(dy, y, 0, grad_input=dy),
-        f_out=lambda z, out: torch.relu_(z) if out is z else torch.clamp_min(z, 0, out=out),
     )
 
 
@@ -100,8 +96,6 @@ def leaky_relu(negative_slope: float = 0.01) -> Activation:
         df_y=(lambda y: _step(y, a)) if one_to_one else None,
         d2f_y=torch.zeros_like if one_to_one else None,
         kernel=lambda dy, kept: aten.leaky_relu_backward.default(dy, kept, a, one_to_one),
-        kernel_out=lambda dy, kept: aten.leaky_relu_backward.grad_input(dy, kept, a, one_to_one, grad_input=dy),
-        f_out=lambda z, out: aten.leaky_relu.out(z, a, out=out),
     )
 
 
@@ -159,8 +153,6 @@ def hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Activation:
         df=lambda z: _between(z, min_val, max_val),
         d2f=torch.zeros_like,
         kernel=lambda dy, z: aten.hardtanh_backward.default(dy, z, min_val, max_val),
-        kernel_out=lambda dy, z: aten.hardtanh_backward.grad_input(dy, z, min_val, max_val, grad_input=dy),
-        f_out=lambda z, out: aten.hardtanh.out(z, min_val, max_val, out=out),
     )
 
 
@@ -181,8 +173,6 @@ def relu6() -> Activation:
         df_y=lambda y: _between(y, 0.0, 6.0),
         d2f_y=torch.zeros_like,
         kernel=lambda dy, y: aten.hardtanh_backward.default(dy, y, 0.0, 6.0),
-        kernel_out=lambda dy, y: aten.hardtanh_backward.grad_input(dy, y, 0.0, 6.0, grad_input=dy),
-        f_out=lambda z, out: aten.hardtanh.out(z, 0.0, 6.0, out=out),
     )
 
 
@@ -221,7 +211,6 @@ def hardswish() -> Activation:
         df=lambda z: (z / 3 + 0.5).masked_fill(z <= -3, 0.0).masked_fill(z >= 3, 1.0),
         d2f=lambda z: _between(z, -3.0, 3.0) / 3,
         kernel=aten.hardswish_backward.default,
-        f_out=lambda z, out: aten.hardswish.out(z, out=out),
     )
 
 

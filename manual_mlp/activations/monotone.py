@@ -37,8 +37,6 @@ def sigmoid() -> Activation:
         df_y=df_y,
         d2f_y=lambda y: 1 - 2 * y,
         kernel=aten.sigmoid_backward.default,
-        kernel_out=lambda dy, y: aten.sigmoid_backward.grad_input(dy, y, grad_input=dy),
-        f_out=lambda z, out: torch.sigmoid(z, out=out),
         kernel2=lambda dy, q, y: (
             aten.sigmoid_backward.default(dy, y),
             aten.sigmoid_backward.default(q, y),
@@ -89,8 +87,6 @@ def tanh() -> Activation:
         df_y=df_y,
         d2f_y=lambda y: -2 * y,
         kernel=aten.tanh_backward.default,
-        kernel_out=lambda dy, y: aten.tanh_backward.grad_input(dy, y, grad_input=dy),
-        f_out=lambda z, out: torch.tanh(z, out=out),
         kernel2=lambda dy, q, y: (
             aten.tanh_backward.default(dy, y),
             aten.tanh_backward.default(q, y),
@@ -121,8 +117,6 @@ def softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
             beta * z >= threshold, 0.0
         ),
         kernel=lambda dy, z: aten.softplus_backward.default(dy, z, beta, threshold),
-        kernel_out=lambda dy, z: aten.softplus_backward.grad_input(dy, z, beta, threshold, grad_input=dy),
-        f_out=lambda z, out: aten.softplus.out(z, beta, threshold, out=out),
         kernel2=kernel2,
     )
 

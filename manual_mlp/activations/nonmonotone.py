@@ -60,8 +60,6 @@ def gelu(approximate: str = "none") -> Activation:
         df=df if approximate == "none" else df_tanh,
         d2f=d2f if approximate == "none" else d2f_tanh,
         kernel=lambda dy, z: aten.gelu_backward.default(dy, z, approximate=approximate),
-        kernel_out=lambda dy, z: aten.gelu_backward.grad_input(dy, z, approximate=approximate, grad_input=dy),
-        f_out=lambda z, out: aten.gelu.out(z, approximate=approximate, out=out),
         kernel2=kernel2 if approximate == "none" else None,
     )
 
@@ -108,8 +106,6 @@ def silu() -> Activation:
         df=df,
         d2f=d2f,
         kernel=aten.silu_backward.default,
-        kernel_out=lambda dy, z: aten.silu_backward.grad_input(dy, z, grad_input=dy),
-        f_out=lambda z, out: aten.silu.out(z, out=out),
         kernel2=kernel2,
     )
 
@@ -137,7 +133,6 @@ def mish() -> Activation:
         df=df,
         d2f=d2f,
         kernel=aten.mish_backward.default,
-        f_out=lambda z, out: aten.mish.out(z, out=out),
     )
 
 

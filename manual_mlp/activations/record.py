@@ -29,8 +29,6 @@ class Activation:
         d2f_y: the derivative of ``df_y`` by y, which is f″/f′; given with it, or not at all.
         kernel: ``(dy, kept) -> dy ⊙ f′(z)`` in one pass over memory, where ``kept`` is y if
             ``df_y`` is given, else z. For speed alone, where nothing differentiates the result.
-        kernel_out: the same as ``kernel``, written over dy. For the speed of whole networks alone.
-        f_out: ``(z, out) -> out``, with f(z) written into ``out``, which may be z. For the same.
         kernel2: ``(dy, q, kept) -> dy ⊙ f′, q ⊙ f′, q ⊙ dy ⊙ c`` with c = f″, or f″/f′ where ``kept`` is y. It may
             overwrite q, and is given float32 or float64. For the speed of second-order gradients alone.
         name: shown by ``repr``; without one, which function f is.
@@ -55,8 +53,6 @@ class Activation:
     df_y: Map | None = None
     d2f_y: Map | None = None
     kernel: Callable[[Tensor, Tensor], Tensor] | None = None
-    kernel_out: Callable[[Tensor, Tensor], Tensor] | None = None
-    f_out: Callable[[Tensor, Tensor], Tensor] | None = None
     kernel2: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
     name: str = ""
     params: tuple[Any, ...] = ()
@@ -65,7 +61,7 @@ class Activation:
     native: int | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("f", "df", "d2f", "df_y", "d2f_y", "kernel", "kernel_out", "f_out", "kernel2"):
+        for name in ("f", "df", "d2f", "df_y", "d2f_y", "kernel", "kernel2"):
             given = getattr(self, name)
             if not (callable(given) or (given is None and name not in ("f", "df", "d2f"))):
                 raise TypeError(f"expected {name} to be a function of tensors, got {given!r}")
@@ -73,7 +69,7 @@ class Activation:
             raise ValueError(f"expected a name that can be printed, got {self.name!r}")
         if (self.df_y is None) != (self.d2f_y is None):
             raise ValueError("expected both of df_y and d2f_y, or neither: f″ would be taken of the wrong variable")
-        by_y: dict[str, Any] = dict.fromkeys(("df_y", "d2f_y", "kernel", "kernel_out", "kernel2"))
+        by_y: dict[str, Any] = dict.fromkeys(("df_y", "d2f_y", "kernel", "kernel2"))
         object.__setattr__(self, "by_z", self if self.df_y is None else replace(self, **by_y))
 
     def __repr__(self) -> str:

@@ -21,7 +21,7 @@ class Engine(NamedTuple):
     Attributes:
         name: who computes.
         cross_entropy: the loss.
-        drop: ``(t, mask, out) -> t`` times dropout's mask, which is made where the entries are; None for plain.
+        drop: ``(t, mask) -> t`` times dropout's mask, which is made where the entries are; None for plain.
     """
 
     name: str

@@ -2,8 +2,7 @@
 
 ``docs/derivation.md`` proves each of them under its tag. A tensor that is None stands for zeros. What a layer keeps for
 its backward pass is called ``kept``: y where f′ comes from y, else z, and None for the identity. ``plain`` tells that
-nobody looks into what is done (no transform, no graph for a further derivative), ``own`` that the first argument may be
-overwritten as well.
+nobody looks into what is done (no transform, no graph for a further derivative).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from manual_mlp.activations import Activation
 from manual_mlp.activations.entrywise import slope
-from manual_mlp.formulas.products import add_linear, add_product, plus, product, rows
+from manual_mlp.formulas.products import add_linear, add_product, plus, rows
 from manual_mlp.precision import cast, widen
 
 Three = tuple[Tensor | None, Tensor | None, Tensor | None]  # of h, w and b
@@ -37,14 +36,14 @@ class Layer(NamedTuple):
         return self._replace(w=cast(self.w, dtype), b=None if self.b is None else cast(self.b, dtype))
 
 
-def z_of(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor | None = None) -> Tensor:
+def z_of(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """Compute z (*, D_out), the pre-activation."""
-    return F.linear(h, w, b) if out is None else product(h, w.t(), out, b)  # (F1)
+    return F.linear(h, w, b)  # (F1)
 
 
-def y_of(z: Tensor, activation: Activation, out: Tensor | None = None) -> Tensor:
-    """Compute y, the output; into ``out``, which may be z, where f can."""
-    return activation.f(z) if out is None or activation.f_out is None else activation.f_out(z, out)  # (F2)
+def y_of(z: Tensor, activation: Activation) -> Tensor:
+    """Compute y, the output."""
+    return activation.f(z)  # (F2)
 
 
 def delta_of(
@@ -52,20 +51,19 @@ def delta_of(
     kept: Tensor | None,
     activation: Activation,
     plain: bool = False,
-    own: bool = False,
     dz: Tensor | None = None,
 ) -> Tensor | None:
     """Compute δ; ``dz`` is the cotangent that reaches z itself."""
     if dy is None or kept is None:
         return plus(dy, dz)
-    kernel = (own and activation.kernel_out) or activation.kernel if plain and dy.dtype == kept.dtype else None
+    kernel = activation.kernel if plain and dy.dtype == kept.dtype else None
     delta = kernel(dy, kept) if kernel else cast(widen(dy) * slope(kept, activation, plain), kept.dtype)  # (B1)
     return delta if dz is None else delta + dz
 
 
-def dh_of(delta: Tensor, w: Tensor, total: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """Compute dh (*, D_in), or its sum with a total; in memory that is there, if it is given."""
-    return product(delta, w, out, total)  # (B2)
+def dh_of(delta: Tensor, w: Tensor, total: Tensor | None = None) -> Tensor:
+    """Compute dh (*, D_in), or its sum with a total."""
+    return delta @ w if total is None else torch.addmm(total, delta, w)  # (B2)
 
 
 def dw_of(delta: Tensor, h: Tensor, total: Tensor | None = None) -> Tensor:
@@ -96,9 +94,9 @@ def gradients(delta: Tensor | None, h: Tensor | None, w: Tensor | None, needed: 
     return dh, dw, db_of(delta) if needed[2] else None
 
 
-def merge(total: Tensor, part: Tensor) -> Tensor:
-    """Add what some tiles have found for a parameter to what the others have."""
-    return total.add_(part)  # (T1)
+def add_tile(total: Tensor, term: Callable[..., Tensor], delta: Tensor, *h: Tensor) -> Tensor:
+    """Add what a tile has for a parameter, δᵀh or δᵀ1, to the sum of what others have."""
+    return term(delta, *h, total)  # (T1)
 
 
 def z_dot_of(h: Tensor, w: Tensor, dots: Some, like: Tensor) -> Tensor:

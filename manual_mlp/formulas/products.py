@@ -1,4 +1,4 @@
-"""The matrix products that the formulas are made of: of any layout, into memory that is there, or added to a total."""
+"""The matrix products of the formulas that are added to what is there, and of any layout."""
 
 import torch
 from torch import Tensor
@@ -6,22 +6,10 @@ from torch import Tensor
 from manual_mlp.transforms import operations_are_watched
 
 
-def product(a: Tensor, b: Tensor, out: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
-    """Compute ab, or ab + plus, in memory that is there if ``out`` is given.
-
-    A mode that watches operations sees torch's usual products, which it may know how to count or to replace.
-    """
-    if out is None:
-        return torch.addmm(plus, a, b) if plus is not None else torch.mm(a, b) if a.dim() == 2 else a @ b
-    if operations_are_watched():
-        return out.copy_(torch.mm(a, b) if plus is None else torch.addmm(plus, a, b))
-    return torch.mm(a, b, out=out) if plus is None else torch.addmm(plus, a, b, out=out)
-
-
 def add_linear(z: Tensor, h: Tensor, w: Tensor) -> Tensor:
     """Add h wᵀ to z (*, D_out), over it."""
     flat = z.view(z.shape[:-1].numel(), z.shape[-1])
-    product(rows(h), w.t(), flat, flat)
+    _add_(flat, rows(h), w.t())
     return z
 
 
@@ -33,9 +21,9 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     larger than a, is added as it is.
     """
     if total.dtype == a.dtype:
-        return product(a, b, total, total)
+        return _add_(total, a, b)
     if a.is_cpu and total.dtype.itemsize > a.dtype.itemsize:
-        return product(a.to(total.dtype), b.to(total.dtype), total, total)
+        return _add_(total, a.to(total.dtype), b.to(total.dtype))
     size = max(1, a.numel() // max(1, b.shape[1]))
     for start in range(0, len(total), size):
         total[start : start + size] += a[start : start + size] @ b
@@ -50,3 +38,11 @@ def rows(t: Tensor) -> Tensor:
 def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """Add two tensors; one that is None stands for zeros."""
     return b if a is None else a if b is None else a + b
+
+
+def _add_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Add ab to a total of its dtype.
+
+    A mode that watches operations sees torch's usual product, which it may know how to count or to replace.
+    """
+    return total.copy_(torch.addmm(total, a, b)) if operations_are_watched() else total.addmm_(a, b)

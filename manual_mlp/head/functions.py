@@ -135,17 +135,16 @@ def _forward(
     made: Any = None
     with torch.no_grad(), uncast(h):
         if step.tiling.rows >= len(h) and any(needed):
-            trace = forward(layers, cast(h, step.dtype), None, [None])
-            made = delta_of(
-                objective.of_all(trace.y, trace.owns_output()), trace.kept[0], step.activation, plain=True, own=True
-            )
+            trace = forward(layers, cast(h, step.dtype), [None])
+            dy = objective.of_all(trace.y, trace.owns_output())
+            made = delta_of(dy, trace.kept[0], step.activation, plain=True)
         else:
             sweep = Sweep(layers, h, step.tiling)
             objective.cut(step.tiling.rows)
             if any(needed):
                 made = _swept(sweep, objective.of_tile, (h, w, b), needed)
             else:
-                sweep.run(lambda tile: objective.look(sweep.trace(tile), tile), loss=True)
+                sweep.run(lambda tile: objective.look(sweep.trace(tile), tile))
         value = objective.result()
         scale: Tensor | float = 1.0
         if step.reduction == "mean":
@@ -160,7 +159,7 @@ def _swept(
     """Compute what is needed of dh, dw and db, tile by tile."""
     parameters = zip(operands[1:], needed[1:], strict=True)
     dw, db = (Total.of(t) if need and t is not None else None for t, need in parameters)
-    dh = sweep.backward(dy, [[(dw, db)]], -1 if needed[0] else 0)
+    dh = sweep.backward(dy, [(dw, db)], -1 if needed[0] else 0)
     return dh if needed[0] else None, *(None if each is None else each.grad for each in (dw, db))
 
 

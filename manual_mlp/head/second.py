@@ -47,7 +47,7 @@ def second_order(step: Step, operands: Sequence[Any], tildes: Sequence[Tensor | 
             b_cotangent_of(r, b_sum)
 
     with uncast(h):
-        sweep.run(work, loss=True)
+        sweep.run(work)
     return in_dtypes(sums, [None if t is None else t.dtype for t in operands])
 
 

@@ -62,7 +62,7 @@ class Objective:
 
     def of_tile(self, trace: Trace, tile: Tile) -> Tensor:
         """Compute the gradient by the output of a tile, which may be overwritten."""
-        y = self._to_overwrite(trace, tile)
+        y = self._to_overwrite(trace)
         if self.apart is not None:
             self.values[tile.at], dy = self._each(y, tile.at)
         else:
@@ -73,12 +73,12 @@ class Objective:
 
     def weighted(self, trace: Trace, tile: Tile, g: Tensor) -> Tensor:
         """Compute the same for upstream gradients g of all rows or entries, and leave the values alone."""
-        _, dy = self.loss.weighted(self._to_overwrite(trace, tile), tile.at, g[tile.at])
+        _, dy = self.loss.weighted(self._to_overwrite(trace), tile.at, g[tile.at])
         return _narrow(dy, trace.y, trace.owns_output())
 
     def look(self, trace: Trace, tile: Tile) -> None:
         """Compute the values of a tile, and no gradient."""
-        values, _ = self.loss.values(self._to_overwrite(trace, tile), tile.at, False)
+        values, _ = self.loss.values(self._to_overwrite(trace), tile.at, False)
         if self.apart is not None:
             self.values[tile.at] = values
         else:
@@ -87,7 +87,7 @@ class Objective:
     def curvature(self, trace: Trace, tile: Tile, q: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the gradient by the output of a tile for upstream gradients of 1, and that of its product with q."""
         assert isinstance(self.loss, Loss)
-        return self.loss.curvature(self._to_overwrite(trace, tile), q, tile.at)
+        return self.loss.curvature(self._to_overwrite(trace), q, tile.at)
 
     def result(self) -> Tensor:
         """Put the values together."""
@@ -103,11 +103,9 @@ class Objective:
     def _add(self, total: Tensor, tile: Tile) -> None:
         self.values[tile.at.start // self.rows] = total / self.count
 
-    def _to_overwrite(self, trace: Trace, tile: Tile) -> Tensor:
+    def _to_overwrite(self, trace: Trace) -> Tensor:
         """Give the output of a tile in float32 at least, in memory that the loss may overwrite."""
-        y, space = trace.y, tile.space
-        if space is not None and space.wide:
-            return space.wide[0].copy_(y)
+        y = trace.y
         wide = widen(y)
         return wide if wide is not y or trace.owns_output() else wide.clone()
 

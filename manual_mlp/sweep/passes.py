@@ -10,7 +10,6 @@ from torch import Tensor
 from manual_mlp.activations import IDENTITY
 from manual_mlp.dropout import Mask, drop
 from manual_mlp.formulas.layer import Layer, db_of, delta_of, dh_of, dw_of, y_of, z_of
-from manual_mlp.precision import widened
 from manual_mlp.sweep.sums import Sums, add
 from manual_mlp.transforms import operations_are_watched
 
@@ -31,46 +30,6 @@ class Trace(NamedTuple):
         return (kept is None or not share_memory(self.y, kept)) and not operations_are_watched()
 
 
-class Workspace(NamedTuple):
-    """What a tile needs, an entry a layer: z; y where z is kept and f can write to it, else z; δ for backward.
-
-    At last y once more, in float32, where it is narrower.
-    """
-
-    z: Sequence[Tensor]
-    y: Sequence[Tensor]
-    delta: Sequence[Tensor]
-    wide: Sequence[Tensor]
-
-    @classmethod
-    def of(cls, layers: Sequence[Layer], rows: int, backward: bool, loss: bool) -> Workspace:
-        """Allocate for so many rows, of which a loss asks for y in float32. Two δ at a time are enough."""
-        new = layers[0].w.new_empty
-        widths = [len(layer.w) for layer in layers]
-        z = [new(rows, width) for width in widths]
-        y = [
-            new(rows, len(w)) if f.df_y is None and f.f_out is not None else t
-            for (w, _, f, _), t in zip(layers, z, strict=True)
-        ]
-        below = widths[:-1] if backward else []
-        two = [new(rows * max(below)) for _ in below[:2]]
-        delta = [two[k % 2][: rows * width].view(-1, width) for k, width in enumerate(below)]
-        dtype = widened(z[-1].dtype)
-        return cls(z, y, delta, [new(rows, widths[-1], dtype=dtype)] if loss and dtype is not z[-1].dtype else [])
-
-    def first(self, rows: int) -> Workspace:
-        """Take the part that a smaller tile needs."""
-        return Workspace(*([t[:rows] for t in some] for some in self))
-
-
-class Wanted(NamedTuple):
-    """What backward is to find: the sums to add to, the lowest layer that has one or -1 for the input, and its dh."""
-
-    sums: Sums
-    lowest: int
-    dh: Tensor | None = None
-
-
 def masks_of(layers: Sequence[Layer], seed: Tensor | None, row: int = 0) -> list[Mask | None]:
     """List dropout's masks of rows from this one on, None where nothing is zeroed."""
     if seed is None:
@@ -78,15 +37,15 @@ def masks_of(layers: Sequence[Layer], seed: Tensor | None, row: int = 0) -> list
     return [Mask(seed, k, layer.dropout, row) if layer.dropout else None for k, layer in enumerate(layers)]
 
 
-def forward(layers: Sequence[Layer], h: Tensor, space: Workspace | None, masks: Masks) -> Trace:
+def forward(layers: Sequence[Layer], h: Tensor, masks: Masks) -> Trace:
     """Run the network on rows h (n, D_in)."""
     inputs: list[Tensor] = []
     kept: list[Tensor | None] = []
     made: list[Mask | None] = []
     for k, (w, b, activation, _) in enumerate(layers):
         inputs.append(h)
-        z = z_of(h, w, b, None if space is None else space.z[k])
-        y = y_of(z, activation, None if space is None else space.y[k])
+        z = z_of(h, w, b)
+        y = y_of(z, activation)
         kept.append(z if activation.df_y is None else y)
         mask = masks[k]
         mask = mask.made(y) if mask else None
@@ -97,44 +56,33 @@ def forward(layers: Sequence[Layer], h: Tensor, space: Workspace | None, masks: 
     return Trace(inputs, kept, made, h)
 
 
-def forward_again(layers: Sequence[Layer], h: Tensor, space: Workspace | None, masks: Masks) -> Trace:
+def forward_again(layers: Sequence[Layer], h: Tensor, masks: Masks) -> Trace:
     """Run the network on rows as far as backward needs it: a last identity needs no z."""
     if layers[-1].activation is not IDENTITY:
-        return forward(layers, h, space, masks)
-    trace = Trace([], [], [], h) if len(layers) == 1 else forward(layers[:-1], h, space, masks)
+        return forward(layers, h, masks)
+    trace = Trace([], [], [], h) if len(layers) == 1 else forward(layers[:-1], h, masks)
     return Trace([*trace.h, trace.y], [*trace.kept, None], [*trace.masks, None], trace.y)
 
 
-def backward(
-    layers: Sequence[Layer],
-    trace: Trace,
-    dy: Tensor,
-    wanted: Wanted,
-    space: Workspace | None = None,
-    own: bool = True,
-) -> Tensor:
-    """Add to the sums of every layer down to the lowest; return its dh if that is -1, the input.
-
-    ``own`` allows dy to be overwritten.
-    """
-    sums, lowest, dh = wanted
-    unwatched = not operations_are_watched()
-    own = own and unwatched
+def backward(layers: Sequence[Layer], trace: Trace, dy: Tensor, sums: Sums, lowest: int) -> Tensor | None:
+    """Add to the sums of every layer down to the lowest; return dh if that is -1, the input."""
     for k in range(len(layers) - 1, max(lowest, 0) - 1, -1):
         w, _, activation, _ = layers[k]
-        delta = delta_of(dy, trace.kept[k], activation, plain=True, own=own)
+        delta = delta_of(dy, trace.kept[k], activation, plain=True)
         assert delta is not None
+        del dy
         dw, db = sums[k]
         if dw is not None:
             add(dw, dw_of, delta, trace.h[k])
         if db is not None:
             add(db, db_of, delta)
-        if k > lowest:
-            own = unwatched
-            dy = dh_of(delta, w, out=dh if k == 0 else space.delta[k - 1] if space is not None else None)
-            mask = trace.masks[k - 1] if k else None
-            if mask is not None:
-                drop(dy, mask, out=dy)
+        if k == lowest:
+            return None
+        dy = dh_of(delta, w)
+        del delta
+        mask = trace.masks[k - 1] if k else None
+        if mask is not None:
+            dy = drop(dy, mask)
     return dy
 
 

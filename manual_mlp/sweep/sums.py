@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from manual_mlp.formulas.layer import Layer
+from manual_mlp.formulas.layer import Layer, add_tile
 from manual_mlp.precision import widened
 from manual_mlp.transforms import has_class, has_gradient_hooks
 
@@ -35,18 +35,12 @@ Sums: TypeAlias = "Sequence[tuple[Sum | None, Sum | None]]"  # of the weight and
 def add(to: Sum, term: Callable[..., Tensor], *factors: Tensor) -> None:
     """Add a term, such as δᵀh, by its formula, which takes the factors and the total."""
     if to.grad is not None:
-        term(*factors, to.grad)
+        add_tile(to.grad, term, *factors)
     elif isinstance(to, Total) or to.is_contiguous() or to.dim() != 2 or not to.t().is_contiguous():
         to.grad = fitted(term(*factors), to)
     else:
         # δᵀh = (hᵀδ)ᵀ has the strides; detach(), for a gradient that is a view could not be changed in place.
         to.grad = fitted(term(*reversed(factors)).t().detach(), to)
-
-
-def grads_of(sums: Sums) -> list[Tensor]:
-    """List what is added up, each once, though layers may share it."""
-    found = {id(each): each.grad for layer in sums for each in layer if each is not None}
-    return [grad for grad in found.values() if grad is not None]
 
 
 def fitted(grad: Tensor, of: Sum) -> Tensor:

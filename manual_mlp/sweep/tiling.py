@@ -1,19 +1,23 @@
-"""How many rows at once, and how many threads share the tiles? One model of the time that a choice costs.
+"""How many rows at once, and how many threads take tiles? One model of the time that a choice costs.
+
+Plain runs one tile after the other, and all of torch's threads share each operation. An engine in C++ may share the
+tiles out instead: then each of w threads has one of its own.
 
 A step over N rows of a network of L layers and P weights, whose layers have S outputs, the widest W of them, takes, c
-rows at a time on each of w threads out of t, with b bytes an entry, about::
+rows at a time with t threads, with b bytes an entry, about::
 
     T(c) = 6 N P / (products t)              three products a layer: z, dh and dw
          + 10 b N S / (bandwidth t)          what is read and written in between
          + 4 N V / loss                      what is done to V logits of a loss, in float32
-         + N/c (L call + 3 b P / memory)     the calls, one thread at a time; each tile reads w again, and adds to dw
+         + N/(c w) (L call + 3 b P / memory) the calls; each tile reads w again, and adds to dw
          + w c b (S + 2 W) / fresh           the memory of the tiles, which the system hands out in fresh pages
          + wake + 3 b P w / memory           if w > 1: to wake the others, and to add up what they found
 
-seconds. ``bandwidth`` is that of the cache that the tiles fit into: the second level, the third, or none. With all rows
-as one tile there is nothing to add up, torch's own threads share each operation, at the cost of a tenth of it, and
-there are fresh pages for 3 b N S bytes, but for those that malloc has at hand. Where several tiles are run forward once
-more (a network under autograd), products take 8 N P and what is between them half as much again.
+seconds, with w = 1 where tiles are not shared. ``bandwidth`` is that of the cache that the tiles fit into: the second
+level, the third, or none. torch's own threads share an operation at the cost of a tenth of it. With all rows as one
+tile there is nothing to add up, and there are fresh pages for 3 b N S bytes, but for those that malloc has at hand.
+Where several tiles are run forward once more (a network under autograd), products take 8 N P and what is between them
+half as much again.
 
 A layer with its loss is a network of one layer whose tiles, each wide, have all of torch's threads. There, what is done
 to the logits stands for all that is in between, a tile of c rows has 4 c V bytes of them, and its calls take 0.14 ms.
@@ -46,7 +50,7 @@ from manual_mlp.precision import capabilities, speed_of
 
 # Operations or bytes a second on one core, then seconds.
 PRODUCTS, SECOND_LEVEL, THIRD_LEVEL, MEMORY, FRESH, LOSS = 92e9, 80e9, 60e9, 18e9, 6e9, 2e9
-CALL, SHARED_CALL, WIDE_CALLS, WAKE = 20e-6, 40e-6, 0.14e-3, 0.2e-3
+CALL, CALL_IN_C, WIDE_CALLS, WAKE = 20e-6, 8e-6, 0.14e-3, 0.2e-3
 FEW = 256
 FEW_LOGITS, FEW_LOGITS_OF_CUDA = 230_000, 22_500_000
 # Bytes: of the third level, of what malloc has at hand, of all tiles at once (or 512 rows each), of a GPU's tile.
@@ -65,28 +69,34 @@ class Tiling(NamedTuple):
 class Work(NamedTuple):
     """What is to be done: the rows, the widths of all layers, the dtype of the products, and by how many threads.
 
-    On a GPU there are none. ``recompute`` tells that several tiles are run forward once more, and one is not; ``loss``
-    that a single layer is run with its loss.
+    On a GPU there are none. ``shared`` tells that each thread may take tiles of its own; ``recompute`` that several
+    tiles are run forward once more, and one is not; ``loss`` that a single layer is run with its loss.
     """
 
     n: int
     widths: tuple[int, ...]
     dtype: torch.dtype
     threads: int
+    shared: bool = False
     recompute: bool = False
     loss: bool = False
 
 
-def tiling_of(layers: Sequence[Layer], h: Tensor, rows: int | None = None, recompute: bool = False) -> Tiling:
-    """Choose a tiling for the rows h (N, D_in) of a network, with the rows of a tile if they are given."""
+def tiling_of(
+    layers: Sequence[Layer], h: Tensor, rows: int | None = None, recompute: bool = False, shared: bool = False
+) -> Tiling:
+    """Choose a tiling for the rows h (N, D_in) of a network, with the rows of a tile if they are given.
+
+    ``recompute`` tells that several tiles are run forward once more; ``shared`` that threads may share them.
+    """
     n = h.size(0)
     if rows is None and n <= FEW:
         return Tiling(n)
     threads = torch.get_num_threads() if h.is_cpu else 0
     if rows is not None:
-        return Tiling(min(rows, n), max(1, min(threads, ceil(n / rows))))
+        return Tiling(min(rows, n), max(1, min(threads, ceil(n / rows))) if shared else 1)
     widths = (h.size(1), *[layer.w.size(0) for layer in layers])
-    return tiling_for(Work(n, widths, h.dtype, threads, recompute))
+    return tiling_for(Work(n, widths, h.dtype, threads, shared, recompute))
 
 
 def tiling_of_loss(h: Tensor, d_out: int, dtype: torch.dtype, rows: int | None = None) -> Tiling:
@@ -105,7 +115,7 @@ def few_logits(n: int, v: int, cuda: bool) -> bool:
 @lru_cache(maxsize=256)
 def tiling_for(work: Work) -> Tiling:
     """Choose the tiling whose time is least, or nearly so with fewer rows."""
-    n, widths, dtype, threads, recompute, loss = work
+    n, widths, dtype, threads, shared, recompute, loss = work
     size, entries = dtype.itemsize, sum(widths[1:])
     # A tile of logits exists in float32.
     row_bytes = max(4, size) * entries if loss else size * (entries + 2 * max(widths[1:]))
@@ -115,11 +125,11 @@ def tiling_for(work: Work) -> Tiling:
     weights = sum(d_in * d_out for d_in, d_out in pairwise(widths))
     flops, weight_bytes = 6 * weights / (PRODUCTS * speed_of(dtype)), weights * (size if size >= 4 else 8)
     between, of_loss = (0, 4 * entries / LOSS) if loss else (10 * size * entries, 0.0)
-    calls, shared_calls = (WIDE_CALLS,) * 2 if loss else (len(widths) * CALL, len(widths) * SHARED_CALL)
+    calls = WIDE_CALLS if loss else len(widths) * (CALL_IN_C if shared else CALL)
     together = 1.1 if threads > 1 else 1.0  # what torch's own threads lose
 
     def workers_of(rows: int) -> int:
-        return 1 if loss else min(threads, ceil(n / rows))
+        return min(threads, ceil(n / rows)) if shared else 1
 
     def seconds(rows: int) -> float:
         tiles, workers = ceil(n / rows), workers_of(rows)
@@ -132,12 +142,14 @@ def tiling_for(work: Work) -> Tiling:
         busy = n / threads * together if workers == 1 else ceil(tiles / workers) * rows
         time = busy * (again * flops + half_again * of_row) + n * of_loss + fresh / FRESH
         if tiles > 1 or loss:
-            time += tiles * ((shared_calls if workers > 1 else calls) + 3 * weight_bytes / MEMORY)
+            time += ceil(tiles / workers) * (calls + 3 * weight_bytes / MEMORY)
         else:
             time += calls
         return time + (WAKE + 3 * weight_bytes * workers / MEMORY if workers > 1 else 0.0)
 
-    least, most = (4, max(16, LOGITS // row_bytes)) if loss else (6, max(512, TILES // (threads * row_bytes)))
+    least, most = (
+        (4, max(16, LOGITS // row_bytes)) if loss else (6, max(512, TILES // ((threads if shared else 1) * row_bytes)))
+    )
     powers = [1 << k for k in range(least, (n - 1).bit_length()) if 1 << k <= most]
     whole = [] if loss and n > most and powers else [n]
     times = {rows: seconds(rows) for rows in [*whole, *powers]}

@@ -1,6 +1,6 @@
 """How many rows at once: what the model of sweep/tiling.py chooses."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 from math import ceil
 
 import pytest
@@ -18,6 +18,7 @@ from manual_mlp.sweep.tiling import Tiling, Work, few_logits, tiling_for, tiling
 sizes = st.integers(1, 100_000)
 dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
 float32 = torch.float32
+KINDS = (), ("recompute",), ("shared",), ("shared", "recompute"), ("loss",)
 
 
 def work(*widths: int, n: int, threads: int = 1, **kinds: bool) -> Work:
@@ -61,15 +62,24 @@ def test_the_choice_for_a_network_is_the_smallest_within_five_percent_of_the_bes
     assert chosen == min(c for c in candidates if network_seconds(n, widths, c) <= 1.05 * best)
 
 
-@given(sizes, st.integers(1, 20_000), sizes, dtypes, st.integers(0, 4), st.booleans(), st.booleans())
+def test_tiles_that_threads_share_are_no_wider_and_every_thread_has_one() -> None:
+    widths, n = (64, 64, 64, 64, 64, 64), 2**17
+    for threads in (2, 4):
+        alone, shared = (tiling_for(work(*widths, n=n, threads=threads, shared=s)) for s in (False, True))
+        assert (alone.workers, shared.workers) == (1, threads)
+        assert shared.rows <= alone.rows
+
+
+@given(sizes, st.integers(1, 20_000), sizes, dtypes, st.integers(0, 4), st.sampled_from(KINDS))
 def test_any_size_has_an_answer_within_the_limit(
-    n: int, d: int, v: int, dtype: torch.dtype, threads: int, recompute: bool, loss: bool
+    n: int, d: int, v: int, dtype: torch.dtype, threads: int, kinds: tuple[str, ...]
 ) -> None:
-    rows, workers = tiling_for(Work(n, (d, v), dtype, threads, recompute and not loss, loss))
+    rows, workers = tiling_for(Work(n, (d, v), dtype, threads, **dict.fromkeys(kinds, True)))
     assert 1 <= rows <= n
     assert rows == n or rows & (rows - 1) == 0
-    assert 1 <= workers <= max(1, threads)
-    if loss:
+    assert 1 <= workers <= (max(1, threads) if "shared" in kinds else 1)
+    assert workers <= ceil(n / rows)
+    if "loss" in kinds:
         most = tiling.LOGITS if threads else tiling.LIMIT_OF_LOGITS
         assert rows <= 16 or rows * v * max(dtype.itemsize, 4) <= most
 
@@ -85,9 +95,9 @@ def test_few_rows_are_one_tile() -> None:
 def test_a_choice_is_that_for_the_rows_at_hand() -> None:
     threads = torch.get_num_threads()
     h = torch.empty(1, 1).expand(2**15, 64)
-    for recompute in (False, True):
-        expected = tiling_for(Work(2**15, (64, 256, 10), float32, threads, recompute))
-        assert tiling_of(network(64, 256, 10), h, recompute=recompute) == expected
+    for recompute, shared in product((False, True), repeat=2):
+        expected = tiling_for(Work(2**15, (64, 256, 10), float32, threads, shared, recompute))
+        assert tiling_of(network(64, 256, 10), h, recompute=recompute, shared=shared) == expected
     expected = tiling_for(Work(2**15, (64, 1000), torch.bfloat16, threads, loss=True))
     assert tiling_of_loss(h, 1000, torch.bfloat16) == expected
 
@@ -102,7 +112,9 @@ def test_few_logits_are_left_to_torch() -> None:
 def test_given_rows_are_taken_and_shared_by_as_many_threads_as_have_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     layers, h = network(4, 3), torch.empty(100, 4)
-    assert [tiling_of(layers, h, rows) for rows in (30, 60, 1000)] == [Tiling(30, 4), Tiling(60, 2), Tiling(100, 1)]
+    tilings = [tiling_of(layers, h, rows, shared=True) for rows in (30, 60, 1000)]
+    assert tilings == [Tiling(30, 4), Tiling(60, 2), Tiling(100, 1)]
+    assert [tiling_of(layers, h, rows) for rows in (30, 60, 1000)] == [Tiling(30), Tiling(60), Tiling(100)]
     assert tiling_of_loss(h, 3, float32, 30) == Tiling(30, 1)
 
 

@@ -12,17 +12,16 @@ from torch import Tensor
 _ENTRIES = 2048  # of a program: at most so many columns, and rows to go with them
 
 
-def drop(t: Tensor, mask: Any, out: Tensor | None = None) -> Tensor:
-    """Multiply ``(*, D)`` by a :class:`~manual_mlp.dropout.Mask`, into ``out``, which may be t, where there is one."""
+def drop(t: Tensor, mask: Any) -> Tensor:
+    """Multiply ``(*, D)`` by a :class:`~manual_mlp.dropout.Mask`."""
     t = t.contiguous()
-    y = torch.empty_like(t) if out is None else out
+    y = torch.empty_like(t)
     if not t.numel():
         return y
     d = t.shape[-1]
     n = t.numel() // d
     columns = min(triton.next_power_of_2(d), _ENTRIES)
     grid = triton.cdiv(n, _ENTRIES // columns), triton.cdiv(d, columns)
-    strides = y.stride(-2) if y.dim() > 1 else d, y.stride(-1)
     least, scale = mask.rule()
     with torch.cuda.device_of(t):  # type: ignore[no-untyped-call]
         _drop[grid](
@@ -34,7 +33,6 @@ def drop(t: Tensor, mask: Any, out: Tensor | None = None) -> Tensor:
             least,
             n,
             d,
-            *strides,
             scale,
             _ENTRIES // columns,
             columns,
@@ -52,7 +50,7 @@ def _mix(u):  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["layer", "first", "least"])  # type: ignore[untyped-decorator]
 def _drop(  # type: ignore[no-untyped-def]
-    t, y, seed, layer, first, least, n, d, down, right, SCALE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    t, y, seed, layer, first, least, n, d, SCALE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -64,4 +62,4 @@ def _drop(  # type: ignore[no-untyped-def]
     value = tl.load(t + at * d + column[None, :], inside)
     wide = value if value.dtype == tl.float64 else value.to(tl.float32)
     dropped = wide * tl.where(u.to(tl.int32, bitcast=True) >= least, tl.full((), SCALE, wide.dtype), 0.0)
-    tl.store(y + at * down + column[None, :] * right, dropped.to(value.dtype), inside)
+    tl.store(y + at * d + column[None, :], dropped.to(value.dtype), inside)
