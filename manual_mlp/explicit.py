@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from manual_mlp.checks import check_gradient, check_options, check_rows, check_tensor, network_fits
+from manual_mlp.checks import check_options, check_rows, check_tensor, network_fits
 from manual_mlp.dropout import draw_seed
+from manual_mlp.engines import native
 from manual_mlp.formulas.layer import Layer
-from manual_mlp.formulas.losses import Pair
 from manual_mlp.formulas.products import rows
-from manual_mlp.losses import LOSSES, Criterion, Known
+from manual_mlp.losses import LOSSES, Criterion
 from manual_mlp.modules import MLP
+from manual_mlp.objectives import OfRows, known, objective_of
 from manual_mlp.output import shaped
 from manual_mlp.precision import autocast_dtype, autocasting, cast, product_dtype, uncast, widened
 from manual_mlp.sweep.objective import Objective
 from manual_mlp.sweep.passes import Trace, backward, forward, masks_of
-from manual_mlp.sweep.sums import Total, accumulate, sums_of
+from manual_mlp.sweep.sums import Total, accumulate, finish, sums_of
 from manual_mlp.sweep.tiles import Sweep, Tile
-from manual_mlp.sweep.tiling import tiling_of
+from manual_mlp.sweep.tiling import shared_tiling, tiling_of
 from manual_mlp.transforms import Caller, called_as_it_is, caller, has_class, traced
 
-OfRows = Callable[[Tensor, Tensor], Tensor]  # of some rows of output and target
 NOTHING = "expected a parameter, or the input, that requires grad; there is none"
 
 
@@ -95,13 +95,57 @@ def backprop(
         given = {"gradient": gradient, "return_output": return_output}
         by_itself: Any = torch.compiler.disable(backprop)  # type: ignore[no-untyped-call]
         return by_itself(mlp, input, target, loss, reduction, tile_rows, **given, **options)  # type: ignore[no-any-return]
+    if native.doors is not None and isinstance(loss, str):
+        quick = _natively(mlp, input, tile_rows, (loss, target, options), (reduction, gradient, return_output))
+        if quick is not None:
+            return quick if return_output else quick[0]
     who = _caller(input, target, gradient, *options.values())
     check_options(reduction)
     check_rows("tile_rows", tile_rows)
-    criterion = Criterion(_known(loss, options), target, reduction, options)
+    criterion = Criterion(known(loss, options), target, reduction, options)
     way = (None if who == "torch" else _Network.of(mlp, input, tile_rows)) or _Called.of(mlp, input, who)
     value, output = way.step(criterion, gradient, return_output)
     return value if output is None or not return_output else (value, output)
+
+
+def _natively(
+    mlp: nn.Module,
+    input: Tensor,
+    tile_rows: int | None,
+    of: tuple[str, Tensor, dict[str, Any]],
+    given: tuple[str, Tensor | float | None, bool],
+) -> tuple[Tensor, Tensor] | None:
+    """Step natively in one call, where nothing is unusual; None where it is to be looked at."""
+    loss, target, options = of
+    reduction, gradient, return_output = given
+    layers = mlp.chain() if isinstance(mlp, MLP) and called_as_it_is(mlp) else None
+    if layers is None or torch.is_inference_mode_enabled() or not isinstance(input, Tensor) or not input.dim():
+        return None
+    if tile_rows is not None and (type(tile_rows) is not int or tile_rows < 1):
+        return None
+    if options and not (loss in LOSSES and options.keys() <= set(LOSSES[loss].options)):
+        return None
+    assert isinstance(mlp, MLP)
+    found = native.doors.backprop(
+        input,
+        layers,
+        shared_tiling(layers, input, tile_rows or mlp.tile_rows),
+        return_output,
+        loss,
+        target,
+        options.get("weight"),
+        options.get("pos_weight"),
+        options.get("ignore_index"),
+        options.get("label_smoothing", 0.0),
+        reduction,
+        gradient,
+    )
+    if found is None:
+        return None
+    value, output, dh, gradients = found
+    if dh is not None or gradients:
+        finish(input, dh, gradients)
+    return value, output
 
 
 def _caller(input: Tensor, *others: Any) -> Caller:
@@ -115,62 +159,6 @@ def _caller(input: Tensor, *others: Any) -> Caller:
     if torch.is_inference_mode_enabled():
         raise RuntimeError("expected backprop outside of torch.inference_mode, where gradients cannot be kept")
     return who
-
-
-def _known(loss: str | tuple[OfRows, OfRows], options: dict[str, Any]) -> Known:
-    """Find a loss by its name, or make one of a pair, and see that it knows the options."""
-    if isinstance(loss, str):
-        if loss not in LOSSES:
-            raise ValueError(f"expected a loss among {', '.join(LOSSES)}, or a pair of functions, got {loss!r}")
-        known = LOSSES[loss]
-    elif isinstance(loss, tuple) and len(loss) == 2 and all(map(callable, loss)):
-        known = Known(_check_rows_of_target, lambda like, target: Pair(_target_rows(like, target), *loss))
-    else:
-        raise TypeError(f"expected a loss by name, or a pair of functions (value, delta), got {loss!r}")
-    for name, option in options.items():
-        if isinstance(option, Tensor) and option.requires_grad:
-            raise ValueError(f"expected {name} that requires no grad: loss.backward() would give it one")
-        if name not in known.options:
-            told = ", ".join(known.options) or "none"
-            raise TypeError(f"expected options among {told} for loss {loss!r}, got {name}")
-    return known
-
-
-def _check_rows_of_target(like: Tensor, _: int, target: Tensor) -> None:
-    """Raise an error unless the target of a pair has the rows of the input."""
-    check_tensor("target", target)
-    leading = like.shape[:-1]
-    if target.shape[: len(leading)] != leading:
-        raise ValueError(f"expected target {(*leading, '...')}, got {tuple(target.shape)}")
-
-
-def _target_rows(like: Tensor, target: Tensor) -> Tensor:
-    leading = like.dim() - 1
-    return target.reshape(target.shape[:leading].numel(), *target.shape[leading:])
-
-
-def _objective(criterion: Criterion, like: Tensor, d_out: int, gradient: Tensor | float | None) -> Objective:
-    """Make the loss of all rows of an output like this, or of this input, and see that the gradient fits its value."""
-    criterion.check(like, d_out)
-    loss = criterion.make(like)
-    if loss.target.requires_grad:
-        raise ValueError("expected a target that requires no grad: loss.backward() would give it one")
-    check_gradient(gradient, like)
-    whole, mean = rows(like), criterion.reduction == "mean"
-    if isinstance(gradient, int):
-        gradient = float(gradient)
-    apart = criterion.reduction == "none"
-    shape = (*like.shape[:-1], *[d_out] * loss.by_entry) if apart else ()
-    if apart or isinstance(gradient, Tensor):
-        if not isinstance(gradient, Tensor) or gradient.shape != shape:
-            got = tuple(gradient.shape) if isinstance(gradient, Tensor) else gradient
-            raise ValueError(f"expected a gradient {shape} for the loss, got {got}")
-        gradient = gradient.detach()
-    if not apart:
-        return Objective(loss, whole, mean, gradient=gradient)
-    assert isinstance(gradient, Tensor)
-    gradient = rows(gradient) if loss.by_entry else gradient.reshape(-1)
-    return Objective(loss, whole, apart=tuple(gradient.shape), gradient=gradient)
 
 
 class _Network(NamedTuple):
@@ -195,11 +183,30 @@ class _Network(NamedTuple):
         self, criterion: Criterion, gradient: Tensor | float | None, return_output: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Add to the gradients; return the loss, and the output if it is asked for."""
-        objective = _objective(criterion, self.like, self.layers[-1].w.size(0), gradient)
+        objective = objective_of(criterion, self.like, self.layers[-1].w.size(0), gradient)
         mixed = self.region is not None
+        if native.doors is not None:
+            found = self._natively(objective, return_output)
+            if found is not None:
+                finish(self.like, *found[2:])
+                return _result(objective, self.like, mixed), found[1]
         with torch.no_grad(), uncast(self.like) if mixed else nullcontext():
             output = self._back(objective, return_output)
         return _result(objective, self.like, mixed), output
+
+    def _natively(self, objective: Objective, return_output: bool) -> Any:
+        """Step natively with a loss in Python, a tile at a time; None where plain is to step."""
+        layers, input, tile_rows, _ = self
+        tiling = shared_tiling(layers, input, tile_rows)
+
+        def dy_of(y: Tensor, start: int, free: bool) -> Tensor:
+            if start == 0:
+                objective.cut(tiling.rows if tiling else len(y))
+            trace = Trace([], [None], [None], y if free else y.clone())
+            return objective.of_tile(trace, Tile(slice(start, start + len(y)), y, [None]))
+
+        with torch.no_grad():
+            return native.doors.backprop_by(input, layers, tiling, return_output, dy_of)
 
     def _back(self, objective: Objective, return_output: bool) -> Tensor | None:
         input, dtype = self.like, self.region or self.like.dtype
@@ -261,7 +268,7 @@ class _Called(NamedTuple):
     ) -> tuple[Tensor, Tensor | None]:
         """Let autograd go back; return the loss and the output."""
         y = self.like
-        objective = _objective(criterion, y, y.shape[-1], gradient)
+        objective = objective_of(criterion, y, y.shape[-1], gradient)
         if not y.requires_grad:
             raise RuntimeError(NOTHING)
         if self.by_torch and criterion.loss.torchs is not None:

@@ -230,8 +230,11 @@ class _GradientsFunction(Function):
 def _second(of: Sequence[Tensor | None], tildes: Some, activation: Activation, needed: Sequence[bool]) -> Tensors:
     """Compute the cotangents of h, w, kept, dy and dz from those of dh, dw and db."""
     h, w, kept, dy, dz = of
+    like = dy if dz is None else dz
+    assert kept is not None
+    assert like is not None
     plain = not torch.is_grad_enabled() and is_plain(*tildes)
-    q = q_of(h, w, tildes, dy if dz is None else dz, plain)
+    q = q_of(h, w, tildes, like, plain)
     if q is None:
         return (None,) * 5
     delta, dy_cotangent, r = dz, None, None

@@ -25,7 +25,7 @@ from manual_mlp.precision import cast, uncast
 from manual_mlp.sweep.passes import forward, masks_of, share_memory
 from manual_mlp.sweep.sums import Sum, Sums, Total
 from manual_mlp.sweep.tiles import Sweep
-from manual_mlp.sweep.tiling import FEW, tiling_of
+from manual_mlp.sweep.tiling import shared_tiling, tiling_of
 from manual_mlp.transforms import below_functions, is_plain, needed_now
 
 Needed = tuple[bool, bool, bool]  # dh, dw, db
@@ -60,9 +60,7 @@ def natively(layers: Sequence[Layer], input: Tensor, tile_rows: int | None) -> T
     """Run a network natively; None tells that plain is to run it."""
     if not isinstance(input, Tensor) or not input.dim():
         return None
-    tiling = None
-    if tile_rows is not None or input.numel() > FEW * layers[0].w.shape[-1]:
-        tiling = tiling_of(layers, rows(input), tile_rows, recompute=torch.is_grad_enabled())
+    tiling = shared_tiling(layers, input, tile_rows, torch.is_grad_enabled())
     return native.doors.network(input, layers, tiling)  # type: ignore[no-any-return]
 
 
@@ -124,7 +122,7 @@ class _NetworkFunction(Function):
 
 
 class _Saved(NamedTuple):
-    """What all rows at once have kept, an entry a layer: whether its input is a constant, its mask, weight and z or y."""
+    """What all rows at once have kept, of each layer: whether its input is a constant, its mask, its weight, z or y."""
 
     forms: Sequence[_Form]
     constant: Sequence[bool]
@@ -294,12 +292,10 @@ def network_gradients(asked: Asked) -> Tensors:
 def tiled_gradients(asked: Asked) -> Tensors:
     """Compute the same from the operands, on all rows at once."""
     forms, seed, _ = _asked(asked)
-    *operands, dy = asked.tensors
-    return gradients_by_autograd(_by_dense(forms, seed), operands, dy, asked.needed)
+    return gradients_by_autograd(_by_dense(forms, seed), asked.tensors[:-1], asked.tensors[-1], asked.needed)
 
 
 def _asked(asked: Asked) -> tuple[list[_Form], Tensor | None, list[int]]:
-    """Read what native says of a network: its layers, its seed, and what follows."""
     count, _, seeded, seed, *rest = asked.numbers
     each = zip(rest[:count], asked.dropout, rest[count : 2 * count], strict=True)
     forms = [_Form(record_of(number), p, bool(biased)) for number, p, biased in each]

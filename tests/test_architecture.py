@@ -30,7 +30,7 @@ FLOORS = (
     {"head", "network"},
     {"output", "sequential"},
     {"modules"},
-    {"loss_modules"},
+    {"loss_modules", "objectives"},
     {"explicit"},
     {"training", "doctor"},
     {"explain"},

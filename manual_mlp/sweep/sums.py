@@ -101,3 +101,18 @@ def accumulate(totals: dict[Tensor, Total], watched: dict[Tensor, Tensor]) -> No
             p.grad += total.grad
     if watched:
         torch.autograd.backward(list(watched), list(watched.values()))
+
+
+def finish(input: Tensor, dh: Tensor | None, gradients: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Add the gradients of the input and of the parameters that native has left to their ``.grad``, or hand them on."""
+    totals: dict[Tensor, Total] = {}
+    watched: dict[Tensor, Tensor] = {}
+    if dh is not None:
+        if input.is_leaf:
+            gradients = [*gradients, (input, dh)]
+        else:
+            watched[input] = dh
+    for p, grad in gradients:
+        total = totals.setdefault(p, Total(p.dtype))
+        total.grad = plus(total.grad, grad)
+    accumulate(totals, watched)

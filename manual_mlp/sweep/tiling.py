@@ -46,6 +46,7 @@ import torch
 from torch import Tensor
 
 from manual_mlp.formulas.layer import Layer
+from manual_mlp.formulas.products import rows as rows_of
 from manual_mlp.precision import capabilities, speed_of
 
 # Operations or bytes a second on one core, then seconds.
@@ -97,6 +98,15 @@ def tiling_of(
         return Tiling(min(rows, n), max(1, min(threads, ceil(n / rows))) if shared else 1)
     widths = (h.size(1), *[layer.w.size(0) for layer in layers])
     return tiling_for(Work(n, widths, h.dtype, threads, shared, recompute))
+
+
+def shared_tiling(
+    layers: Sequence[Layer], input: Tensor, tile_rows: int | None, recompute: bool = False
+) -> Tiling | None:
+    """Choose a tiling whose tiles threads may share; None for all rows at once."""
+    if tile_rows is None and input.numel() <= FEW * layers[0].w.shape[-1]:
+        return None
+    return tiling_of(layers, rows_of(input), tile_rows, recompute, shared=True)
 
 
 def tiling_of_loss(h: Tensor, d_out: int, dtype: torch.dtype, rows: int | None = None) -> Tiling:

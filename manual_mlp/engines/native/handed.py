@@ -16,7 +16,7 @@ Tensors = Sequence[Tensor | None]
 
 
 class Asked(NamedTuple):
-    """What native asks with: tensors, numbers of activations and other numbers, what is needed, shares to be dropped."""
+    """What native asks with: tensors, numbers of activations and others, what is needed, the shares to be dropped."""
 
     tensors: Tensors
     numbers: list[int]

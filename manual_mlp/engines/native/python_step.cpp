@@ -35,7 +35,9 @@ PyObject* backprop_by(PyObject*, PyObject* const* given, Py_ssize_t) {
   if (!take_step(given, step)) Py_RETURN_NONE;
   step.tiling.workers = 1;
   const py::handle of_tile(given[4]);
+  const auto outside = c10::impl::tls_local_dispatch_key_set();
   const auto objective = [&](const Tile& tile, bool free) {
+    c10::impl::ForceDispatchKeyGuard as_outside(outside);
     const auto dy = of_tile(py::reinterpret_steal<py::object>(THPVariable_Wrap(tile.y)), tile.start, free);
     return Tensor(THPVariable_Unpack(dy.ptr())).contiguous();
   };
