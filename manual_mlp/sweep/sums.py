@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from manual_mlp.formulas.layer import Layer, add_tile
+from manual_mlp.formulas.products import plus
 from manual_mlp.precision import widened
 from manual_mlp.transforms import has_class, has_gradient_hooks
 
