@@ -162,20 +162,32 @@ Second second_of_delta(const Tensor& dy, const Tensor& q, const Tensor& kept, co
   return found;
 }
 
+// The factors of some columns of a row. A loop this plain becomes vectors.
+template <class T>
+static void factors_of(T* to, const uint32_t* of_column, int64_t n, uint32_t of_row, int32_t least, T kept) {
+  for (int64_t j = 0; j < n; ++j) to[j] = int32_t(mix(of_row + of_column[j])) >= least ? kept : T(0);
+}
+
 void drop(const Tensor& to, const Tensor& from, const Mask& mask) {
+  constexpr int64_t kFew = 256;
   const int64_t n = from.size(0), w = from.size(1);
   std::vector<uint32_t> of_column(w);
   for (int64_t j = 0; j < w; ++j) of_column[j] = mix(uint32_t(j));
   with_entries(
       [&](auto* out, auto* in) {
         using T = std::remove_pointer_t<decltype(out)>;
-        const auto factor = Wide<T>(T(mask.factor));
+        const auto kept = Wide<T>(T(mask.factor));
         at::parallel_for(0, n, std::max<int64_t>(1, kGrain / 4 / w), [&](int64_t from_row, int64_t to_row) {
+          Wide<T> factor[kFew];
           for (int64_t i = from_row; i < to_row; ++i) {
             const uint32_t of_row = mix(mask.key + uint32_t(mask.row + i));
-            for (int64_t j = 0; j < w; ++j) {
-              const bool keep = int32_t(mix(of_row + of_column[j])) >= mask.least;
-              out[i * w + j] = T(Wide<T>(in[i * w + j]) * (keep ? factor : 0));
+            for (int64_t start = 0; start < w; start += kFew) {
+              const int64_t few = std::min(kFew, w - start);
+              factors_of(factor, of_column.data() + start, few, of_row, mask.least, kept);
+              each<T>(few, [&](int64_t j, auto m) {
+                const int64_t k = i * w + start + j;
+                store<T>(load(in + k, m) * load(factor + j, m), out + k, m);
+              });
             }
           }
         });
