@@ -23,6 +23,7 @@ from manual_mlp.engines.native.load import Missing, find
 
 _KEPT = 16  # builds, for other torches, Pythons and states of the sources
 _TEMPORARY, _OLD = ".building-", 3600.0  # seconds
+_VECTORS = ("formulas", "kernels", "losses")  # the files that do not ask for autograd's headers
 _DESCRIPTION = """\
 Compile the formulas in C++ with the compiler that is there (CXX, or c++) and ninja, and keep the result in a folder of
 your own, for this torch and Python: MANUAL_MLP_CACHE, or manual_mlp in XDG_CACHE_HOME or ~/.cache. It is used from the
@@ -154,6 +155,16 @@ def _output(command: Sequence[str]) -> str:
 
 
 @_environment()
+def _units(written: Sequence[Path], temporary: Path) -> list[str]:
+    """Put the sources together into two, which are compiled side by side and read torch's headers once each."""
+    units: dict[str, list[Path]] = {}
+    for path in written:
+        units.setdefault("vectors" if path.stem in _VECTORS else "nodes", []).append(path)
+    for name, paths in units.items():
+        (temporary / f"{name}.cpp").write_text("".join(f'#include "{path}"\n' for path in paths))
+    return [str(temporary / f"{name}.cpp") for name in units]
+
+
 def _compile(written: Sequence[Path], temporary: Path) -> Path:
     from torch.utils import cpp_extension
 
@@ -162,7 +173,7 @@ def _compile(written: Sequence[Path], temporary: Path) -> Path:
     try:
         made = cpp_extension.load(
             cache.MODULE,
-            [str(path) for path in written],
+            _units(written, temporary),
             extra_cflags=cache.flags(),
             extra_ldflags=["-shared", "-ltorch_python", *cache.more_flags()],
             build_directory=str(temporary),
