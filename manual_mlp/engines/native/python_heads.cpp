@@ -125,6 +125,7 @@ PyObject* cross_entropy(PyObject*, PyObject* const* given, Py_ssize_t) {
       !take_int(given[6], loss.ignore_index) || !take_share(given[7], loss.label_smoothing)) {
     Py_RETURN_NONE;
   }
+  if (loss.target.defined() && loss.target.scalar_type() == at::kByte) loss.target = loss.target.to(at::kLong);
   const bool of_classes = loss.target.defined() && loss.target.scalar_type() == at::kLong;
   if (!fits(loss.target, head, of_classes) || (!of_classes && loss.ignore_index >= 0)) Py_RETURN_NONE;
   if (loss.weight.defined() && (loss.weight.dim() != 1 || loss.weight.size(0) != head.w.size(0))) Py_RETURN_NONE;
