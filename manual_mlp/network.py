@@ -296,7 +296,8 @@ def tiled_gradients(asked: Asked) -> Tensors:
 
 
 def _asked(asked: Asked) -> tuple[list[_Form], Tensor | None, list[int]]:
-    count, _, seeded, seed, *rest = asked.numbers
-    each = zip(rest[:count], asked.dropout, rest[count : 2 * count], strict=True)
-    forms = [_Form(record_of(number), p, bool(biased)) for number, p, biased in each]
+    count, _, _, seeded, seed, *rest = asked.numbers
+    shares = asked.dropout or [0.0] * count
+    pairs = zip(rest[: 2 * count : 2], shares, rest[1 : 2 * count : 2], strict=True)
+    forms = [_Form(record_of(number), p, bool(biased)) for number, p, biased in pairs]
     return forms, torch.tensor(seed) if seeded else None, rest[2 * count :]
