@@ -207,14 +207,17 @@ struct LossFunction : Function<LossFunction> {
       found = Pass(plan, head).again(plan.loss.by_entry() ? upstream.reshape({n, -1}) : upstream.reshape({n}), needed);
     } else if (plan.rows >= n) {
       const auto dtype = plan.products;
-      const Tensor delta = each ? weighed(saved[6], plan.loss, upstream, last) : saved[6];
-      if (needed.dh) found.dh = scaled(dh_of(delta, w.to(dtype)), g, true);
-      if (needed.dw) found.dw = scaled(dw_of(delta, flat(h).to(dtype)), g, true);
+      Tensor delta = each ? weighed(saved[6], plan.loss, upstream, last) : saved[6];
       if (needed.db) {
         std::vector<double> db(delta.size(1));
         add_db(delta, db.data());
         found.db = scaled(rounded(db, {delta.size(1)}, delta.options().dtype(widened(dtype))), g, true);
       }
+      // A narrow product is rounded once, and so δ takes its factor.
+      const bool early = g != 1 && dtype != widened(dtype);
+      if (early) delta = scaled(delta, g, last);
+      if (needed.dh) found.dh = scaled(dh_of(delta, w.to(dtype)), early ? 1 : g, true);
+      if (needed.dw) found.dw = scaled(dw_of(delta, flat(h).to(dtype)), early ? 1 : g, true);
     } else {
       found.dh = scaled(needed.dh ? saved[7] : Tensor(), g, last);
       found.dw = scaled(needed.dw ? saved[8] : Tensor(), g, last);

@@ -12,7 +12,7 @@ namespace manual_mlp {
 namespace {
 
 // Entries that are added up in their own width before float64 takes over, and those of one thread's share of rows.
-constexpr int64_t kBlock = 512, kShare = 16384;
+constexpr int64_t kBlock = 256, kShare = 16384;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Rows from start on of what has a row for each, or one for all; and a column for each, or one for all.
