@@ -163,7 +163,7 @@ LAYER: dict[str, tuple[Formula, Formula, Formula]] = {
 
 @pytest.mark.parametrize("what", LAYER)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("activation", (*VECTORS, *OTHERS), ids=repr)
+@pytest.mark.parametrize("activation", [*VECTORS, *OTHERS], ids=repr)
 def test_a_layer_has_every_activation_as_exact_as_the_record(
     activation: Activation, dtype: torch.dtype, what: str
 ) -> None:
