@@ -279,7 +279,8 @@ ELSEWHERE: dict[str, Callable[..., Any]] = {
 LAYERWISE = [d for d in DOORS if d not in ("backprop",)]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("where", ELSEWHERE)
 @pytest.mark.parametrize("door", LAYERWISE)
 def test_an_unusual_call_is_plains(door: str, where: str, answers: Answers) -> None:
