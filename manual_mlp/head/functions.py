@@ -241,7 +241,7 @@ def loss_gradients(asked: Asked) -> Found:
         g = upstream.reshape((len(h), -1) if loss.by_entry else (len(h),))
     dh, *others = given
     made = None
-    if is_plain(upstream):
+    if any(t is not None for t in given):
         dtypes = [None if t is None else t.dtype for t in (h, w, b)]
         made = in_dtypes([None if dh is None else rows(dh), *others], dtypes)
     g = _weights(loss, g, loss.mean_now()[1] if step.reduction == "mean" else 1.0)
