@@ -101,7 +101,7 @@ def is_native(loss: Tensor) -> bool:
 def errors(
     name: str, n: int, d: int, v: int, dtype: torch.dtype, reduction: str, chunk_rows: int | None, bias: bool
 ) -> Tensor:
-    """Compare native and plain with float64: the largest error of the value, dh, dw and db of each."""
+    """Compare native and plain with float64: the largest error of the value, dh, dw and db, by the largest entry."""
     ours, target, make = CASES[name]
 
     def narrowed(t: Any) -> Any:
@@ -116,7 +116,9 @@ def errors(
     wide_options = {key: x.double() if isinstance(x, Tensor) else x for key, x in options.items()}
     wide_t = t.double() if t.is_floating_point() else t
     value = truth(name, wide[0], wide[1], wide[2] if bias else None, wide_t, reduction, **wide_options)
-    upstream = torch.randint(-4, 5, value.shape).double() if reduction == "none" else torch.tensor(-1.5).double()
+    # A narrow δ that is a mean's already takes another factor with a rounding of its own, unless that is a power of 2.
+    factor = -1.5 if dtype in (torch.float64, torch.float32) else -2.0
+    upstream = torch.randint(-4, 5, value.shape).double() if reduction == "none" else torch.tensor(factor).double()
     expected = with_gradients(value, wide, upstream)
     loss = ours(h, w, b, t, reduction=reduction, chunk_rows=chunk_rows, **options)
     assert is_native(loss)
@@ -130,10 +132,17 @@ def errors(
         assert a.shape == c.shape
     return torch.stack(
         [
-            torch.stack([(a.double() - e).abs().max() for a, e in zip(found, expected, strict=True)])
+            torch.stack(
+                [(a.double() - e).abs().max() / (1e-3 + e.abs().max()) for a, e in zip(found, expected, strict=True)]
+            )
             for found in (mine, plain)
         ]
     )
+
+
+def floor(dtype: torch.dtype) -> float:
+    """Allow a few units in the last place that a loss is computed to: plain may hit the right number by chance."""
+    return 64 * torch.finfo(dtype).eps if dtype is torch.float64 else 4 * torch.finfo(torch.float32).eps
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -144,14 +153,13 @@ def test_the_error_is_at_most_twice_plains(
     name: str, reduction: str, chunk_rows: int | None, dtype: torch.dtype
 ) -> None:
     largest: list[Tensor] = []
-    for seed, (n, d, v) in enumerate(4 * [(1, 3, 1), (7, 5, 3), (9, 4, 17), (5, 3, 33), (6, 7, 70)]):
+    for seed, (n, d, v) in enumerate(2 * [(1, 3, 1), (7, 5, 3), (9, 4, 17), (5, 3, 33), (6, 7, 70)]):
         torch.manual_seed(seed)
         # Columns differ in V, and one bias in two.
         found = errors(name, n, d, v, dtype, reduction, chunk_rows, bias=seed % 2 == 0)
         largest.append(F.pad(found, (0, 4 - found.shape[1])))
     mine, plain = torch.stack(largest).amax(0)
-    floor = 1e-12 if dtype is torch.float64 else 1e-6
-    assert (mine <= 2 * plain + floor).all(), (mine, plain)
+    assert (mine <= 2 * plain + floor(dtype)).all(), (mine, plain)
 
 
 @pytest.mark.parametrize("name", ["classes", "weighted and smoothed classes", "logistic", "squared error of gelu"])
@@ -159,8 +167,9 @@ def test_the_error_is_at_most_twice_plains(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_many_rows_or_columns_are_as_accurate(name: str, n: int, d: int, v: int, dtype: torch.dtype) -> None:
     for chunk_rows in (n, max(2, n // 5)):
-        mine, plain = errors(name, n, d, v, dtype, "mean", chunk_rows, bias=True)
-        assert (mine <= 2 * plain + 1e-6).all(), (mine, plain)
+        found = [errors(name, n, d, v, dtype, "mean", chunk_rows, bias=True) for _ in range(3)]
+        mine, plain = torch.stack(found).amax(0)
+        assert (mine <= 2 * plain + floor(dtype)).all(), (mine, plain)
 
 
 @pytest.mark.parametrize("name", CASES)
