@@ -9,13 +9,17 @@
 namespace manual_mlp {
 namespace {
 
-constexpr int64_t kRows = 64;
+constexpr int64_t kRows = 64, kEntries = 65536;
 
 at::ScalarType widened(at::ScalarType dtype) { return dtype == at::kDouble ? dtype : at::kFloat; }
 void add_dw(const Tensor& total, const Tensor& delta, const Tensor& h) {
   const auto dtype = total.scalar_type();
-  // What a product of many rows loses when it is rounded is no more than what each δ has lost.
-  if (delta.scalar_type() != dtype && delta.size(0) >= kRows) return void(total.add_(dw_of(delta, h.to(delta.scalar_type()))));
+  // A product of narrow operands is rounded before it is added, which loses no more than each δ has lost; but of a small
+  // one, which is cheap, not even that is lost.
+  if (delta.scalar_type() != dtype && delta.size(0) >= kRows && total.numel() >= kEntries) {
+    total.add_(dw_of(delta, h.to(delta.scalar_type())));
+    return;
+  }
   const Tensor left = delta.to(dtype).t(), right = h.to(dtype);
   Tensor to = total;
   at::addmm_out(to, to, left, right);  // (B3)
