@@ -8,13 +8,14 @@
 namespace manual_mlp {
 namespace {
 
-// Rows from which on a product of half precision may be rounded before it is added: it loses no more than δ has lost.
-constexpr int64_t kRows = 64;
+// From so many rows and entries on, a product of half precision is rounded before it is added: it loses no more than δ
+// has lost. Of a small one, which is cheap, not even that is lost.
+constexpr int64_t kRows = 64, kEntries = 65536;
 
 // dw of some rows, added to that of others if there are any, in the dtype of the sum.
 void add_dw(Tensor sum, bool begun, const Tensor& delta, const Tensor& h) {
   const auto dtype = sum.scalar_type();
-  if (delta.scalar_type() != dtype && delta.size(0) >= kRows) {
+  if (delta.scalar_type() != dtype && delta.size(0) >= kRows && sum.numel() >= kEntries) {
     const Tensor part = dw_of(delta, cast(h, delta.scalar_type()));
     begun ? sum.add_(part) : sum.copy_(part);
     return;
