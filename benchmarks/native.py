@@ -138,7 +138,7 @@ def logistic(h: Tensor, w: Tensor, t: Tensor, b: Tensor | None) -> Tensor:
 
 def ours_squared(h: Tensor, w: Tensor, t: Tensor, b: Tensor | None) -> Tensor:
     """Compute our squared error."""
-    return dense_squared_error(h, w, b, t)
+    return dense_squared_error(h, w, b, t, reduction="mean")
 
 
 def ours_logistic(h: Tensor, w: Tensor, t: Tensor, b: Tensor | None) -> Tensor:

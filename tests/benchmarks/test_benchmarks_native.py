@@ -87,11 +87,11 @@ def test_goals_depend_on_threads_and_on_the_malloc_where_they_say_so():
 
 
 def test_a_miss_says_what_the_limit_is():
-    def row(ours, plain, products):
+    def row(ours, plain, products, peak=1.0):
         providers = {
             "torch": {"wrong": False},
-            "manual_mlp": {"ratio": ours, "ratios": {"plain": plain}, "wrong": False},
-            "plain": {"wrong": False},
+            "manual_mlp": {"ratio": ours, "ratios": {"plain": plain}, "wrong": False, "peak_bytes": peak},
+            "plain": {"wrong": False, "peak_bytes": 1.0},
             "products": {"ratio": products, "wrong": False},
         }
         return {"providers": providers, "goal": 1.2, "reached": ours[0] >= 1.2, "busy": False}
