@@ -78,8 +78,7 @@ class _Form(NamedTuple):
 
 
 class _NetworkFunction(Function):
-    # All rows are one tile. What a layer keeps, z or y, is an output too, which network() hides: were it only saved,
-    # second derivatives would see a constant.
+    # All rows are one tile. What a layer keeps is an output too, which network() hides: see DenseFunction.
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
@@ -280,9 +279,8 @@ def _output(activation: Activation, kept: Tensor, plain: bool) -> Tensor:
 @answers
 def network_gradients(asked: Asked) -> Tensors:
     """Compute what is needed of h and of the parameters from what all rows at once have kept, in any mode."""
-    forms, seed, rest = _asked(asked)
-    constants, count = rest[0], len(forms)
-    h, *saved = asked.tensors[: 1 + 2 * count]
+    forms, seed, (constants,) = _asked(asked)
+    count, (h, *saved) = len(forms), asked.tensors[: 1 + 2 * len(forms)]
     masks = [Mask(seed, k, form.dropout) if form.dropout and seed is not None else None for k, form in enumerate(forms)]
     of = _Saved(forms, [k < constants for k in range(count)], masks, h, saved[:count], saved[count:])
     return _gradients(of, asked.tensors[1 + 2 * count :], asked.needed)
@@ -291,12 +289,12 @@ def network_gradients(asked: Asked) -> Tensors:
 @answers
 def tiled_gradients(asked: Asked) -> Tensors:
     """Compute the same from the operands, on all rows at once."""
-    forms, seed, _ = _asked(asked)
-    return gradients_by_autograd(_by_dense(forms, seed), asked.tensors[:-1], asked.tensors[-1], asked.needed)
+    compute = _by_dense(*_asked(asked)[:2])
+    return gradients_by_autograd(compute, asked.tensors[:-1], asked.tensors[-1], asked.needed)
 
 
 def _asked(asked: Asked) -> tuple[list[_Form], Tensor | None, list[int]]:
-    count, _, seeded, seed, *rest = asked.numbers
-    each = zip(rest[:count], asked.dropout, rest[count : 2 * count], strict=True)
+    count, _, _, seeded, seed, *rest = asked.numbers
+    each = zip(rest[: 2 * count : 2], asked.dropout or [0.0] * count, rest[1 : 2 * count : 2], strict=True)
     forms = [_Form(record_of(number), p, bool(biased)) for number, p, biased in each]
     return forms, torch.tensor(seed) if seeded else None, rest[2 * count :]

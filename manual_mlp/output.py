@@ -59,18 +59,8 @@ def linear_cross_entropy(
         IndexError: a class is out of range (on a CPU; CUDA reports it as torch does, by an assertion).
     """
     if not torch.compiler.is_dynamo_compiling() and native.doors is not None:
-        value = native.doors.linear_cross_entropy(
-            input,
-            linear_weight,
-            linear_bias,
-            IDENTITY,
-            target,
-            weight,
-            ignore_index,
-            label_smoothing,
-            reduction,
-            chunk_rows,
-        )
+        of = ("cross_entropy", target, weight, None, ignore_index, label_smoothing)
+        value = native.doors.head(input, linear_weight, linear_bias, IDENTITY, reduction, chunk_rows, *of)
         if value is not None:
             return value  # type: ignore[no-any-return]
     options = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
@@ -116,9 +106,8 @@ def linear_binary_cross_entropy(
         TypeError: dtypes differ or are not floating point.
     """
     if not torch.compiler.is_dynamo_compiling() and native.doors is not None:
-        value = native.doors.linear_binary_cross_entropy(
-            input, linear_weight, linear_bias, IDENTITY, target, weight, pos_weight, reduction, chunk_rows
-        )
+        of = ("binary_cross_entropy", target, weight, pos_weight, None, 0.0)
+        value = native.doors.head(input, linear_weight, linear_bias, IDENTITY, reduction, chunk_rows, *of)
         if value is not None:
             return value  # type: ignore[no-any-return]
     options = {"weight": weight, "pos_weight": pos_weight}
@@ -163,7 +152,8 @@ def dense_squared_error(
     if not isinstance(activation, Activation):
         activation = get(activation)
     if not torch.compiler.is_dynamo_compiling() and native.doors is not None:
-        value = native.doors.dense_squared_error(input, weight, bias, activation, target, reduction, chunk_rows)
+        of = ("squared_error", target, None, None, None, 0.0)
+        value = native.doors.head(input, weight, bias, activation, reduction, chunk_rows, *of)
         if value is not None:
             return value  # type: ignore[no-any-return]
     criterion = Criterion(LOSSES["squared_error"], target, reduction, {})

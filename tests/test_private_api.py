@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +17,16 @@ from torch.func import functionalize, grad, hessian, jvp, vmap
 
 from manual_mlp import MLP, backprop, dense, dense_squared_error, transforms
 from manual_mlp.activations import get
+from manual_mlp.engines import native
 
 Draw = Callable[..., Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _plainly() -> Iterator[None]:
+    # Native asks its own questions, in C++.
+    with native.without():
+        yield
 
 
 def during(transform: Callable[..., Any], question: Callable[[], Any]) -> list[Any]:

@@ -14,6 +14,7 @@ from benchmarks.network import cases
 from benchmarks.network.cases import Case, Problem
 from benchmarks.network.goals import PEAK_ROWS
 from benchmarks.network.providers import AUTOGRAD, by_hand, kept_bytes, step_of
+from manual_mlp.engines import native
 from manual_mlp.formulas.layer import Layer
 from manual_mlp.precision import product_dtype
 from manual_mlp.sweep.tiling import tiling_of
@@ -34,7 +35,8 @@ def chosen_rows(problem: Problem) -> int:
     narrow = product_dtype(dtype, input.device)
     each: Any = problem.mlp.layers
     layers = [Layer(layer.weight, layer.bias, layer.activation, 0.0) for layer in each]
-    return tiling_of(layers, input.new_empty(1, 1, dtype=narrow).expand(input.shape)).rows
+    shared = native.doors is not None and input.is_cpu
+    return tiling_of(layers, input.new_empty(1, 1, dtype=narrow).expand(input.shape), shared=shared).rows
 
 
 def candidates(chosen: int, rows: int) -> list[int]:

@@ -1,6 +1,9 @@
 """The matrix products of the formulas that are added to what is there, and of any layout."""
 
+import torch
 from torch import Tensor
+
+from manual_mlp.transforms import operations_are_watched
 
 
 def add_linear(z: Tensor, h: Tensor, w: Tensor) -> Tensor:
@@ -18,13 +21,18 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     larger than a, is added as it is.
     """
     if total.dtype == a.dtype:
-        return total.addmm_(a, b)
+        return _add(total, a, b)
     if a.is_cpu and total.dtype.itemsize > a.dtype.itemsize:
-        return total.addmm_(a.to(total.dtype), b.to(total.dtype))
+        return _add(total, a.to(total.dtype), b.to(total.dtype))
     size = max(1, a.numel() // max(1, b.shape[1]))
     for start in range(0, len(total), size):
         total[start : start + size] += a[start : start + size] @ b
     return total
+
+
+def _add(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    # A mode that watches operations sees torch's usual product, which it may know how to count or to replace.
+    return total.copy_(torch.addmm(total, a, b)) if operations_are_watched() else total.addmm_(a, b)
 
 
 def rows(t: Tensor) -> Tensor:

@@ -106,7 +106,9 @@ def shared_tiling(
     """Choose a tiling whose tiles threads may share; None for all rows at once."""
     if tile_rows is None and input.numel() <= FEW * layers[0].w.shape[-1]:
         return None
-    return tiling_of(layers, rows_of(input), tile_rows, recompute, shared=True)
+    h = rows_of(input)
+    tiling = tiling_of(layers, h, tile_rows, recompute, shared=True)
+    return tiling if tiling.rows < h.size(0) else None
 
 
 def tiling_of_loss(h: Tensor, d_out: int, dtype: torch.dtype, rows: int | None = None) -> Tiling:

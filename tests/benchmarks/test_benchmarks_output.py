@@ -11,6 +11,7 @@ from benchmarks import harness
 from benchmarks import output as output_command
 from benchmarks.__main__ import main
 from briefly import CPU, OUTPUT, OUTPUT_CASES, output_rows
+from manual_mlp.engines import native
 from manual_mlp.formulas.cross_entropy import CrossEntropy
 
 
@@ -118,8 +119,9 @@ def test_the_error_of_many_chunks_is_found(monkeypatch):
     exact = harness.gradients(layer, harness.in_float64(tensors), torch.ones((), dtype=torch.float64))["dweight"]
     found = output_command.chunk_errors(names, tensors, target, exact)
     ours, narrow = ([found[name][str(count)] for count in output_command.CHUNK_COUNTS] for name in names[1:])
-    assert max(ours) <= 1.05 * min(ours)
-    assert narrow[-1] > 2 * narrow[0]
+    # Natively, the product of a chunk is rounded once before it is added.
+    assert max(ours) <= (1.05 if native.doors is None else 1.6) * min(ours)
+    assert narrow[-1] > 2 * max(narrow[0], *ours)
     table = output_command.chunks_table([{"case": "a case", "chunk_errors": found}])
     assert [line.split()[:3] for line in table.splitlines()[1:]] == [["a", "case", name] for name in ("ours", "torch")]
 
@@ -136,7 +138,8 @@ def test_the_rows_of_a_chunk_are_those_that_ours_takes(monkeypatch, size, dtype)
     monkeypatch.setattr(CrossEntropy, "values", spy)
     case = output_command.Case(*size, dtype)
     tensors, target = case.tensors(CPU)
-    harness.gradients(output_command.layers_of(["manual_mlp"], target)["manual_mlp"], tensors, torch.ones(()))
+    with native.without():
+        harness.gradients(output_command.layers_of(["manual_mlp"], target)["manual_mlp"], tensors, torch.ones(()))
     assert max(seen, default=0) == output_command.chosen_rows(case, CPU)
 
 

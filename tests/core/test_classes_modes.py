@@ -23,6 +23,7 @@ from manual_mlp import (
     linear_cross_entropy,
     transforms,
 )
+from manual_mlp.engines import native
 from modes.classes import Rounded, Rounding
 from of_classes import LOSSES, D, N, P, Step, T, V, assert_close, inputs, of_layer
 from of_classes import rows as rows
@@ -190,15 +191,16 @@ def test_a_default_device_changes_no_path(context: Callable[[], Any], monkeypatc
             backprop(mlp, h.detach(), T)
         return list(taken)
 
-    usual = run()
-    assert len(usual) == 6
-    with context():
-        assert run() == usual
-        with torch.device("cpu"):
+    with native.without():
+        usual = run()
+        assert len(usual) == 6
+        with context():
             assert run() == usual
-        with Rounding():
-            assert [path for path in run() if path != "torch"] == []
-    assert run() == usual
+            with torch.device("cpu"):
+                assert run() == usual
+            with Rounding():
+                assert [path for path in run() if path != "torch"] == []
+        assert run() == usual
 
 
 def test_a_subclass_of_parameter_without_a_way_of_its_own_is_plain() -> None:

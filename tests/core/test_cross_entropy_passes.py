@@ -27,6 +27,7 @@ from linear_losses import (
     ours,
 )
 from manual_mlp import dense_squared_error, linear_binary_cross_entropy, linear_cross_entropy
+from manual_mlp.engines import native
 
 
 @every_step
@@ -58,7 +59,8 @@ def test_a_node_called_by_hand_after_its_sums_were_handed_over_makes_them_again(
     draw: Draw, device: str, make: Callable[..., Loss]
 ) -> None:
     inputs = draw(N, D), draw(V, D), draw(V)
-    loss = make(device, 2)(*inputs)
+    with native.without():
+        loss = make(device, 2)(*inputs)
     expected = torch.autograd.grad(loss.sum(), inputs, retain_graph=True)
     loss.grad_fn.made = None
     torch.testing.assert_close(torch.autograd.grad(loss.sum(), inputs), expected, rtol=1e-12, atol=1e-12)
@@ -208,4 +210,4 @@ def test_a_loss_that_is_kept_keeps_nothing_after_its_last_pass(
     loss.backward()
     del t
     assert seen() is None
-    assert loss.grad_fn.made is None
+    assert getattr(loss.grad_fn, "made", None) is None

@@ -5,7 +5,9 @@
 #include <ATen/ops/mul.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include "layer.h"
 #include "sweep.h"
@@ -108,6 +110,21 @@ Tensor scaled(const Tensor& t, double g, bool own) {
 // Of an operand that torch would not keep: it is read again by create_graph alone, which finds out that it has changed.
 int64_t version(const Tensor& t) { return t.is_inference() ? 0 : t._version(); }
 
+// A copy that depends on what the tensor depends on now: torch lets a bias change before backward.
+Tensor as_it_is(const Tensor& t) {
+  using namespace torch::autograd;
+  return t.requires_grad() ? make_variable(t.detach().clone(), impl::gradient_edge(t)) : t.clone();
+}
+
+// Whether no transform looks into what is done to a cotangent. A mode that watches each operation sees those of torch.
+bool is_first_order(const Tensor& t) {
+  using K = c10::DispatchKey;
+  if (is_plain(t)) return true;
+  if (!c10::impl::dispatch_mode_enabled() || t.key_set().has(K::Python)) return false;
+  c10::impl::ExcludeDispatchKeyGuard modes(c10::DispatchKeySet({K::Python, K::PythonTLSSnapshot}));
+  return is_plain(t);
+}
+
 // Inputs: h (*, D_in), w (D_out, D_in), b (D_out,) or none.
 struct LossFunction : Function<LossFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& h, const Tensor& w, const Optional& b, const Head& head,
@@ -130,8 +147,7 @@ struct LossFunction : Function<LossFunction> {
     if (again) return made.value;
     if (!needed.dw) data["h"] = h, data["version of h"] = version(h);
     if (!needed.dh) data["w"] = w, data["version of w"] = version(w);
-    // torch lets a bias change.
-    if (b) data["b"] = *b, data["version of b"] = version(*b), data["b as it was"] = b->clone();
+    if (b) data["b"] = as_it_is(*b);
     return made.value;
   }
 
@@ -143,7 +159,7 @@ struct LossFunction : Function<LossFunction> {
     const bool biased = saved[2].defined() || data.count("b");
     const Needed needed{ctx->needs_input_grad(0), ctx->needs_input_grad(1), biased && ctx->needs_input_grad(2)};
     const bool last = !torch::autograd::get_current_graph_task_keep_graph();
-    const bool plain = is_plain(upstream), create = at::GradMode::is_enabled();
+    const bool plain = is_first_order(upstream), create = at::GradMode::is_enabled();
     variable_list found(5);
     Three made;
     if (plain) {
@@ -152,7 +168,8 @@ struct LossFunction : Function<LossFunction> {
       made = first_order(plan, saved, upstream, needed, last, data);
     }
     if (create || !plain) {
-      variable_list tensors{whole(saved[0], data, "h"), whole(saved[1], data, "w"), bias(saved[2], data), upstream,
+      variable_list tensors{whole(saved[0], data, "h"), whole(saved[1], data, "w"),
+                            biased && !saved[2].defined() ? data["b"].toTensor() : saved[2], upstream,
                             saved[3], saved[4], saved[5], made.dh, made.dw, made.db};
       const auto smoothing = plan.loss.label_smoothing;
       auto numbers = data["plan"].toIntVector();
@@ -162,7 +179,7 @@ struct LossFunction : Function<LossFunction> {
       found[0] = made.dh, found[1] = made.dw, found[2] = made.db;
     }
     if (last) {
-      for (const char* name : {"h", "w", "b", "b as it was"}) data.erase(name);
+      for (const char* name : {"h", "w", "b"}) data.erase(name);
     }
     return found;
   }
@@ -190,14 +207,17 @@ struct LossFunction : Function<LossFunction> {
       found = Pass(plan, head).again(plan.loss.by_entry() ? upstream.reshape({n, -1}) : upstream.reshape({n}), needed);
     } else if (plan.rows >= n) {
       const auto dtype = plan.products;
-      const Tensor delta = each ? weighed(saved[6], plan.loss, upstream, last) : saved[6];
-      if (needed.dh) found.dh = scaled(dh_of(delta, w.to(dtype)), g, true);
-      if (needed.dw) found.dw = scaled(dw_of(delta, flat(h).to(dtype)), g, true);
+      Tensor delta = each ? weighed(saved[6], plan.loss, upstream, last) : saved[6];
       if (needed.db) {
         std::vector<double> db(delta.size(1));
         add_db(delta, db.data());
         found.db = scaled(rounded(db, {delta.size(1)}, delta.options().dtype(widened(dtype))), g, true);
       }
+      // A narrow product is rounded once, and so δ takes its factor.
+      const bool early = g != 1 && dtype != widened(dtype);
+      if (early) delta = scaled(delta, g, last);
+      if (needed.dh) found.dh = scaled(dh_of(delta, w.to(dtype)), early ? 1 : g, true);
+      if (needed.dw) found.dw = scaled(dw_of(delta, flat(h).to(dtype)), early ? 1 : g, true);
     } else {
       found.dh = scaled(needed.dh ? saved[7] : Tensor(), g, last);
       found.dw = scaled(needed.dw ? saved[8] : Tensor(), g, last);
@@ -222,12 +242,6 @@ struct LossFunction : Function<LossFunction> {
     TORCH_CHECK(version(t) == data["version of " + name].toInt(), "expected that no operand of the loss was modified ",
                 "by an inplace operation: create_graph reads it again");
     return t;
-  }
-
-  static Tensor bias(const Tensor& saved, Data& data) {
-    if (saved.defined() || !data.count("b")) return saved;
-    const Tensor b = data["b"].toTensor();
-    return version(b) == data["version of b"].toInt() ? b : data["b as it was"].toTensor() + (b - b.detach());
   }
 };
 

@@ -16,11 +16,11 @@ struct Head {
 
 // How a loss is computed: in which tiles, with products in which dtype, and whether under autocast.
 struct Plan {
-  Loss loss;
-  Reduction reduction;
-  int64_t rows;
-  at::ScalarType products;
-  std::optional<at::ScalarType> region;
+  Loss loss{};
+  Reduction reduction = Reduction::mean;
+  int64_t rows = 0;
+  at::ScalarType products = at::kFloat;
+  std::optional<at::ScalarType> region = {};
   // Whether backward makes the output once more: an upstream gradient of each row comes before the products.
   bool again(int64_t n) const { return rows < n && reduction == Reduction::none; }
 };

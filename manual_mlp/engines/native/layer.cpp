@@ -24,8 +24,7 @@ struct DenseFunction : Function<DenseFunction> {
     Below below;
     const Act& f = act_of(number);
     ctx->set_materialize_grads(false);
-    ctx->saved_data["f"] = number;
-    ctx->saved_data["biased"] = b.has_value();
+    ctx->saved_data["f"] = 2 * number + b.has_value();
     const Tensor z = z_in(products, h, w, b);
     // z is an output, which dense() hides: were it only saved, second derivatives would see a constant.
     const Tensor y = like_rows_of(f.by_y ? y_in_place(z, f) : at::empty_like(z), h);
@@ -42,9 +41,10 @@ struct DenseFunction : Function<DenseFunction> {
 
   static variable_list backward(AutogradContext* ctx, variable_list cotangents) {
     const auto saved = ctx->get_saved_variables();
-    const Kept of{act_of(ctx->saved_data["f"].toInt()), saved[0], saved[1], saved[2]};
+    const int64_t form = ctx->saved_data["f"].toInt();
+    const Kept of{act_of(form / 2), saved[0], saved[1], saved[2]};
     const Needed needed{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
-                        ctx->saved_data["biased"].toBool() && ctx->needs_input_grad(2)};
+                        form % 2 && ctx->needs_input_grad(2)};
     auto three = layer_backward(of, cotangents[0], cotangents.size() > 1 ? cotangents[1] : Tensor(), needed);
     return {three.dh, three.dw, three.db, {}, {}};
   }

@@ -12,7 +12,7 @@ namespace manual_mlp {
 namespace {
 
 // Entries that are added up in their own width before float64 takes over, and those of one thread's share of rows.
-constexpr int64_t kBlock = 512, kShare = 16384;
+constexpr int64_t kBlock = 256, kShare = 16384;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Rows from start on of what has a row for each, or one for all; and a column for each, or one for all.
@@ -101,14 +101,21 @@ struct Hard {
 };
 struct Unspread {};
 
+// The largest of a row: as every other number of its softmax, it is not finite where one of these is NaN.
+template <class T>
+Wide<T> top_of(const T* z, int64_t v) {
+  using V = Vec<T>;
+  V most(-kInfinity);
+  each<T>(v, [&](int64_t j, auto m) { most = at::vec::maximum(most, only(load(z + j, m), m, -kInfinity)); });
+  return at::vec::vec_reduce_all<Wide<T>>([](V a, V b) { return at::vec::maximum(a, b); }, most);
+}
+
 // The value of a row of logits z, and δ times g, where dy is not null. e, with room for a row, may be dy.
 template <class T, class Spread>
 double row_of_logits(const T* z, T* dy, Wide<T>* e, int64_t v, const Hard& hard, const Spread& spread, double g) {
   using V = Vec<T>;
   constexpr bool is_spread = !std::is_same_v<Spread, Unspread>;
-  V most(-kInfinity);
-  each<T>(v, [&](int64_t j, auto m) { most = at::vec::maximum(most, only(load(z + j, m), m, -kInfinity)); });
-  const Wide<T> top = at::vec::vec_reduce_all<Wide<T>>([](V a, V b) { return at::vec::maximum(a, b); }, most);
+  const Wide<T> top = top_of(z, v);
   const double x_of_class = hard.column < 0 ? 0 : double(z[hard.column]) - double(top);
   double sum = 0, a = hard.share, ax = hard.share * x_of_class;
   for (int64_t start = 0; start < v; start += kBlock) {
@@ -179,7 +186,7 @@ double cross_entropy(const Loss& loss, const Tensor& z, int64_t start, const Ups
       return value_of(Hard(), [&](int64_t j, auto m) { return weighed(sharp * t.at(i * v + j, m) + soft, j, m); });
     }
     if (classes[i] == loss.ignore_index) {
-      if (to) std::fill_n(out, v, T(0));
+      if (to) std::fill_n(out, v, static_cast<T>(std::isfinite(top_of(from + i * v, v)) ? 0 : NAN));
       return 0;
     }
     const int64_t column = checked(classes[i], v);

@@ -12,42 +12,39 @@ using torch::autograd::Function;
 
 // A network without its tensors, which a node saves.
 struct Form {
-  std::vector<int64_t> numbers, biased;
+  // The count of layers, the rows of a tile, whether there is a seed, and that; then, a pair a layer, the number of the
+  // activation and whether there is a bias; at last, how many layers from below have a constant input.
+  std::vector<int64_t> numbers;
   std::vector<double> dropout;
-  Tiling tiling;
-  std::optional<int64_t> seed;
 
-  Form(const Layers& layers, Tiling tiles, std::optional<int64_t> drawn) : tiling(tiles), seed(drawn) {
+  Form(const Layers& layers, Tiling tiling, std::optional<int64_t> seed)
+      : numbers{int64_t(layers.size()), tiling.rows, tiling.workers, seed.has_value(), seed.value_or(0)} {
     for (const auto& layer : layers) {
       numbers.push_back(layer.f->number);
-      biased.push_back(layer.b.has_value());
-      dropout.push_back(seed ? layer.dropout : 0.0);
+      numbers.push_back(layer.b.has_value());
+      if (seed) dropout.push_back(layer.dropout);
     }
   }
-  explicit Form(AutogradContext* ctx)
-      : numbers(ctx->saved_data["f"].toIntVector()),
-        biased(ctx->saved_data["biased"].toIntVector()),
-        dropout(ctx->saved_data["dropout"].toDoubleVector()),
-        tiling{ctx->saved_data["rows"].toInt(), ctx->saved_data["workers"].toInt()},
-        seed(ctx->saved_data["seed"].toOptional<int64_t>()) {}
-  void save(AutogradContext* ctx) const {
-    ctx->saved_data["f"] = numbers;
-    ctx->saved_data["biased"] = biased;
-    ctx->saved_data["dropout"] = dropout;
-    ctx->saved_data["rows"] = tiling.rows;
-    ctx->saved_data["workers"] = tiling.workers;
-    ctx->saved_data["seed"] = seed;
+  explicit Form(AutogradContext* ctx) : numbers(ctx->saved_data["form"].toIntVector()) {
+    if (seed()) dropout = ctx->saved_data["dropout"].toDoubleVector();
   }
-  size_t size() const { return numbers.size(); }
-  const Act& f(size_t k) const { return act_of(numbers[k]); }
-  std::optional<Mask> mask(size_t k) const {
-    return dropout[k] > 0 ? std::optional(Mask(*seed, k, dropout[k], 0)) : std::nullopt;
+  void save(AutogradContext* ctx) const {
+    ctx->saved_data["form"] = numbers;
+    if (seed()) ctx->saved_data["dropout"] = dropout;
+  }
+  int64_t size() const { return numbers[0]; }
+  Tiling tiling() const { return {numbers[1], numbers[2]}; }
+  std::optional<int64_t> seed() const { return numbers[3] ? std::optional(numbers[4]) : std::nullopt; }
+  const Act& f(int64_t k) const { return act_of(numbers[5 + 2 * k]); }
+  bool biased(int64_t k) const { return numbers[6 + 2 * k]; }
+  std::optional<Mask> mask(int64_t k) const {
+    return seed() && dropout[k] > 0 ? std::optional(Mask(*seed(), k, dropout[k], 0)) : std::nullopt;
   }
   Layers layers(at::TensorList operands) const {
     Layers made;
-    for (size_t k = 0, next = 1; k < size(); ++k) {
+    for (int64_t k = 0, next = 1; k < size(); ++k) {
       const Tensor& w = operands[next++];
-      made.push_back({w, biased[k] ? some(operands[next++]) : std::nullopt, &f(k), dropout[k]});
+      made.push_back({w, biased(k) ? some(operands[next++]) : std::nullopt, &f(k), seed() ? dropout[k] : 0});
     }
     return made;
   }
@@ -57,23 +54,20 @@ struct Form {
     std::vector<Needed> found;
     size_t next = 0;
     bool below = need(next++);
-    for (size_t k = 0; k < size(); ++k) {
-      const bool dw = need(next++), db = biased[k] && need(next++);
+    for (int64_t k = 0; k < size(); ++k) {
+      const bool dw = need(next++), db = biased(k) && need(next++);
       found.push_back({below, dw, db});
       below = found.back().any();
     }
     return found;
   }
   Question question(const char* name, variable_list tensors, const std::vector<Needed>& needed) const {
-    std::vector<int64_t> all{int64_t(size()), tiling.rows, seed.has_value(), seed.value_or(0)};
-    all.insert(all.end(), numbers.begin(), numbers.end());
-    all.insert(all.end(), biased.begin(), biased.end());
     std::vector<bool> asked{needed[0].dh};
-    for (size_t k = 0; k < size(); ++k) {
+    for (int64_t k = 0; k < size(); ++k) {
       asked.push_back(needed[k].dw);
-      if (biased[k]) asked.push_back(needed[k].db);
+      if (biased(k)) asked.push_back(needed[k].db);
     }
-    return {name, std::move(tensors), std::move(all), std::move(asked), dropout};
+    return {name, std::move(tensors), numbers, std::move(asked), dropout};
   }
 };
 
@@ -87,14 +81,14 @@ Tensor dropped(const Tensor& y, const std::optional<Mask>& mask, bool over) {
 // All rows are one tile. What a layer keeps, z or y, is an output too, which network() hides: were it only saved, second
 // derivatives would see a constant.
 struct NetworkFunction : Function<NetworkFunction> {
-  static variable_list forward(AutogradContext* ctx, at::TensorList operands, const Form& form) {
+  static variable_list forward(AutogradContext* ctx, at::TensorList operands, Form form) {
     Below below;
     const auto layers = form.layers(operands);
     const auto needed = form.needed([&](size_t k) { return operands[k].requires_grad(); });
-    const size_t count = form.size();
+    const int64_t count = form.size();
     variable_list inputs, kept, outputs(1), saved;
     Tensor h = operands[0];
-    for (size_t k = 0; k < count; ++k) {
+    for (int64_t k = 0; k < count; ++k) {
       const Act& f = *layers[k].f;
       inputs.push_back(h);
       const Tensor z = z_of(h, layers[k].w, layers[k].b);
@@ -108,18 +102,18 @@ struct NetworkFunction : Function<NetworkFunction> {
     for (const auto& t : kept) {
       if (t.defined() && !t.is_same(h)) outputs.push_back(t);
     }
+    form.numbers.push_back(std::count_if(needed.begin(), needed.end(), [](Needed some) { return !some.dh; }));
     form.save(ctx);
     ctx->set_materialize_grads(false);
     saved.push_back(needed[0].dw ? operands[0] : Tensor());
-    for (size_t k = 0; k < count; ++k) saved.push_back(needed[k].dh ? layers[k].w : Tensor());
-    for (size_t k = 0; k < count; ++k) {
+    for (int64_t k = 0; k < count; ++k) saved.push_back(needed[k].dh ? layers[k].w : Tensor());
+    for (int64_t k = 0; k < count; ++k) {
       const bool slope = layers[k].f->kind != Kind::identity && needed[k].any();
       const bool next = k + 1 < count && needed[k + 1].dw;
       // Where no gradient goes further down, a layer's input is a constant, and is kept itself.
       const Tensor& t = k + 1 < count && !needed[k + 1].dh ? inputs[k + 1] : kept[k];
       saved.push_back(slope || next ? t : Tensor());
     }
-    ctx->saved_data["constants"] = std::count_if(needed.begin(), needed.end(), [](Needed some) { return !some.dh; });
     ctx->save_for_backward(saved);
     return outputs;
   }
@@ -128,29 +122,26 @@ struct NetworkFunction : Function<NetworkFunction> {
     const Form form(ctx);
     const auto saved = ctx->get_saved_variables();
     const auto needed = form.needed([&](size_t k) { return ctx->needs_input_grad(k); });
-    const int64_t constants = ctx->saved_data["constants"].toInt();
     variable_list found;
     if (at::GradMode::is_enabled() || !std::all_of(cotangents.begin(), cotangents.end(), absent_or_plain)) {
       auto tensors = saved;
       tensors.insert(tensors.end(), cotangents.begin(), cotangents.end());
-      auto question = form.question("network_gradients", tensors, needed);
-      question.numbers.push_back(constants);
-      found = ask_plain(question);
+      found = ask_plain(form.question("network_gradients", tensors, needed));
     } else {
       Below below;
-      found = gradients(form, saved, cotangents, needed, constants);
+      found = gradients(form, saved, cotangents, needed);
     }
     found.emplace_back();
     return found;
   }
 
   static variable_list gradients(const Form& form, const variable_list& saved, const variable_list& cotangents,
-                                 const std::vector<Needed>& needed, int64_t constants) {
-    const int64_t count = form.size();
+                                 const std::vector<Needed>& needed) {
+    const int64_t count = form.size(), constants = form.numbers.back();
     const auto weight = [&](int64_t k) { return saved[1 + k]; };
     const auto kept = [&](int64_t k) { return saved[1 + count + k]; };
     const auto hidden = [&](int64_t k) {
-      return size_t(k) + 1 < cotangents.size() ? cotangents[k + 1] : Tensor();
+      return k + 1 < int64_t(cotangents.size()) ? cotangents[k + 1] : Tensor();
     };
     std::vector<variable_list> by_layer(count);
     std::vector<double> db, of_next;
@@ -165,16 +156,16 @@ struct NetworkFunction : Function<NetworkFunction> {
         own = false;
       }
       if (!needed[k].any() || (!dy.defined() && !dz.defined())) {
-        by_layer[k] = variable_list(1 + form.biased[k]);
+        by_layer[k] = variable_list(1 + form.biased(k));
         dy = Tensor();
         continue;
       }
       if (!made) {
-        db.assign(needed[k].db && !dz.defined() ? dy.size(1) : 0, 0.0);
+        db.assign(needed[k].db && !dz.defined() && dy.is_cpu() ? dy.size(1) : 0, 0.0);
         delta = dy.defined() ? delta_of(dy, kept(k), f, own ? dy : Tensor(), db.empty() ? nullptr : db.data()) : Tensor();
         if (dz.defined()) delta = delta.defined() ? delta + dz : dz;
       }
-      if (needed[k].db && db.empty()) {
+      if (needed[k].db && db.empty() && delta.is_cpu()) {
         db.assign(delta.size(1), 0.0);
         add_db(delta, db.data());
       }
@@ -193,7 +184,7 @@ struct NetworkFunction : Function<NetworkFunction> {
           h = dropped(kept(k - 1), form.mask(k - 1), false);
         } else {
           h = at::empty_like(kept(k - 1));
-          made = below.vectors() && needed[k].dh && needed[k - 1].any() && !hidden(k - 1).defined();
+          made = below.vectors() && delta.is_cpu() && needed[k].dh && needed[k - 1].any() && !hidden(k - 1).defined();
           if (made) {
             of_next.assign(needed[k - 1].db ? h.size(1) : 0, 0.0);
             y_and_delta(h, dy, dy, kept(k - 1), below, of_next.empty() ? nullptr : of_next.data());
@@ -204,8 +195,9 @@ struct NetworkFunction : Function<NetworkFunction> {
         }
       }
       by_layer[k].push_back(needed[k].dw ? dw_of(delta, h) : Tensor());
-      if (form.biased[k]) {
-        by_layer[k].push_back(needed[k].db ? rounded(db, {delta.size(1)}, delta.options()) : Tensor());
+      if (form.biased(k)) {
+        Tensor found = needed[k].db && !delta.is_cpu() ? at::sum(delta, {0}) : Tensor();
+        by_layer[k].push_back(db.empty() ? found : rounded(db, {delta.size(1)}, delta.options()));
       }
       if (!needed[k].dh) dy = Tensor();
       if (k == 0 && needed[0].dh) dh = dy;
@@ -223,7 +215,7 @@ struct TiledFunction : Function<TiledFunction> {
     Below below;
     form.save(ctx);
     ctx->save_for_backward(operands.vec());
-    return Sweep(form.layers(operands), operands[0], form.tiling, form.seed).forward();
+    return Sweep(form.layers(operands), operands[0], form.tiling(), form.seed()).forward();
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list cotangents) {
@@ -242,7 +234,7 @@ struct TiledFunction : Function<TiledFunction> {
     std::vector<Wanted> wanted;
     for (const auto& few : needed) wanted.push_back({few.dw, few.db});
     const auto first = std::find_if(wanted.begin(), wanted.end(), [](Wanted some) { return some.dw || some.db; });
-    Sweep sweep(layers, saved[0], form.tiling, form.seed);
+    Sweep sweep(layers, saved[0], form.tiling(), form.seed());
     const Tensor whole = rows(dy);
     const auto of_tile = [&](const Tile& tile, bool free) {
       const Tensor here = whole.narrow(0, tile.start, tile.n);
@@ -253,7 +245,7 @@ struct TiledFunction : Function<TiledFunction> {
     for (size_t k = 0; k < layers.size(); ++k) {
       const auto dtype = layers[k].w.scalar_type();
       found.push_back(wanted[k].dw ? sweep.dw(k).to(dtype) : Tensor());
-      if (form.biased[k]) found.push_back(sweep.db(k, dtype));
+      if (form.biased(k)) found.push_back(sweep.db(k, dtype));
     }
     found.emplace_back();
     return found;

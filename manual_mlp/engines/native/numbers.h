@@ -17,9 +17,18 @@ inline V only(const V& v, M m, double rest = 0) {
   }
 }
 
+// The sum of a vector in float64, by halves.
 template <class V>
 inline double added(const V& v) {
-  return at::vec::vec_reduce_all<typename V::value_type>([](V a, V b) { return a + b; }, v);
+  constexpr int64_t size = V::size();
+  alignas(64) typename V::value_type lanes[size];
+  v.store(lanes);
+  double sums[size];
+  for (int64_t i = 0; i < size; ++i) sums[i] = lanes[i];
+  for (int64_t half = size / 2; half; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+  }
+  return sums[0];
 }
 
 // e to the x, and 0 below e⁻⁶⁴: a product with denormal operands is up to 190 times slower.

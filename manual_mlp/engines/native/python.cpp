@@ -116,10 +116,13 @@ PyObject* network_door(PyObject*, PyObject* const* given, Py_ssize_t) {
   HANDLE_TH_ERRORS
   Tensor input;
   Layers layers;
-  if (functions_are_overridden() || !take(given[0], input) || !input.is_cpu() ||
-      at::autocast::is_autocast_enabled(input.device().type()) || !take_layers(given[1], input, false, layers)) {
+  if (functions_are_overridden() || !take(given[0], input) || at::autocast::is_autocast_enabled(input.device().type()) ||
+      !take_layers(given[1], input, false, layers)) {
     Py_RETURN_NONE;
   }
+  // Tiles and masks are those of a CPU.
+  const bool drops = std::any_of(layers.begin(), layers.end(), [](const Layer& layer) { return layer.dropout > 0; });
+  if (!input.is_cpu() && (drops || given[2] != Py_None)) Py_RETURN_NONE;
   const auto tiling = take_tiling(given[2], input.numel() / input.size(-1));
   Tensor y;
   {

@@ -67,33 +67,6 @@ bool take_upstream(PyObject* gradient, const Step& step, const Loss& loss, Reduc
   return true;
 }
 
-bool take_loss(PyObject* const* given, const Step& step, Loss& to) {
-  const Head head{step.input, step.layers.back().w, {}, nullptr};
-  const auto is = [&](const char* name) { return PyUnicode_CompareWithASCIIString(given[0], name) == 0; };
-  if (!is("cross_entropy") && !is("binary_cross_entropy") && !is("squared_error")) return false;
-  to.kind = is("cross_entropy") ? Loss::cross_entropy : is("squared_error") ? Loss::squared_error : Loss::binary_cross_entropy;
-  if (!take_constant(given[1], to.target) || !to.target.defined()) return false;
-  const bool classes = to.kind == Loss::cross_entropy && to.target.scalar_type() == at::kLong;
-  if (!classes && !is_float(to.target.scalar_type())) return false;
-  if (!fits(to.target, head, classes) || !take_constant(given[2], to.weight) || !take_constant(given[3], to.pos_weight) ||
-      !take_int(given[4], to.ignore_index) || !take_share(given[5], to.label_smoothing)) {
-    return false;
-  }
-  for (const Tensor* t : {&to.weight, &to.pos_weight}) {
-    if (t->defined() && !is_float(t->scalar_type())) return false;
-  }
-  if (to.kind == Loss::cross_entropy) {
-    if (to.weight.defined() && (to.weight.dim() != 1 || to.weight.size(0) != head.w.size(0))) return false;
-    // Where torch wants one dtype, it says so.
-    if (to.weight.defined() && classes && to.weight.scalar_type() != step.output) return false;
-    if (!classes && to.ignore_index >= 0) return false;
-  } else if (!spread(to.weight, to.target) || !spread(to.pos_weight, to.target)) {
-    return false;
-  }
-  to.target = classes ? to.target.reshape(-1) : flat(to.target);
-  return true;
-}
-
 // backprop(input, chain, tiling, return_output, loss, target, weight, pos_weight, ignore_index, label_smoothing, reduction,
 // gradient) -> (value, output, dh, gradients that are not added) or None
 PyObject* backprop_door(PyObject*, PyObject* const* given, Py_ssize_t) {
@@ -102,17 +75,11 @@ PyObject* backprop_door(PyObject*, PyObject* const* given, Py_ssize_t) {
   Loss loss{Loss::cross_entropy};
   Reduction reduction;
   Upstream upstream;
-  if (!take_step(given, step) || !take_loss(given + 4, step, loss) || !take_reduction(given[10], reduction) ||
+  if (!take_step(given, step) || !take_loss(given + 4, {step.input, step.layers.back().w, {}, nullptr}, loss) || !take_reduction(given[10], reduction) ||
       !take_upstream(given[11], step, loss, reduction, upstream)) {
     Py_RETURN_NONE;
   }
-  auto dtype = at::autocast::is_autocast_enabled(at::kCPU) && step.output != at::kDouble ? at::kFloat : step.output;
-  if (loss.target.is_floating_point()) {
-    dtype = c10::promoteTypes(dtype, loss.target.scalar_type());
-    if (loss.kind == Loss::cross_entropy && loss.weight.defined()) {
-      dtype = c10::promoteTypes(dtype, loss.weight.scalar_type());
-    }
-  }
+  const auto dtype = at::autocast::is_autocast_enabled(at::kCPU) ? at::kFloat : step.output;
   Tensor value;
   Left left;
   {

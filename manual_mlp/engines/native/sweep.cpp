@@ -8,9 +8,17 @@
 namespace manual_mlp {
 namespace {
 
+// Rows from which on a product of half precision may be rounded before it is added: it loses no more than δ has lost.
+constexpr int64_t kRows = 64;
+
 // dw of some rows, added to that of others if there are any, in the dtype of the sum.
 void add_dw(Tensor sum, bool begun, const Tensor& delta, const Tensor& h) {
   const auto dtype = sum.scalar_type();
+  if (delta.scalar_type() != dtype && delta.size(0) >= kRows) {
+    const Tensor part = dw_of(delta, h.to(delta.scalar_type()));
+    begun ? sum.add_(part) : sum.copy_(part);
+    return;
+  }
   const Tensor left = delta.to(dtype).t(), right = h.to(dtype);
   begun ? at::addmm_out(sum, sum, left, right) : at::mm_out(sum, left, right);  // (B3)
 }
