@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 
 # A command is a module of this package, "_" for "-", with ``main(arguments) -> exit status``.
-COMMANDS = ("dense", "second-order", "transforms", "output", "network", "dropout", "train", "report")
+COMMANDS = ("dense", "second-order", "transforms", "output", "network", "native", "dropout", "train", "report")
 
 
 def main(arguments: list[str]) -> int:

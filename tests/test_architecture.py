@@ -62,6 +62,7 @@ PRODUCTS = {
     *("__imatmul__", "__matmul__", "__rmatmul__"),
 }
 TAG = re.compile(r"\b[FBJSOT]\d\b")
+CPP = sorted(file for ending in ("h", "cpp") for file in PACKAGE.rglob(f"*.{ending}"))
 
 
 def files(room: str) -> list[Path]:
@@ -88,6 +89,14 @@ def tags(file: Path) -> Iterator[tuple[int, str]]:
             for parenthesis in re.findall(r"\(([^()]*)\)", token.string):
                 for tag in TAG.findall(parenthesis):
                     yield token.start[0], tag
+
+
+def tags_of_cpp(text: str) -> Counter[str]:
+    """Count the tags in comments such as "// (B1)"."""
+    comments = re.findall(r"//(.*)", text)
+    return Counter(
+        tag for comment in comments for each in re.findall(r"\(([^()]*)\)", comment) for tag in TAG.findall(each)
+    )
 
 
 def test_every_file_belongs_to_a_room() -> None:
@@ -190,6 +199,45 @@ def test_each_tag_stands_on_one_line_of_the_formulas_and_on_one_of_an_engine_at_
             assert set(count) <= set(formulas), file
         elif file.parts[0] != "formulas":
             assert not count, file
+
+
+def test_native_has_the_tags_of_the_formulas_each_at_most_once_a_file() -> None:
+    formulas = {tag for file in (PACKAGE / "formulas").rglob("*.py") for _, tag in tags(file)}
+    document = set(
+        re.findall(r"^#+ \(([A-Z]\d)\) ", (ROOT / "docs" / "derivation.md").read_text("utf-8"), re.MULTILINE)
+    )
+    found = {file: tags_of_cpp(file.read_text(encoding="utf-8")) for file in CPP}
+    for file, count in found.items():
+        assert set(count.values()) <= {1}, f"{file.name}: {count}"
+        assert set(count) <= formulas & document, file.name
+    # What multiplies tangents, and what is left to plain at second order, is Python's alone.
+    assert formulas - set().union(*found.values()) == {"J1", "J2", "S6", "O4"}
+
+
+def test_a_tag_in_cpp_is_seen_behind_a_line_alone() -> None:
+    assert tags_of_cpp("y = f(z);  // (F2), (B1) and B2\nint B3 = at(S1);  // rows (N, B4)") == Counter(
+        ["F2", "B1", "B4"]
+    )
+
+
+@pytest.mark.parametrize("file", CPP, ids=lambda file: file.name)
+def test_no_file_of_cpp_is_longer_than_one_reads(file: Path) -> None:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 300
+    assert max(map(len, lines)) <= 120
+
+
+def test_native_is_no_more_than_one_reads() -> None:
+    assert CPP
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in CPP) <= 1800
+
+
+def test_one_file_of_native_at_most_includes_all_of_torch() -> None:
+    # It takes as long to compile as all others together.
+    including = [
+        file.name for file in CPP if re.search(r'#include [<"]torch/(extension|all|torch)\.h', file.read_text("utf-8"))
+    ]
+    assert len(including) <= 1, including
 
 
 @pytest.mark.parametrize("room", CORE)

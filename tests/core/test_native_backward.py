@@ -278,6 +278,16 @@ def test_a_backward_pass_however_it_is_called_gives_plains(case: Case, way: Call
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * max(1.0, b.abs().max().item()))
 
 
+@pytest.mark.parametrize("name", ["a layer of relu", "a layer of gelu", "a network", "tiles", "entropy, 4 rows"])
+def test_compiled_autograd_runs_the_nodes(name: str) -> None:
+    case = CASES[name]
+    t = case.leaves()
+    y = case(*t)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        y.backward(cotangent(y))
+    torch.testing.assert_close([x.grad for x in t], usual(case), rtol=1e-12, atol=1e-12)
+
+
 @every_case
 def test_a_cotangent_is_read_and_not_written(case: Case) -> None:
     t = case.leaves()
