@@ -13,25 +13,15 @@ namespace manual_mlp {
 namespace {
 
 // What Python hands over when it loads this: the plain engine's functions, the classes that leave all to torch, the
-// mode of a default device, and what numbers a record.
+// mode of a default device, what numbers a record, and what a question is put into.
 struct Handed {
   py::dict plain;
-  PyTypeObject *tensor = nullptr, *parameter = nullptr, *device_mode = nullptr;
-  py::object number, asked;
-  PyObject* name = nullptr;  // of the attribute where a record keeps its number
+  py::object tensor, parameter, device_mode, number, asked;
+  py::object name = py::reinterpret_steal<py::object>(PyUnicode_InternFromString("native"));
 };
-Handed* handed = nullptr;
+const Handed* handed = nullptr;  // never destroyed, for the interpreter may be gone first
 
-void hand_over(py::dict plain, py::type tensor, py::type parameter, py::type device_mode, py::object number,
-               py::object asked) {
-  static Handed given;  // never destroyed before the interpreter is
-  given = {plain, (PyTypeObject*)tensor.ptr(), (PyTypeObject*)parameter.ptr(), (PyTypeObject*)device_mode.ptr(), number,
-           asked,           PyUnicode_InternFromString("native")};
-  plain.inc_ref(), tensor.inc_ref(), parameter.inc_ref(), device_mode.inc_ref(), number.inc_ref(), asked.inc_ref();
-  handed = &given;
-}
-
-bool is_ordinary(PyObject* t) { return Py_TYPE(t) == handed->tensor || Py_TYPE(t) == handed->parameter; }
+bool is_of(PyObject* object, const py::object& kind) { return (PyObject*)Py_TYPE(object) == kind.ptr(); }
 
 }  // namespace
 
@@ -39,13 +29,13 @@ bool functions_are_overridden() {
   const int64_t depth = at::impl::PythonTorchFunctionTLS::stack_len();
   for (int64_t k = 0; k < depth; ++k) {
     const auto& mode = at::impl::PythonTorchFunctionTLS::get_stack_at(k);
-    if (Py_TYPE(mode->ptr(getPyInterpreter())) != handed->device_mode) return true;
+    if (!is_of(mode->ptr(getPyInterpreter()), handed->device_mode)) return true;
   }
   return false;
 }
 
 bool take(PyObject* object, Tensor& to) {
-  if (!is_ordinary(object)) return false;
+  if (!is_of(object, handed->tensor) && !is_of(object, handed->parameter)) return false;
   to = THPVariable_Unpack(object);
   return is_plain(to);
 }
@@ -58,7 +48,7 @@ bool take(PyObject* object, Optional& to) {
 }
 
 const Act* take_activation(PyObject* record) {
-  auto number = py::reinterpret_steal<py::object>(PyObject_GetAttr(record, handed->name));
+  auto number = py::reinterpret_steal<py::object>(PyObject_GetAttr(record, handed->name.ptr()));
   if (!number) throw py::error_already_set();
   if (number.is_none()) number = handed->number(py::handle(record));
   const int64_t found = PyLong_AsLongLong(number.ptr());
@@ -174,7 +164,10 @@ variable_list ask_plain(const Question& question) {
 
 PYBIND11_MODULE(manual_mlp_native, m) {
   using namespace manual_mlp;
-  m.def("hand_over", &hand_over);
+  m.def("hand_over", [](py::dict plain, py::object tensor, py::object parameter, py::object device_mode,
+                        py::object number, py::object asked) {
+    handed = new Handed{plain, tensor, parameter, device_mode, number, asked};
+  });
   m.def("number_of", &number_of);
   m.def("threads", &threads_of_a_region);
   m.def("y_into", [](const Tensor& y, const Tensor& z, int64_t number) { y_into(y, z, act_of(number)); });
