@@ -33,7 +33,7 @@ bool accumulate(const Tensor& p, const Tensor& found) {
   if (!is_usual(p)) return false;
   Tensor& grad = p.mutable_grad();
   if (!grad.defined()) {
-    grad = found.to(p.scalar_type());
+    grad = cast(found, p.scalar_type());
   } else if (is_addable(grad)) {
     grad.add_(found);
   } else {
@@ -57,7 +57,7 @@ Left backprop(const Step& step, const Objective& objective) {
   Layers layers;
   for (const auto& [w, b, f, dropout] : step.layers) {
     wanted.push_back({w.requires_grad(), b && b->requires_grad()});
-    layers.push_back({w.to(step.products), b ? Optional(b->to(step.products)) : b, f, dropout});
+    layers.push_back({cast(w, step.products), cast(b, step.products), f, dropout});
   }
   const auto first = std::find_if(wanted.begin(), wanted.end(), [](Wanted some) { return some.dw || some.db; });
   const int64_t lowest = step.input.requires_grad() ? -1 : first - wanted.begin();
@@ -73,8 +73,8 @@ Left backprop(const Step& step, const Objective& objective) {
           return objective(tile, free);
         },
         wanted, lowest, false);
-    if (left.dh.defined()) left.dh = left.dh.to(step.input.scalar_type()).view(step.input.sizes());
-    if (left.output.defined()) left.output = like_rows_of(left.output.to(step.output), step.input);
+    if (left.dh.defined()) left.dh = cast(left.dh, step.input.scalar_type()).view(step.input.sizes());
+    if (left.output.defined()) left.output = like_rows_of(cast(left.output, step.output), step.input);
   }
   const auto give = [&](const Tensor& p, const Tensor& found) {
     if (found.defined() && !accumulate(p, found)) left.gradients.emplace_back(p, found);

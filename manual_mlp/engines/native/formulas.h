@@ -13,6 +13,10 @@ namespace manual_mlp {
 using at::Tensor;
 using Optional = std::optional<Tensor>;
 
+// torch takes its time to find out that there is nothing to do.
+inline Tensor cast(const Tensor& t, at::ScalarType dtype) { return t.scalar_type() == dtype ? t : t.to(dtype); }
+inline Optional cast(const Optional& t, at::ScalarType dtype) { return t ? Optional(cast(*t, dtype)) : t; }
+
 inline Tensor z_of(const Tensor& h, const Tensor& w, const Optional& b) {
   return b ? at::addmm(*b, h, w.t()) : at::mm(h, w.t());  // (F1)
 }

@@ -16,8 +16,6 @@ namespace manual_mlp {
 namespace {
 using torch::autograd::Function;
 
-Optional in(const Optional& b, at::ScalarType dtype) { return b ? Optional(b->to(dtype)) : b; }
-
 // What forward makes for an upstream gradient of 1: δ of all rows, where they are one tile; else dh, dw and db.
 struct Made {
   Tensor value, delta;
@@ -44,7 +42,7 @@ class Pass {
       made.three = swept(needed);
     }
     const auto dtype = plan_.region ? widened(plan_.products) : head_.h.scalar_type();
-    made.value = each ? shaped(values_.to(dtype)) : at::scalar_tensor(sum_ / (divides ? mean.count : 1), wide.dtype(dtype));
+    made.value = each ? shaped(cast(values_, dtype)) : at::scalar_tensor(sum_ / (divides ? mean.count : 1), wide.dtype(dtype));
     return made;
   }
 
@@ -59,7 +57,7 @@ class Pass {
   Tensor all(bool need_delta) {
     const Act& f = *head_.f;
     const auto dtype = plan_.products;
-    const Tensor z = z_of(h_.to(dtype), head_.w.to(dtype), in(head_.b, dtype));
+    const Tensor z = z_of(cast(h_, dtype), cast(head_.w, dtype), cast(head_.b, dtype));
     const bool linear = f.kind == Kind::identity, apart = !linear && !f.by_y;
     const Tensor y = apart ? at::empty_like(z) : z;
     if (!linear) y_into(y, z, f);
@@ -71,7 +69,7 @@ class Pass {
 
   Three swept(Needed needed) {
     const auto dtype = plan_.products;
-    Sweep sweep({{head_.w.to(dtype), in(head_.b, dtype), head_.f, 0}}, h_, {plan_.rows, 1}, std::nullopt);
+    Sweep sweep({{cast(head_.w, dtype), cast(head_.b, dtype), head_.f, 0}}, h_, {plan_.rows, 1}, std::nullopt);
     Tensor beside;
     const auto dy_of = [&](const Tile& tile, bool free) {
       if (!free && needed.any() && !beside.defined()) beside = at::empty_like(tile.y);
@@ -216,8 +214,8 @@ struct LossFunction : Function<LossFunction> {
       // A narrow product is rounded once, and so δ takes its factor.
       const bool early = g != 1 && dtype != widened(dtype);
       if (early) delta = scaled(delta, g, last);
-      if (needed.dh) found.dh = scaled(dh_of(delta, w.to(dtype)), early ? 1 : g, true);
-      if (needed.dw) found.dw = scaled(dw_of(delta, flat(h).to(dtype)), early ? 1 : g, true);
+      if (needed.dh) found.dh = scaled(dh_of(delta, cast(w, dtype)), early ? 1 : g, true);
+      if (needed.dw) found.dw = scaled(dw_of(delta, cast(flat(h), dtype)), early ? 1 : g, true);
     } else {
       found.dh = scaled(needed.dh ? saved[7] : Tensor(), g, last);
       found.dw = scaled(needed.dw ? saved[8] : Tensor(), g, last);

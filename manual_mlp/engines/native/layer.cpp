@@ -9,7 +9,7 @@ namespace {
 using torch::autograd::Function;
 
 Tensor z_in(at::ScalarType dtype, const Tensor& input, const Tensor& weight, const Optional& bias) {
-  return z_of(flat(input).to(dtype), weight.to(dtype), bias ? some(bias->to(dtype)) : bias);
+  return z_of(cast(flat(input), dtype), cast(weight, dtype), cast(bias, dtype));
 }
 
 Tensor y_in_place(const Tensor& z, const Act& f) {
@@ -105,8 +105,8 @@ struct GradientsFunction : Function<GradientsFunction> {
     } else {
       delta = rows(dz);
     }
-    if (needed[0] && w_tilde.defined()) cotangents[0] = dh_of(delta, w_tilde.to(delta.scalar_type())).view(h.sizes());  // (S4)
-    if (needed[1] && h_tilde.defined()) cotangents[1] = dw_of(delta, flat(h_tilde).to(delta.scalar_type()));  // (S5)
+    if (needed[0] && w_tilde.defined()) cotangents[0] = dh_of(delta, cast(w_tilde, delta.scalar_type())).view(h.sizes());  // (S4)
+    if (needed[1] && h_tilde.defined()) cotangents[1] = dw_of(delta, cast(flat(h_tilde), delta.scalar_type()));  // (S5)
     if (needed[4]) cotangents[4] = q.view(dz.sizes());
     return cotangents;
   }
@@ -115,7 +115,7 @@ struct GradientsFunction : Function<GradientsFunction> {
   // q, the cotangent of δ (N, D_out), in memory of its own.
   static Tensor q_of(const Factors& of, const Three& tilde, const Tensor& like) {
     const auto dtype = like.scalar_type();
-    const auto in = [&](const Tensor& t) { return t.to(dtype); };
+    const auto in = [&](const Tensor& t) { return cast(t, dtype); };
     const Optional b = tilde.db.defined() ? some(in(tilde.db)) : std::nullopt;
     Tensor q;
     if (tilde.dh.defined()) q = z_of(in(flat(tilde.dh)), in(of.w), b);
@@ -138,8 +138,8 @@ Three gradients(const Kept& of, const Tensor& dy, const Tensor& dz, Needed neede
   if (dy.defined()) delta = delta_of(rows(dy), kept, of.f, {}, one_pass ? db.data() : nullptr);
   if (dz.defined()) delta = delta.defined() ? at::add(delta, rows(dz)) : rows(dz);
   Three found;
-  if (needed.dh) found.dh = dh_of(delta, of.w.to(delta.scalar_type()));
-  if (needed.dw) found.dw = dw_of(delta, flat(of.h).to(delta.scalar_type()));
+  if (needed.dh) found.dh = dh_of(delta, cast(of.w, delta.scalar_type()));
+  if (needed.dw) found.dw = dw_of(delta, cast(flat(of.h), delta.scalar_type()));
   if (needed.db) found.db = one_pass ? rounded(db, {delta.size(1)}, delta.options()) : at::sum(delta, {0});
   if (needed.dh && (dy.defined() ? dy : dz).dim() != 2) found.dh = like_rows_of(found.dh, dy.defined() ? dy : dz);
   return found;

@@ -244,7 +244,7 @@ struct TiledFunction : Function<TiledFunction> {
     variable_list found{needed[0].dh ? dh : Tensor()};
     for (size_t k = 0; k < layers.size(); ++k) {
       const auto dtype = layers[k].w.scalar_type();
-      found.push_back(wanted[k].dw ? sweep.dw(k).to(dtype) : Tensor());
+      found.push_back(wanted[k].dw ? cast(sweep.dw(k), dtype) : Tensor());
       if (form.biased(k)) found.push_back(sweep.db(k, dtype));
     }
     found.emplace_back();

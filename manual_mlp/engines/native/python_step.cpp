@@ -85,7 +85,7 @@ PyObject* backprop_door(PyObject*, PyObject* const* given, Py_ssize_t) {
   {
     py::gil_scoped_release released;
     left = backprop(step, loss, reduction, upstream, value);
-    value = value.to(dtype);
+    value = cast(value, dtype);
     if (value.dim()) {
       auto shape = step.input.sizes().vec();
       shape.pop_back();

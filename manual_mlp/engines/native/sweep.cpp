@@ -8,18 +8,19 @@
 namespace manual_mlp {
 namespace {
 
-// Rows from which on a product of half precision may be rounded before it is added: it loses no more than δ has lost.
-constexpr int64_t kRows = 64;
+// From so many rows and entries on, a product of half precision is rounded before it is added: it loses no more than δ
+// has lost. Of a small one, which is cheap, not even that is lost.
+constexpr int64_t kRows = 64, kEntries = 65536;
 
 // dw of some rows, added to that of others if there are any, in the dtype of the sum.
 void add_dw(Tensor sum, bool begun, const Tensor& delta, const Tensor& h) {
   const auto dtype = sum.scalar_type();
-  if (delta.scalar_type() != dtype && delta.size(0) >= kRows) {
-    const Tensor part = dw_of(delta, h.to(delta.scalar_type()));
+  if (delta.scalar_type() != dtype && delta.size(0) >= kRows && sum.numel() >= kEntries) {
+    const Tensor part = dw_of(delta, cast(h, delta.scalar_type()));
     begun ? sum.add_(part) : sum.copy_(part);
     return;
   }
-  const Tensor left = delta.to(dtype).t(), right = h.to(dtype);
+  const Tensor left = cast(delta, dtype).t(), right = cast(h, dtype);
   begun ? at::addmm_out(sum, sum, left, right) : at::mm_out(sum, left, right);  // (B3)
 }
 
@@ -88,7 +89,7 @@ void Sweep::each_tile(const std::function<void(Space&, int64_t, int64_t)>& work)
 }
 
 Tensor Sweep::run(Space& space, int64_t start, int64_t n, bool backward, size_t count) {
-  Tensor h = h_.narrow(0, start, n).to(layers_[0].w.scalar_type());
+  Tensor h = cast(h_.narrow(0, start, n), layers_[0].w.scalar_type());
   for (size_t k = 0; k < count; ++k) {
     const Act& f = *layers_[k].f;
     Tensor z = space.z[k].narrow(0, 0, n);
