@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from conditions import PRECISIONS, threads
-from manual_mlp import MLP, activations, backprop, dense
+from manual_mlp import (
+    MLP,
+    activations,
+    backprop,
+    dense,
+    dense_squared_error,
+    linear_binary_cross_entropy,
+    linear_cross_entropy,
+)
 from manual_mlp.activations import get
 from manual_mlp.engines import native
 
@@ -45,13 +53,13 @@ def both(compute: Callable[[], Results]) -> tuple[Results, Results]:
     return found[0], found[1]
 
 
-def assert_as_exact(mine: Results, plain: Results, truth: Results) -> None:
-    """See that the error against float64 is at most twice plain's."""
+def assert_as_exact(mine: Results, plain: Results, truth: Results, rounding: float = 0.0) -> None:
+    """See that the error against float64 is at most twice plain's, beside a rounding relative to the largest entry."""
     assert len(mine) == len(plain) == len(truth)
     for a, b, exact in zip(mine, plain, truth, strict=True):
         assert (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
         errors = [(t.double() - exact).abs().max().item() for t in (a, b)]
-        slack = (1e-13 if a.dtype == torch.float64 else 1e-6) * exact.abs().max().item()
+        slack = max(rounding, 1e-13 if a.dtype == torch.float64 else 1e-6) * exact.abs().max().item()
         assert errors[0] <= 2 * errors[1] + slack, errors
 
 
@@ -349,6 +357,65 @@ def test_a_users_pair_is_stepped_as_by_plain(reduction: str, tile_rows: int | No
         return [value, y, *(p.grad for p in (given, *net.parameters()))]
 
     assert_same(*both(compute))
+
+
+# A layer with its loss.
+
+
+def entropy(h: Tensor, w: Tensor, b: Tensor, t: Tensor, **given: Any) -> Tensor:
+    return linear_cross_entropy(h, w, t, linear_bias=b, **given)
+
+
+def weighted(h: Tensor, w: Tensor, b: Tensor, t: Tensor, **given: Any) -> Tensor:
+    of_classes = torch.linspace(0.5, 2, V, dtype=h.dtype)
+    hard = torch.where(t % 7 == 0, -100, t) if not t.is_floating_point() else t
+    return linear_cross_entropy(h, w, hard, linear_bias=b, weight=of_classes, label_smoothing=0.2, **given)
+
+
+def logistic(h: Tensor, w: Tensor, b: Tensor, t: Tensor, **given: Any) -> Tensor:
+    return linear_binary_cross_entropy(h, w, t, linear_bias=b, **given)
+
+
+def squared(h: Tensor, w: Tensor, b: Tensor, t: Tensor, **given: Any) -> Tensor:
+    return dense_squared_error(h, w, b, t, "tanh", **given)
+
+
+HEADS: dict[str, tuple[Callable[..., Tensor], str]] = {
+    "classes": (entropy, "cross_entropy"),
+    "weighted classes, some ignored": (weighted, "cross_entropy"),
+    "probabilities": (entropy, "probabilities"),
+    "weighted probabilities": (weighted, "probabilities"),
+    "logistic": (logistic, "binary_cross_entropy"),
+    "squared error": (squared, "squared_error"),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("chunk_rows", [None, 1 << 12])
+@every_precision
+def test_a_loss_of_many_rows_is_as_exact_as_plain(
+    head: str, reduction: str, chunk_rows: int | None, precision: str
+) -> None:
+    dtype, region = precision_of(precision)
+    f, kind = HEADS[head]
+    operands = [draw(N, D, dtype=dtype), draw(V, D, dtype=dtype), draw(V, dtype=dtype)]
+    t = target_of(kind, (N, V), dtype)[1]
+
+    def compute(t: Tensor, given: Sequence[Tensor], region: torch.dtype | None = region) -> Results:
+        leaves = [x.detach().clone().requires_grad_() for x in given]
+        with torch.autocast("cpu", region, enabled=region is not None):
+            value = f(*leaves, t, reduction=reduction, chunk_rows=chunk_rows)
+        up = torch.linspace(-1, 2, value.numel(), dtype=torch.float64).view(value.shape).to(value.dtype)
+        return [value.detach(), *torch.autograd.grad(value, leaves, up)]
+
+    mine, plain = both(lambda: compute(t, operands))
+    with native.without():
+        exact = t.double() if t.is_floating_point() else t
+        truth = compute(exact, [x.double() for x in operands], None)
+    # A tile's dw may be rounded to half precision, in which plain widens it first.
+    products = region or dtype
+    assert_as_exact(mine, plain, truth, torch.finfo(products).eps / 4 if products.itemsize == 2 else 0.0)
 
 
 # The same bits.
