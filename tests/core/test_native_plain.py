@@ -413,9 +413,7 @@ def test_a_loss_of_many_rows_is_as_exact_as_plain(
     with native.without():
         exact = t.double() if t.is_floating_point() else t
         truth = compute(exact, [x.double() for x in operands], None)
-    # A tile's dw may be rounded to half precision, in which plain widens it first.
-    products = region or dtype
-    assert_as_exact(mine, plain, truth, torch.finfo(products).eps / 4 if products.itemsize == 2 else 0.0)
+    assert_as_exact(mine, plain, truth)
 
 
 # The same bits.

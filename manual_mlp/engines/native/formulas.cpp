@@ -144,8 +144,8 @@ void add_db(const Tensor& delta, double* db) {
       delta);
 }
 
-Second second_of_delta(const Tensor& dy, const Tensor& q, const Tensor& kept, const Act& f) {
-  const Second found{at::empty_like(q), at::empty_like(q), at::empty_like(q)};
+Second second_of_delta(const Tensor& dy, const Tensor& q, const Tensor& kept, const Act& f, bool over) {
+  const Second found{at::empty_like(q), over ? q : at::empty_like(q), at::empty_like(q)};
   with_formulas(f, [&](const auto& formulas) {
     with_entries(
         [&](auto* dys, auto* qs, auto* of, auto* deltas, auto* cotangents, auto* rs) {

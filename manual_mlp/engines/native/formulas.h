@@ -42,7 +42,8 @@ void add_db(const Tensor& delta, double* db);
 struct Second {
   Tensor delta, dy_cotangent, r;
 };
-Second second_of_delta(const Tensor& dy, const Tensor& q, const Tensor& kept, const Act& f);
+// over allows q to be overwritten.
+Second second_of_delta(const Tensor& dy, const Tensor& q, const Tensor& kept, const Act& f, bool over);
 
 // Sums in float64, rounded once.
 Tensor rounded(const std::vector<double>& sums, at::IntArrayRef shape, const at::TensorOptions& options);

@@ -98,7 +98,7 @@ struct GradientsFunction : Function<GradientsFunction> {
     Tensor delta, r;
     if (dy.defined()) {
       const Act& f = act_of(number);
-      auto found = second_of_delta(rows(dy), q, rows(kept), f);
+      auto found = second_of_delta(rows(dy), q, rows(kept), f, !dz.defined());
       delta = dz.defined() ? at::add(found.delta, rows(dz)) : found.delta;
       if (needed[2]) cotangents[2] = found.r.view(kept.sizes());
       if (needed[3]) cotangents[3] = found.dy_cotangent.view(dy.sizes());

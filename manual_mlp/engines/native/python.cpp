@@ -172,7 +172,7 @@ PYBIND11_MODULE(manual_mlp_native, m) {
   m.def("threads", &threads_of_a_region);
   m.def("y_into", [](const Tensor& y, const Tensor& z, int64_t number) { y_into(y, z, act_of(number)); });
   m.def("second_of_delta", [](const Tensor& dy, const Tensor& q, const Tensor& kept, int64_t number) {
-    const auto found = second_of_delta(dy, q, kept, act_of(number));
+    const auto found = second_of_delta(dy, q, kept, act_of(number), false);
     return std::make_tuple(found.delta, found.dy_cotangent, found.r);
   });
   PyModule_AddFunctions(m.ptr(), kDoors);

@@ -8,21 +8,9 @@
 namespace manual_mlp {
 namespace {
 
-// From so many rows and entries on, a product of half precision is rounded before it is added: it loses no more than δ
-// has lost. Of a small one, which is cheap, not even that is lost.
-constexpr int64_t kRows = 64, kEntries = 65536;
-
-// dw of some rows, added to that of others if there are any, in the dtype of the sum.
-void add_dw(Tensor sum, bool begun, const Tensor& delta, const Tensor& h) {
-  const auto dtype = sum.scalar_type();
-  if (delta.scalar_type() != dtype && delta.size(0) >= kRows && sum.numel() >= kEntries) {
-    const Tensor part = dw_of(delta, cast(h, delta.scalar_type()));
-    begun ? sum.add_(part) : sum.copy_(part);
-    return;
-  }
-  const Tensor left = cast(delta, dtype).t(), right = cast(h, dtype);
-  begun ? at::addmm_out(sum, sum, left, right) : at::mm_out(sum, left, right);  // (B3)
-}
+// A product of half precision, of so many rows and entries or more, may be rounded before it is added to fewer than so
+// many others: it loses no more than δ has lost. Of a small one, which is cheap, not even that is lost.
+constexpr int64_t kRows = 64, kEntries = 65536, kTiles = 16;
 
 }  // namespace
 
@@ -45,6 +33,21 @@ const Tensor& Sweep::output(const Space& space, size_t k) const {
   return space.dropped[k].defined() ? space.dropped[k] : layers_[k].f->by_y || has_slope(k) ? space.z[k] : space.beside[k];
 }
 
+// dw of some rows, added to that of others if there are any, in the dtype of the sum.
+void Sweep::add_dw(Space& space, size_t k, const Tensor& delta, const Tensor& h) const {
+  Tensor& sum = space.dw[k];
+  const auto narrow = delta.scalar_type(), dtype = widened(narrow);
+  if (count() == 1 && narrow == dtype) {
+    sum = dw_of(delta, cast(h, narrow));
+  } else if (narrow != dtype && delta.size(0) >= kRows && sum.numel() >= kEntries && count() <= kTiles) {
+    const Tensor part = dw_of(delta, cast(h, narrow));
+    space.begun ? sum.add_(part) : sum.copy_(part);
+  } else {
+    const Tensor left = cast(delta, dtype).t(), right = cast(h, dtype);
+    space.begun ? at::addmm_out(sum, sum, left, right) : at::mm_out(sum, left, right);  // (B3)
+  }
+}
+
 Sweep::Space Sweep::space(bool backward, const std::vector<Wanted>& wanted) const {
   Space made;
   int64_t widest = 0;
@@ -60,20 +63,22 @@ Sweep::Space Sweep::space(bool backward, const std::vector<Wanted>& wanted) cons
     made.dropped.push_back(
         memory(backward && is_dropped(k) && f->by_y && f->kind != Kind::relu && f->kind != Kind::identity));
     if (!backward) continue;
-    const auto wide = options.dtype(widened(w.scalar_type()));
-    made.dw.push_back(wanted[k].dw ? at::empty(w.sizes(), wide) : Tensor());
+    const auto dtype = widened(w.scalar_type());
+    const bool fresh = count() == 1 && dtype == w.scalar_type();
+    made.dw.push_back(wanted[k].dw && !fresh ? at::empty(w.sizes(), options.dtype(dtype)) : Tensor());
     made.db.emplace_back(wanted[k].db ? width : 0);
   }
-  if (backward && layers_.size() > 1) made.first = at::empty({tiling_.rows * widest}, options);
-  if (backward && layers_.size() > 2) made.second = at::empty({tiling_.rows * widest}, options);
+  if (!backward || count() == 1) return made;
+  if (layers_.size() > 1) made.first = at::empty({tiling_.rows * widest}, options);
+  if (layers_.size() > 2) made.second = at::empty({tiling_.rows * widest}, options);
   return made;
 }
 
 // Deals the tiles out, always in the same way, so that sums come out the same. Modes do not reach other threads.
 void Sweep::each_tile(const std::function<void(Space&, int64_t, int64_t)>& work) {
-  const int64_t n = h_.size(0), count = (n + tiling_.rows - 1) / tiling_.rows, workers = tiling_.workers;
+  const int64_t n = h_.size(0), workers = tiling_.workers;
   const auto part = [&](int64_t worker) {
-    for (int64_t tile = worker; tile < count; tile += workers) {
+    for (int64_t tile = worker; tile < count(); tile += workers) {
       const int64_t start = tile * tiling_.rows;
       work(spaces_[worker], start, std::min(tiling_.rows, n - start));
     }
@@ -157,17 +162,22 @@ void Sweep::back(Space& space, int64_t start, Tensor dy, const std::vector<Wante
     } else {
       dy = delta_of(dy, part(space.z[k]), *layers_[k].f, dy, db);
     }
-    if (wanted[k].dw) {
-      add_dw(space.dw[k], space.begun, dy, k ? part(output(space, k - 1)) : h_.narrow(0, start, n));
-    }
+    if (wanted[k].dw) add_dw(space, k, dy, k ? part(output(space, k - 1)) : h_.narrow(0, start, n));
+    Tensor below;
     if (k > lowest) {
       const int64_t width = layers_[k].w.size(1);
-      Tensor below = k ? (k % 2 ? space.first : space.second).narrow(0, 0, n * width).view({n, width})
-                       : dh.narrow(0, start, n);
-      at::mm_out(below, dy, layers_[k].w);  // (B2)
+      if (k && count() == 1) {
+        below = dh_of(dy, layers_[k].w);
+      } else {
+        below = k ? (k % 2 ? space.first : space.second).narrow(0, 0, n * width).view({n, width})
+                  : dh.narrow(0, start, n);
+        at::mm_out(below, dy, layers_[k].w);  // (B2)
+      }
       if (k && is_dropped(k - 1)) drop(below, below, mask(k - 1, start));
-      dy = below;
     }
+    dy = below;
+    // Of a single tile, nothing of this layer is asked for again.
+    if (count() == 1) space.z[k] = space.beside[k] = space.dropped[k] = Tensor();
   }
   space.begun = true;
 }

@@ -65,6 +65,8 @@ class Sweep {
   void back(Space& space, int64_t start, Tensor dy, const std::vector<Wanted>& wanted, int64_t lowest, const Tensor& dh);
   // Whether f′ is made with y and kept beside it: in half precision that would round it once more.
   bool has_slope(size_t k) const;
+  int64_t count() const { return (h_.size(0) + tiling_.rows - 1) / tiling_.rows; }
+  void add_dw(Space& space, size_t k, const Tensor& delta, const Tensor& h) const;
   bool is_dropped(size_t k) const { return layers_[k].dropout > 0; }
   Mask mask(size_t k, int64_t start) const { return Mask(*seed_, k, layers_[k].dropout, start); }
   // What the layer above takes.
