@@ -67,7 +67,8 @@ struct Gelu : Smooth<Gelu> {  // z Φ(z), with the density φ
       // erf of torch's own vectors (Abramowitz and Stegun 7.1.26), whose exponential is the density's.
       const V e = (z * z * V(-0.5f)).exp(), t = V(1) / at::vec::fmadd(V(0.3275911f * 0.70710678f), z.abs(), V(1));
       V s = at::vec::fmadd(V(1.061405429f), t, V(-1.453152027f));
-      s = at::vec::fmadd(at::vec::fmadd(at::vec::fmadd(s, t, V(1.421413741f)), t, V(-0.284496736f)), t, V(0.254829592f));
+      s = at::vec::fmadd(at::vec::fmadd(s, t, V(1.421413741f)), t, V(-0.284496736f));
+      s = at::vec::fmadd(s, t, V(0.254829592f));
       const V tail = V(0.5f) * s * t * e, p = select(V(1) - tail, tail, z < V(0));
       return {z * p, at::vec::fmadd(z, e * V(0.39894228f), p)};
     } else {

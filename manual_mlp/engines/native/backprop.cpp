@@ -15,7 +15,8 @@ template <class T>
 std::optional<at::ScalarType> asked_dtype(const T& p, long) { return p.scalar_type(); }
 
 bool is_usual(const Tensor& p) {
-  return p.is_contiguous() && torch::autograd::impl::hooks(p).empty() && !torch::autograd::impl::post_acc_grad_hooks(p) &&
+  using namespace torch::autograd;
+  return p.is_contiguous() && impl::hooks(p).empty() && !impl::post_acc_grad_hooks(p) &&
       asked_dtype(p, 0).value_or(p.scalar_type()) == p.scalar_type();
 }
 
@@ -43,12 +44,6 @@ bool accumulate(const Tensor& p, const Tensor& found) {
 }
 
 }  // namespace
-
-bool learns(const Step& step) {
-  return step.input.requires_grad() || std::any_of(step.layers.begin(), step.layers.end(), [](const Layer& layer) {
-    return layer.w.requires_grad() || (layer.b && layer.b->requires_grad());
-  });
-}
 
 Left backprop(const Step& step, const Objective& objective) {
   at::NoGradGuard no_grad;

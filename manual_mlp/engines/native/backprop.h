@@ -20,8 +20,6 @@ struct Left {
   std::vector<std::pair<Tensor, Tensor>> gradients;
 };
 
-// Whether there is something to be found: the input, or a parameter.
-bool learns(const Step& step);
 Left backprop(const Step& step, const Objective& objective);
 // The same with a loss that is known here, and its value: the sum, the mean, or the values apart.
 Left backprop(const Step& step, const Loss& loss, Reduction reduction, const Upstream& upstream, Tensor& value);

@@ -7,8 +7,8 @@ namespace manual_mlp {
 
 bool is_plain(const Tensor& t) {
   using K = c10::DispatchKey;
-  static const auto usual = c10::DispatchKeySet({K::Dense, K::AutogradFunctionality, K::ADInplaceOrView, K::BackendSelect}) |
-      c10::autocast_dispatch_keyset;
+  static const auto usual = c10::autocast_dispatch_keyset |
+      c10::DispatchKeySet({K::Dense, K::AutogradFunctionality, K::ADInplaceOrView, K::BackendSelect});
   const auto here = c10::impl::tls_local_dispatch_key_set();
   auto keys = (t.key_set() | here.included_) - here.excluded_;
   keys = keys.remove_backend(t.is_cuda() ? c10::BackendComponent::CUDABit : c10::BackendComponent::CPUBit);
@@ -30,7 +30,8 @@ bool layer_fits(const Tensor& input, int64_t width, const Tensor& weight, const 
   const auto fits = [&](const Tensor& t) {
     return mixed ? is_float(t.scalar_type()) && t.scalar_type() != at::kDouble : t.scalar_type() == dtype;
   };
-  return shapes_fit(input, width, weight, bias) && is_float(dtype) && fits(input) && fits(weight) && (!bias || fits(*bias));
+  const bool all = is_float(dtype) && fits(input) && fits(weight) && (!bias || fits(*bias));
+  return all && shapes_fit(input, width, weight, bias);
 }
 
 std::optional<at::ScalarType> products_dtype(const Tensor& input, const Tensor& weight, const Optional& bias) {

@@ -19,15 +19,15 @@ struct Below : WithoutAutocast {
   at::AutoDispatchBelowADInplaceOrView guard;
 };
 
-// Whether nothing but eager autograd sees what is done to a tensor: no transform, mode, subclass or lazy bit, no tangent,
-// and its entries lie in the memory of a CPU or of CUDA.
+// Whether nothing but eager autograd sees what is done to a tensor: no transform, mode, subclass or lazy bit, no
+// tangent, and its entries lie in the memory of a CPU or of CUDA.
 bool is_plain(const Tensor& t);
 inline bool absent_or_plain(const Tensor& t) { return !t.defined() || is_plain(t); }
 
 // The dtype of a layer's products, if its operands fit together and none is empty.
 std::optional<at::ScalarType> products_dtype(const Tensor& input, const Tensor& weight, const Optional& bias);
-// Whether a layer fits an input of this width, on its device and in its dtype, and is not empty; mixed allows all dtypes
-// that autocast turns into another.
+// Whether a layer fits an input of this width, on its device and in its dtype, and is not empty; mixed allows all
+// dtypes that autocast turns into another.
 bool layer_fits(const Tensor& input, int64_t width, const Tensor& weight, const Optional& bias, bool mixed = false);
 bool is_float(at::ScalarType dtype);
 // float32 for half precision.

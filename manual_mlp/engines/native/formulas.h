@@ -1,5 +1,5 @@
-// The formulas of a layer, as formulas/layer.py has them: rows are (N, ·), weights (D_out, D_in), and all contiguous but
-// for the weights. Each computes as it stands: grad mode and dispatch are the caller's care.
+// The formulas of a layer, as formulas/layer.py has them: rows are (N, ·), weights (D_out, D_in), and all contiguous
+// but for the weights. Each computes as it stands: grad mode and dispatch are the caller's care.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/addmm.h>

@@ -42,7 +42,8 @@ class Pass {
       made.three = swept(needed);
     }
     const auto dtype = plan_.region ? widened(plan_.products) : head_.h.scalar_type();
-    made.value = each ? shaped(cast(values_, dtype)) : at::scalar_tensor(sum_ / (divides ? mean.count : 1), wide.dtype(dtype));
+    made.value = each ? shaped(cast(values_, dtype))
+                      : at::scalar_tensor(sum_ / (divides ? mean.count : 1), wide.dtype(dtype));
     return made;
   }
 
@@ -74,7 +75,8 @@ class Pass {
     const auto dy_of = [&](const Tile& tile, bool free) {
       if (!free && needed.any() && !beside.defined()) beside = at::empty_like(tile.y);
       const Tensor dy = beside.defined() ? beside.narrow(0, 0, tile.n) : tile.y;
-      const Upstream here{upstream_.scale, upstream_.g.defined() ? upstream_.g.narrow(0, tile.start, tile.n) : Tensor()};
+      const Tensor g = upstream_.g.defined() ? upstream_.g.narrow(0, tile.start, tile.n) : Tensor();
+      const Upstream here{upstream_.scale, g};
       sum_ += loss_and_delta(plan_.loss, tile.y, tile.start, here, values_, needed.any() ? dy : Tensor());
       return dy;
     };
@@ -136,7 +138,8 @@ struct LossFunction : Function<LossFunction> {
     const Loss& loss = plan.loss;
     auto& data = ctx->saved_data;
     data["plan"] = std::vector<int64_t>{loss.kind, int64_t(plan.reduction), head.f->number, plan.rows,
-                                        int64_t(plan.products), plan.region ? int64_t(*plan.region) : -1, loss.ignore_index};
+                                        int64_t(plan.products), plan.region ? int64_t(*plan.region) : -1,
+                                        loss.ignore_index};
     data["scale"] = scale;
     if (loss.label_smoothing) data["smoothing"] = loss.label_smoothing;
     ctx->save_for_backward({again || needed.dw ? h : Tensor(), again || needed.dh ? w : Tensor(),
@@ -192,8 +195,8 @@ struct LossFunction : Function<LossFunction> {
     return {loss, Reduction(n[1]), n[3], at::ScalarType(n[4]), region};
   }
 
-  static Three first_order(const Plan& plan, const variable_list& saved, const Tensor& upstream, Needed needed, bool last,
-                           Data& data) {
+  static Three first_order(const Plan& plan, const variable_list& saved, const Tensor& upstream, Needed needed,
+                           bool last, Data& data) {
     const Tensor &h = saved[0], &w = saved[1], &target = plan.loss.target;
     const bool each = plan.reduction == Reduction::none;
     const int64_t n = target.size(0);

@@ -26,7 +26,9 @@ bool no(const Params&) { return false; }
 template <Tensor (*f)(const Tensor&), Tensor (*df)(const Tensor&)>
 Aten composed() {
   return {no, [](Tensor& y, const Tensor& z, const Params&) { y.copy_(f(widen(z))); },
-          [](const Tensor& dy, const Tensor& z, const Params&) { return (widen(dy) * df(widen(z))).to(z.scalar_type()); }};
+          [](const Tensor& dy, const Tensor& z, const Params&) {
+            return (widen(dy) * df(widen(z))).to(z.scalar_type());
+          }};
 }
 
 template <class Rates>
@@ -116,7 +118,8 @@ int64_t number_of(const std::string& name, const std::vector<double>& params) {
   if (found == table().end() || made.size() == made.capacity()) return -1;
   const auto kind = kKinds.find(name);
   const int64_t number = made.size();
-  made.push_back({kind == kKinds.end() ? Kind::by_aten : kind->second, found->second.by_y(params), name, params, number});
+  const bool by_y = found->second.by_y(params);
+  made.push_back({kind == kKinds.end() ? Kind::by_aten : kind->second, by_y, name, params, number});
   return number;
 }
 

@@ -105,8 +105,9 @@ struct GradientsFunction : Function<GradientsFunction> {
     } else {
       delta = rows(dz);
     }
-    if (needed[0] && w_tilde.defined()) cotangents[0] = dh_of(delta, cast(w_tilde, delta.scalar_type())).view(h.sizes());  // (S4)
-    if (needed[1] && h_tilde.defined()) cotangents[1] = dw_of(delta, cast(flat(h_tilde), delta.scalar_type()));  // (S5)
+    const auto in = [&](const Tensor& t) { return cast(t, delta.scalar_type()); };
+    if (needed[0] && w_tilde.defined()) cotangents[0] = dh_of(delta, in(w_tilde)).view(h.sizes());  // (S4)
+    if (needed[1] && h_tilde.defined()) cotangents[1] = dw_of(delta, in(flat(h_tilde)));            // (S5)
     if (needed[4]) cotangents[4] = q.view(dz.sizes());
     return cotangents;
   }
@@ -167,7 +168,8 @@ Three layer_backward(const Kept& of, const Tensor& dy, const Tensor& dz, Needed 
     three.db = take(needed.db);
     return three;
   }
-  auto found = ask_plain({"layer_gradients", {of.h, of.w, of.z_or_y, dy, dz}, {of.f.number}, {needed.dh, needed.dw, needed.db}});
+  const std::vector<bool> asked{needed.dh, needed.dw, needed.db};
+  auto found = ask_plain({"layer_gradients", {of.h, of.w, of.z_or_y, dy, dz}, {of.f.number}, asked});
   return {found[0], found[1], found[2]};
 }
 

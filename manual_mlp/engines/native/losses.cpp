@@ -234,7 +234,8 @@ double loss_and_delta(const Loss& loss, const Tensor& z, int64_t start, const Up
   if (!z.numel()) return 0;
   if (loss.kind == Loss::squared_error && loss.target.scalar_type() == at::kDouble && z.scalar_type() != at::kDouble) {
     // The difference is computed in float64, as torch does.
-    const Tensor wide = z.to(at::kDouble), wide_values = values.defined() ? at::empty_like(values, at::kDouble) : values;
+    const Tensor wide = z.to(at::kDouble);
+    const Tensor wide_values = values.defined() ? at::empty_like(values, at::kDouble) : values;
     const double sum = loss_and_delta(loss, wide, start, upstream, wide_values, dy.defined() ? wide : dy);
     if (values.defined()) values.narrow(0, start, z.size(0)).copy_(wide_values.narrow(0, start, z.size(0)));
     if (dy.defined()) dy.copy_(wide);

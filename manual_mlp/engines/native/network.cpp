@@ -78,8 +78,8 @@ Tensor dropped(const Tensor& y, const std::optional<Mask>& mask, bool over) {
   return to;
 }
 
-// All rows are one tile. What a layer keeps, z or y, is an output too, which network() hides: were it only saved, second
-// derivatives would see a constant.
+// All rows are one tile. What a layer keeps, z or y, is an output too, which network() hides: were it only saved,
+// second derivatives would see a constant.
 struct NetworkFunction : Function<NetworkFunction> {
   static variable_list forward(AutogradContext* ctx, at::TensorList operands, Form form) {
     Below below;
@@ -162,7 +162,8 @@ struct NetworkFunction : Function<NetworkFunction> {
       }
       if (!made) {
         db.assign(needed[k].db && !dz.defined() && dy.is_cpu() ? dy.size(1) : 0, 0.0);
-        delta = dy.defined() ? delta_of(dy, kept(k), f, own ? dy : Tensor(), db.empty() ? nullptr : db.data()) : Tensor();
+        double* sums = db.empty() ? nullptr : db.data();
+        delta = dy.defined() ? delta_of(dy, kept(k), f, own ? dy : Tensor(), sums) : Tensor();
         if (dz.defined()) delta = delta.defined() ? delta + dz : dz;
       }
       if (needed[k].db && db.empty() && delta.is_cpu()) {
@@ -251,41 +252,6 @@ struct TiledFunction : Function<TiledFunction> {
     return found;
   }
 };
-
-bool has_gradient(const Layer& layer) {
-  return layer.w.requires_grad() || (layer.b && layer.b->requires_grad());
-}
-
-bool any_requires_grad(const Tensor& h, const Layers& layers) {
-  return h.requires_grad() || std::any_of(layers.begin(), layers.end(), has_gradient);
-}
-
-// Whether tiles would keep more than all rows at once: so they may where layers are frozen.
-bool keeps_more(const Tensor& h, const Layers& layers) {
-  int64_t operands = h.numel(), kept = layers[0].w.requires_grad() ? h.numel() : 0;
-  bool grows = h.requires_grad();
-  for (size_t k = 0; k < layers.size(); ++k) {
-    const auto& [w, b, f, p] = layers[k];
-    operands += w.numel() + (b ? b->numel() : 0);
-    kept += grows ? w.numel() : 0;
-    grows = grows || has_gradient(layers[k]);
-    const bool next = k + 1 < layers.size() && layers[k + 1].w.requires_grad();
-    kept += next || (grows && f->kind != Kind::identity) ? h.size(0) * w.size(0) : 0;
-  }
-  return operands > kept;
-}
-
-// Copies those operands which torch does not keep, and so lets change before backward, and tiles read again.
-void make_unchanging(Tensor& h, Layers& layers) {
-  bool grows = h.requires_grad();  // whether the input of a layer requires grad, so that its weight is kept
-  if (!layers[0].w.requires_grad()) h = h.clone();
-  for (auto& layer : layers) {
-    const bool learns = has_gradient(layer);
-    if (!grows) layer.w = layer.w.clone();
-    if (layer.b) layer.b = layer.b->clone();
-    grows = grows || learns;
-  }
-}
 
 }  // namespace
 

@@ -41,7 +41,7 @@ inline V exp_of(const V& x) {
   }
 }
 
-// ln(1 + e) of e from 0 to 1: twice the series of artanh(e / (2 + e)), ten times as quick as torch's vectors in float32.
+// ln(1 + e) of e from 0 to 1: twice the series of artanh(e / (2 + e)), ten times as quick as torch's in float32.
 template <class V>
 inline V log1p_of(const V& e) {
   if constexpr (std::is_same_v<typename V::value_type, double>) {

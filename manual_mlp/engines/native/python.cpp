@@ -106,8 +106,8 @@ PyObject* network_door(PyObject*, PyObject* const* given, Py_ssize_t) {
   HANDLE_TH_ERRORS
   Tensor input;
   Layers layers;
-  if (functions_are_overridden() || !take(given[0], input) || at::autocast::is_autocast_enabled(input.device().type()) ||
-      !take_layers(given[1], input, false, layers)) {
+  if (functions_are_overridden() || !take(given[0], input) ||
+      at::autocast::is_autocast_enabled(input.device().type()) || !take_layers(given[1], input, false, layers)) {
     Py_RETURN_NONE;
   }
   // Tiles and masks are those of a CPU.

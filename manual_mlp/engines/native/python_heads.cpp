@@ -82,7 +82,9 @@ bool take_loss(PyObject* const* given, const Head& head, Loss& to) {
   const auto is = [&](const char* name) { return PyUnicode_CompareWithASCIIString(given[0], name) == 0; };
   const auto dtype = head.h.scalar_type();
   const bool autocast = at::autocast::is_autocast_enabled(at::kCPU);
-  to.kind = is("cross_entropy") ? Loss::cross_entropy : is("squared_error") ? Loss::squared_error : Loss::binary_cross_entropy;
+  to.kind = is("cross_entropy") ? Loss::cross_entropy
+      : is("squared_error")     ? Loss::squared_error
+                                : Loss::binary_cross_entropy;
   if ((to.kind == Loss::binary_cross_entropy && !is("binary_cross_entropy")) || !take_constant(given[1], to.target) ||
       !take_constant(given[2], to.weight) || !take_constant(given[3], to.pos_weight) ||
       !take_int(given[4], to.ignore_index) || !take_share(given[5], to.label_smoothing) || !to.target.defined()) {
@@ -121,7 +123,8 @@ PyObject* head_door(PyObject*, PyObject* const* given, Py_ssize_t) {
   }
   const auto products = products_dtype(head.h, head.w, head.b);
   if (!products || !(head.f = take_activation(given[3])) || !take_reduction(given[4], plan.reduction) ||
-      !take_int(given[5], plan.rows) || (given[5] != Py_None && plan.rows < 1) || !take_loss(given + 6, head, plan.loss)) {
+      !take_int(given[5], plan.rows) || (given[5] != Py_None && plan.rows < 1) ||
+      !take_loss(given + 6, head, plan.loss)) {
     Py_RETURN_NONE;
   }
   plan.products = product_dtype(*products);

@@ -8,7 +8,7 @@ namespace {
 bool take_step(PyObject* const* given, Step& to) {
   if (functions_are_overridden() || !take(given[0], to.input) || !to.input.is_cpu()) return false;
   const bool mixed = at::autocast::is_autocast_enabled(at::kCPU);
-  if (!take_layers(given[1], to.input, mixed, to.layers) || !learns(to)) return false;
+  if (!take_layers(given[1], to.input, mixed, to.layers) || !any_requires_grad(to.input, to.layers)) return false;
   for (const auto& layer : to.layers) {
     if (!layer.w.is_leaf() || (layer.b && !layer.b->is_leaf())) return false;
   }
@@ -67,15 +67,16 @@ bool take_upstream(PyObject* gradient, const Step& step, const Loss& loss, Reduc
   return true;
 }
 
-// backprop(input, chain, tiling, return_output, loss, target, weight, pos_weight, ignore_index, label_smoothing, reduction,
-// gradient) -> (value, output, dh, gradients that are not added) or None
+// backprop(input, chain, tiling, return_output, loss, target, weight, pos_weight, ignore_index, label_smoothing,
+// reduction, gradient) -> (value, output, dh, gradients that are not added) or None
 PyObject* backprop_door(PyObject*, PyObject* const* given, Py_ssize_t) {
   HANDLE_TH_ERRORS
   Step step;
   Loss loss{Loss::cross_entropy};
   Reduction reduction;
   Upstream upstream;
-  if (!take_step(given, step) || !take_loss(given + 4, {step.input, step.layers.back().w, {}, nullptr}, loss) || !take_reduction(given[10], reduction) ||
+  if (!take_step(given, step) || !take_loss(given + 4, {step.input, step.layers.back().w, {}, nullptr}, loss) ||
+      !take_reduction(given[10], reduction) ||
       !take_upstream(given[11], step, loss, reduction, upstream)) {
     Py_RETURN_NONE;
   }

@@ -19,6 +19,39 @@ std::optional<int64_t> draw_seed(const Layers& layers) {
   return at::empty({}, at::kLong).random_().item<int64_t>();
 }
 
+static bool has_gradient(const Layer& layer) {
+  return layer.w.requires_grad() || (layer.b && layer.b->requires_grad());
+}
+
+bool any_requires_grad(const Tensor& h, const Layers& layers) {
+  return h.requires_grad() || std::any_of(layers.begin(), layers.end(), has_gradient);
+}
+
+bool keeps_more(const Tensor& h, const Layers& layers) {
+  int64_t operands = h.numel(), kept = layers[0].w.requires_grad() ? h.numel() : 0;
+  bool grows = h.requires_grad();
+  for (size_t k = 0; k < layers.size(); ++k) {
+    const auto& [w, b, f, p] = layers[k];
+    operands += w.numel() + (b ? b->numel() : 0);
+    kept += grows ? w.numel() : 0;
+    grows = grows || has_gradient(layers[k]);
+    const bool next = k + 1 < layers.size() && layers[k + 1].w.requires_grad();
+    kept += next || (grows && f->kind != Kind::identity) ? h.size(0) * w.size(0) : 0;
+  }
+  return operands > kept;
+}
+
+void make_unchanging(Tensor& h, Layers& layers) {
+  bool grows = h.requires_grad();  // whether the input of a layer requires grad, so that its weight is kept
+  if (!layers[0].w.requires_grad()) h = h.clone();
+  for (auto& layer : layers) {
+    const bool learns = has_gradient(layer);
+    if (!grows) layer.w = layer.w.clone();
+    if (layer.b) layer.b = layer.b->clone();
+    grows = grows || learns;
+  }
+}
+
 Sweep::Sweep(Layers layers, Tensor h, Tiling tiling, std::optional<uint64_t> seed)
     : layers_(std::move(layers)), h_(std::move(h)), tiling_(tiling), seed_(seed) {
   for (const auto& layer : layers_) transposed_.push_back(layer.w.t());
@@ -30,7 +63,8 @@ bool Sweep::has_slope(size_t k) const {
 }
 
 const Tensor& Sweep::output(const Space& space, size_t k) const {
-  return space.dropped[k].defined() ? space.dropped[k] : layers_[k].f->by_y || has_slope(k) ? space.z[k] : space.beside[k];
+  if (space.dropped[k].defined()) return space.dropped[k];
+  return layers_[k].f->by_y || has_slope(k) ? space.z[k] : space.beside[k];
 }
 
 // dw of some rows, added to that of others if there are any, in the dtype of the sum.

@@ -18,6 +18,12 @@ using Layers = std::vector<Layer>;
 // A draw of what dropout's masks hash, as dropout.py makes it; none where nothing is dropped.
 std::optional<int64_t> draw_seed(const Layers& layers);
 
+bool any_requires_grad(const Tensor& h, const Layers& layers);
+// Whether tiles would keep more than all rows at once: so they may where layers are frozen.
+bool keeps_more(const Tensor& h, const Layers& layers);
+// Copies those operands which torch does not keep, and so lets change before backward, and tiles read again.
+void make_unchanging(Tensor& h, Layers& layers);
+
 // The rows of a tile, and the threads that share the tiles.
 struct Tiling {
   int64_t rows, workers;
@@ -62,7 +68,8 @@ class Sweep {
   void each_tile(const std::function<void(Space&, int64_t start, int64_t n)>& work);
   // Runs the first layers on a tile; returns the output of the last of these.
   Tensor run(Space& space, int64_t start, int64_t n, bool backward, size_t count);
-  void back(Space& space, int64_t start, Tensor dy, const std::vector<Wanted>& wanted, int64_t lowest, const Tensor& dh);
+  void back(Space& space, int64_t start, Tensor dy, const std::vector<Wanted>& wanted, int64_t lowest,
+            const Tensor& dh);
   // Whether f′ is made with y and kept beside it: in half precision that would round it once more.
   bool has_slope(size_t k) const;
   int64_t count() const { return (h_.size(0) + tiling_.rows - 1) / tiling_.rows; }
