@@ -229,7 +229,7 @@ def test_no_file_or_line_of_cpp_is_longer_than_one_reads() -> None:
 
 def test_native_is_no_more_than_one_reads() -> None:
     assert CPP
-    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in CPP) <= 1800
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in CPP) <= 2950
 
 
 def test_one_file_of_native_at_most_includes_all_of_torch() -> None:
