@@ -118,7 +118,13 @@ def _natively(
     loss, target, options = of
     reduction, gradient, return_output = given
     layers = mlp.chain() if isinstance(mlp, MLP) and called_as_it_is(mlp) else None
-    if layers is None or torch.is_inference_mode_enabled() or not isinstance(input, Tensor) or not input.dim():
+    if (
+        layers is None
+        or torch.is_inference_mode_enabled()
+        or traced()
+        or not isinstance(input, Tensor)
+        or not input.dim()
+    ):
         return None
     if tile_rows is not None and (type(tile_rows) is not int or tile_rows < 1):
         return None
@@ -202,7 +208,8 @@ class _Network(NamedTuple):
             if start == 0:
                 objective.cut(tiling.rows if tiling else len(y))
             trace = Trace([], [None], [None], y if free else y.clone())
-            return objective.of_tile(trace, Tile(slice(start, start + len(y)), y, [None]))
+            dy = objective.of_tile(trace, Tile(slice(start, start + len(y)), y, [None]))
+            return dy if dy.layout is torch.strided else dy.to_dense()
 
         with torch.no_grad():
             return native.doors.backprop_by(input, layers, tiling, return_output, dy_of)

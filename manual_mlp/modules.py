@@ -154,7 +154,8 @@ class MLP(nn.Module):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        if not torch.compiler.is_dynamo_compiling() and native.doors is not None:
+        check_rows("tile_rows", self.tile_rows)
+        if not torch.compiler.is_dynamo_compiling() and native.doors is not None and not traced():
             layers = self.chain()
             y = None if layers is None else natively(layers, input, self.tile_rows)
             if y is not None:

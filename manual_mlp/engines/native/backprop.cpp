@@ -84,7 +84,9 @@ Left backprop(const Step& step, const Objective& objective) {
 
 Left backprop(const Step& step, const Loss& loss, Reduction reduction, const Upstream& upstream, Tensor& value) {
   const int64_t n = step.input.numel() / step.input.size(-1), v = step.layers.back().w.size(0);
-  const auto [count, scale] = reduction == Reduction::mean ? mean_of(loss, v) : (mean_of(loss, v), Mean{1, 1});
+  // A class that is none is an error before anything is computed.
+  const Mean mean = mean_of(loss, v);
+  const auto [count, scale] = reduction == Reduction::mean ? mean : Mean{1, 1};
   const auto options = at::TensorOptions().dtype(widened(step.input.scalar_type()));
   if (reduction == Reduction::none) {
     value = loss.by_entry() ? at::empty({n, v}, options) : at::empty({n}, options);

@@ -20,6 +20,7 @@ template <class Do, class... Tensors>
 static void with_entries(const Do& act, const Tensor& first, const Tensors&... rest) {
   with_dtype(first.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
+    TORCH_INTERNAL_ASSERT(first.is_contiguous() && (true && ... && rest.is_contiguous()));
     act(first.template data_ptr<T>(), rest.template data_ptr<T>()...);
   });
 }

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <deque>
 #include <map>
 
 namespace manual_mlp {
@@ -103,8 +104,8 @@ const std::map<std::string, Kind> kKinds{
 };
 
 // Made at their first use, under the interpreter's lock, and never gone: nodes of a graph refer to them.
-std::vector<Act>& acts() {
-  static std::vector<Act> made = [] { std::vector<Act> few; few.reserve(4096); return few; }();
+std::deque<Act>& acts() {
+  static std::deque<Act> made;
   return made;
 }
 
@@ -115,7 +116,7 @@ const Act& act_of(int64_t number) { return acts()[number]; }
 int64_t number_of(const std::string& name, const std::vector<double>& params) {
   auto& made = acts();
   const auto found = table().find(name);
-  if (found == table().end() || made.size() == made.capacity()) return -1;
+  if (found == table().end()) return -1;
   const auto kind = kKinds.find(name);
   const int64_t number = made.size();
   const bool by_y = found->second.by_y(params);

@@ -141,7 +141,7 @@ double row_of_logits(const T* z, T* dy, Wide<T>* e, int64_t v, const Hard& hard,
     Wide<T> rest = 0;
     each<T>(v, [&](int64_t j, auto m) {
       const V raised = load(e + j, m);
-      V delta = select(raised * V(scale), zero, raised < least);
+      V delta = select(raised, zero, raised < least) * V(scale);
       if constexpr (is_spread) delta = delta - spread(j, m) * V(g);  // (O2)
       store<T>(delta, dy + j, m);
     });
@@ -232,15 +232,6 @@ Mean mean_of(const Loss& loss, int64_t classes) {
 double loss_and_delta(const Loss& loss, const Tensor& z, int64_t start, const Upstream& upstream, const Tensor& values,
                       const Tensor& dy) {
   if (!z.numel()) return 0;
-  if (loss.kind == Loss::squared_error && loss.target.scalar_type() == at::kDouble && z.scalar_type() != at::kDouble) {
-    // The difference is computed in float64, as torch does.
-    const Tensor wide = z.to(at::kDouble);
-    const Tensor wide_values = values.defined() ? at::empty_like(values, at::kDouble) : values;
-    const double sum = loss_and_delta(loss, wide, start, upstream, wide_values, dy.defined() ? wide : dy);
-    if (values.defined()) values.narrow(0, start, z.size(0)).copy_(wide_values.narrow(0, start, z.size(0)));
-    if (dy.defined()) dy.copy_(wide);
-    return sum;
-  }
   double sum = 0;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, z.scalar_type(), "loss_and_delta", [&] {
     const int64_t a_row = loss.by_entry() ? z.size(1) : 1;

@@ -141,7 +141,8 @@ struct NetworkFunction : Function<NetworkFunction> {
     const auto weight = [&](int64_t k) { return saved[1 + k]; };
     const auto kept = [&](int64_t k) { return saved[1 + count + k]; };
     const auto hidden = [&](int64_t k) {
-      return k + 1 < int64_t(cotangents.size()) ? cotangents[k + 1] : Tensor();
+      const bool there = k + 1 < int64_t(cotangents.size()) && cotangents[k + 1].defined();
+      return there ? rows(cotangents[k + 1]) : Tensor();
     };
     std::vector<variable_list> by_layer(count);
     std::vector<double> db, of_next;
@@ -202,7 +203,10 @@ struct NetworkFunction : Function<NetworkFunction> {
       }
       if (!needed[k].dh) dy = Tensor();
       if (k == 0 && needed[0].dh) dh = dy;
-      if (made) delta = dy, std::swap(db, of_next);
+      if (made) {
+        delta = dy;
+        std::swap(db, of_next);
+      }
     }
     variable_list found{dh};
     for (auto& few : by_layer) found.insert(found.end(), few.begin(), few.end());

@@ -22,8 +22,9 @@ bool take_int(PyObject* object, int64_t& to) {
 }
 
 bool take_share(PyObject* object, double& to) {
-  if (!PyFloat_CheckExact(object)) return false;
-  to = PyFloat_AS_DOUBLE(object);
+  if (!PyFloat_CheckExact(object) && !PyLong_CheckExact(object)) return false;
+  to = PyFloat_AsDouble(object);
+  if (PyErr_Occurred()) throw py::error_already_set();
   return to >= 0 && to <= 1;
 }
 

@@ -49,8 +49,11 @@ PyObject* backprop_by(PyObject*, PyObject* const* given, Py_ssize_t) {
 bool take_upstream(PyObject* gradient, const Step& step, const Loss& loss, Reduction reduction, Upstream& to) {
   if (gradient == Py_None || PyFloat_CheckExact(gradient) || PyLong_CheckExact(gradient)) {
     to.scale = gradient == Py_None ? 1.0 : PyFloat_AsDouble(gradient);
-    if (PyErr_Occurred()) PyErr_Clear(), to.scale = NAN;
-    return reduction != Reduction::none && to.scale == to.scale;
+    if (PyErr_Occurred()) {
+      PyErr_Clear();
+      return false;
+    }
+    return reduction != Reduction::none;
   }
   Tensor g;
   if (!take(gradient, g) || !g.is_cpu() || !is_float(g.scalar_type())) return false;
