@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import native as native_command
+from benchmarks import native_rows
 from benchmarks.__main__ import main
 from briefly import BRIEF, CPU
 from manual_mlp.engines import native
@@ -81,9 +82,9 @@ def test_the_products_are_those_of_torchs_step(name, count):
 
 
 def test_goals_depend_on_threads_and_on_the_malloc_where_they_say_so():
-    goal = native_command.Goal(1.9, 1.8, (3.2, 3.1))
+    goal = native_rows.Goal(1.9, 1.8, (3.2, 3.1))
     assert [goal.at(malloc, n) for malloc in ("tuned", "default") for n in (1, 2)] == [1.9, 1.8, 3.2, 3.1]
-    assert native_command.Goal(1.2, 1.2).at("default", 1) == 1.2
+    assert native_rows.Goal(1.2, 1.2).at("default", 1) == 1.2
 
 
 def test_a_miss_says_what_the_limit_is():
@@ -117,7 +118,7 @@ def test_without_native_the_command_says_so(monkeypatch, capsys):
 
 @pytest.mark.usefixtures("brief")
 def test_a_wrong_result_is_marked_and_fails_the_command(monkeypatch, capsys):
-    loss = native_command.HEADS["logistic"]
-    monkeypatch.setitem(native_command.HEADS, "logistic", (loss[0], lambda *t: 1.01 * loss[1](*t)))
+    loss = native_rows.HEADS["logistic"]
+    monkeypatch.setitem(native_rows.HEADS, "logistic", (loss[0], lambda *t: 1.01 * loss[1](*t)))
     assert main([*COMMAND, "--quick", "--only", "logistic"]) == 1
     assert "WRONG manual_mlp" in capsys.readouterr().out

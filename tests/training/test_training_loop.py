@@ -14,6 +14,7 @@ pytest.importorskip("torchvision")
 
 import manual_mlp
 from manual_mlp import explicit
+from manual_mlp.engines import native
 from manual_mlp.training import build, feed
 from manual_mlp.training.check import GradientCheck
 from manual_mlp.training.config import Config
@@ -224,7 +225,8 @@ def test_the_gradient_check_shows_a_wrong_manual_gradient(digits, monkeypatch, f
     check = GradientCheck(model, build.Objective.of(BASE, 10))
     right = explicit.backward
     monkeypatch.setattr(explicit, "backward", lambda layers, trace, dy, *rest: right(layers, trace, factor * dy, *rest))
-    error = check(digits.train.images[:9], digits.train.labels[:9])
+    with native.without():
+        error = check(digits.train.images[:9], digits.train.labels[:9])
     assert not error < 1e-3
     assert not check.worst < 1e-3
 
