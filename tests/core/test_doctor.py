@@ -30,7 +30,7 @@ def test_a_line_for_everything_and_each_is_known(capsys):
     assert found["threads"].startswith(f"{torch.get_num_threads()}, between operations ")
     assert torch.backends.cpu.get_cpu_capability() in found["processor"]
     if sys.platform == "linux":
-        assert found["OpenMP"].count(".so") == 1
+        assert found["OpenMP"].count(".so") >= 1
 
 
 def test_it_says_which_engine_and_why_it_is_not_native(monkeypatch):

@@ -124,7 +124,7 @@ struct GradientsFunction : Function<GradientsFunction> {
       const Tensor h = in(flat(of.h));
       q = q.defined() ? at::addmm_out(q, q, h, in(tilde.dw).t()) : z_of(h, in(tilde.dw), b);  // (S1)
     }
-    return q.defined() ? q : b->expand({rows(like).size(0), like.size(-1)}).contiguous();
+    return q.defined() ? q : b->expand({flat(like).size(0), like.size(-1)}).clone(at::MemoryFormat::Contiguous);
   }
 };
 
