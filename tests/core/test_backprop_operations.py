@@ -18,6 +18,12 @@ VIEWS = "alias", "as_strided", "detach", "expand", "select", "slice", "squeeze",
 WAITS = "_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique"
 
 
+@pytest.fixture(autouse=True)
+def _with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is counted is what runs on a GPU, by torch's own kernels.
+    monkeypatch.delenv("MANUAL_MLP_ENGINE", raising=False)
+
+
 class Counting(TorchDispatchMode):
     """Count the operations that a GPU would be given, and refuse those that would wait for it."""
 
