@@ -38,6 +38,7 @@ def test_an_engine_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_without_triton_a_gpu_has_torchs_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MANUAL_MLP_ENGINE", raising=False)
     monkeypatch.setitem(sys.modules, "manual_mlp.engines.triton.dropout", None)
     engines._on_cuda.cache_clear()
     try:
