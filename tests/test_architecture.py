@@ -227,9 +227,17 @@ def test_no_file_or_line_of_cpp_is_longer_than_one_reads() -> None:
     assert long == []
 
 
+def lines_of_native() -> int:
+    return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in CPP)
+
+
+@pytest.mark.xfail(strict=True, reason="native is longer than it is meant to be")
 def test_native_is_no_more_than_one_reads() -> None:
-    assert CPP
-    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in CPP) <= 2950
+    assert lines_of_native() <= 1800
+
+
+def test_native_grows_no_longer() -> None:
+    assert 0 < lines_of_native() <= 2911
 
 
 def test_one_file_of_native_at_most_includes_all_of_torch() -> None:

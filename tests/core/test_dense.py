@@ -202,7 +202,8 @@ def test_inference_parameters_serve_where_torch_lets_them(draw: Draw, device: st
     with torch.inference_mode():
         w, b = torch.randn(7, 4, device=device), torch.randn(7, device=device)
     h = draw(5, 4, dtype=torch.float32, requires_grad=False)
-    torch.testing.assert_close(dense(h, w, b, "gelu"), composite(h, w, b, "gelu"))
+    # erf by Abramowitz and Stegun 7.1.26, torch's and ours, is off by 1.5e-7 at most, times |z|/2.
+    torch.testing.assert_close(dense(h, w, b, "gelu"), composite(h, w, b, "gelu"), rtol=1e-6, atol=1e-6)
     weight = w.clone()
     h.requires_grad_()
     ours, theirs = (torch.autograd.grad(f(h, weight, b, "gelu").sum(), h) for f in (dense, composite))
@@ -395,4 +396,4 @@ def test_without_grad_mode_nothing_is_kept(draw: Draw) -> None:
             again = dense(y, y.new_ones(2, 7), y.new_ones(2), "gelu")
         assert not y.requires_grad
         assert not again.requires_grad
-        torch.testing.assert_close(y.clone(), composite(h, w, b, "gelu").detach())
+        torch.testing.assert_close(y.clone(), composite(h, w, b, "gelu").detach(), rtol=1e-15, atol=1e-15)

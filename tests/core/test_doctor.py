@@ -1,9 +1,11 @@
 """What the doctor prints."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from manual_mlp import doctor
@@ -29,8 +31,16 @@ def test_a_line_for_everything_and_each_is_known(capsys):
     assert found["torch"].startswith(f"{torch.__version__}, git ")
     assert found["threads"].startswith(f"{torch.get_num_threads()}, between operations ")
     assert torch.backends.cpu.get_cpu_capability() in found["processor"]
-    if sys.platform == "linux":
-        assert found["OpenMP"].count(".so") >= 1
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform != "linux", reason="the libraries of a process are read from /proc")
+def test_with_native_there_is_the_one_openmp_of_torch():
+    # In a process of its own, for other packages bring theirs.
+    code = "from manual_mlp import doctor; print(*doctor.report(), sep='\\n')"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    (line,) = [line for line in said.splitlines() if line.startswith("OpenMP")]
+    assert line.count(".so") == 1, line
 
 
 def test_it_says_which_engine_and_why_it_is_not_native(monkeypatch):
