@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from manual_mlp.activations import IDENTITY, Activation, get
-from manual_mlp.checks import check_layer, check_options
 from manual_mlp.activations.entrywise import value as entrywise
+from manual_mlp.checks import check_layer, check_options
 from manual_mlp.composite import torchs_activation, torchs_layer
 from manual_mlp.engines import native
 from manual_mlp.formulas.cross_entropy import Options, Stats
 from manual_mlp.formulas.products import rows
 from manual_mlp.head.functions import loss_of_step
+from manual_mlp.head.operations import by_operation, loss_by_operation
 from manual_mlp.head.plan import Head, step_for
 from manual_mlp.loss_checks import capping, chunk_rows_of, shifted
 from manual_mlp.losses import LOSSES, Criterion
@@ -215,10 +216,21 @@ def _by_rows(who: Caller, head: Head, criterion: Criterion, chunk_rows: int | No
     check_layer(*head[:3])
     criterion.check(head.h, head.w.shape[0])
     loss, of_rows, reduction = criterion.make(head.h), head._replace(h=rows(head.h)), criterion.reduction
-    step = None if who == "compiler" else step_for(loss, of_rows, reduction, chunk_rows)
+    step = step_for(loss, of_rows, reduction, chunk_rows)
     if step is not None:
         seen = loss.watched(of_rows.h) if criterion.stats else None
         return _answer(loss_of_step(step, of_rows), seen, head.h)
+    y = of_rows.output(who)
+    return _answer(loss.quick_composite(y, reduction), criterion.seen(y, loss.target), head.h)
+
+
+def _compiled(who: Caller, head: Head, criterion: Criterion, chunk_rows: int | None) -> Any:
+    check_layer(*head[:3])
+    criterion.check(head.h, head.w.shape[0])
+    loss, of_rows, reduction = criterion.make(head.h), head._replace(h=rows(head.h)), criterion.reduction
+    if by_operation(of_rows, loss, reduction, chunk_rows):
+        value, *seen = loss_by_operation(of_rows, loss, reduction, chunk_rows, criterion.stats)
+        return _answer(value, Stats(*seen) if criterion.stats else None, head.h)
     y = of_rows.output(who)
     return _answer(loss.quick_composite(y, reduction), criterion.seen(y, loss.target), head.h)
 
@@ -232,7 +244,7 @@ def _composed(who: Caller, head: Head, criterion: Criterion, _: int | None) -> A
 
 _DOORS: dict[Caller, Callable[[Caller, Head, Criterion, int | None], Any]] = {
     "eager": _by_rows,
-    "compiler": _by_rows,
+    "compiler": _compiled,
     "transform": _composed,
     "composite": _composed,
     "torch": _torchs,
