@@ -143,5 +143,5 @@ class LinearCrossEntropyLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        told = "reduction", "ignore_index", "label_smoothing", "z_loss", "softcap", "shift", "chunk_rows"
+        told = "reduction", "ignore_index", "label_smoothing", "chunk_rows", "z_loss", "softcap", "shift"
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in told)

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from manual_mlp.activations import IDENTITY, Activation, get
-from manual_mlp.checks import check_layer, check_options
 from manual_mlp.activations.entrywise import value as entrywise
+from manual_mlp.checks import check_layer, check_options
 from manual_mlp.composite import torchs_activation, torchs_layer
 from manual_mlp.engines import native
 from manual_mlp.formulas.cross_entropy import Options, Stats
 from manual_mlp.formulas.products import rows
 from manual_mlp.head.functions import loss_of_step
+from manual_mlp.head.logits import loss_of_logits
 from manual_mlp.head.plan import Head, step_for
 from manual_mlp.loss_checks import capping, chunk_rows_of, shifted
 from manual_mlp.losses import LOSSES, Criterion
@@ -123,7 +124,7 @@ def linear_binary_cross_entropy(
             return value  # type: ignore[no-any-return]
     options = {"weight": weight, "pos_weight": pos_weight}
     criterion = Criterion(LOSSES["binary_cross_entropy"], target, reduction, options)
-    return _loss(Head(input, linear_weight, linear_bias), criterion, chunk_rows)
+    return _loss(Head(input, linear_weight, linear_bias), criterion, chunk_rows)  # type: ignore[no-any-return]
 
 
 def dense_squared_error(
@@ -168,7 +169,7 @@ def dense_squared_error(
         if value is not None:
             return value  # type: ignore[no-any-return]
     criterion = Criterion(LOSSES["squared_error"], target, reduction, {})
-    return _loss(Head(input, weight, bias, activation), criterion, chunk_rows)
+    return _loss(Head(input, weight, bias, activation), criterion, chunk_rows)  # type: ignore[no-any-return]
 
 
 def loss_of_output(z: Tensor, criterion: Criterion, activation: Activation = IDENTITY) -> Any:
@@ -180,9 +181,7 @@ def loss_of_output(z: Tensor, criterion: Criterion, activation: Activation = IDE
     y = z if activation is IDENTITY else entrywise(z, activation)
     criterion.check(y, y.shape[-1])
     loss, whole = criterion.make(y), rows(y)
-    by_kernels = who not in ("transform", "composite")
-    compute = loss.quick_composite if by_kernels else loss.composite
-    return _answer(compute(whole, criterion.reduction), criterion.seen(whole, loss.target), y)
+    return _answer(loss_of_logits(loss, whole, criterion.reduction, who), criterion.seen(whole, loss.target), y)
 
 
 def shaped(loss: Tensor, input: Tensor) -> Tensor:
@@ -220,14 +219,14 @@ def _by_rows(who: Caller, head: Head, criterion: Criterion, chunk_rows: int | No
         seen = loss.watched(of_rows.h) if criterion.stats else None
         return _answer(loss_of_step(step, of_rows), seen, head.h)
     y = of_rows.output(who)
-    return _answer(loss.quick_composite(y, reduction), criterion.seen(y, loss.target), head.h)
+    return _answer(loss_of_logits(loss, y, reduction, who), criterion.seen(y, loss.target), head.h)
 
 
 def _composed(who: Caller, head: Head, criterion: Criterion, _: int | None) -> Any:
     check_layer(*head[:3])
     criterion.check(head.h, head.w.shape[0])
     y, loss = head._replace(h=rows(head.h)).output(who), criterion.make(head.h)
-    return _answer(loss.composite(y, criterion.reduction), criterion.seen(y, loss.target), head.h)
+    return _answer(loss_of_logits(loss, y, criterion.reduction, who), criterion.seen(y, loss.target), head.h)
 
 
 _DOORS: dict[Caller, Callable[[Caller, Head, Criterion, int | None], Any]] = {
