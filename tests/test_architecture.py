@@ -30,7 +30,7 @@ FLOORS = (
     {"sweep"},
     {"head", "network"},
     {"output", "sequential"},
-    {"modules"},
+    {"cross_entropy", "modules"},
     {"loss_modules", "objectives"},
     {"explicit"},
     {"training", "doctor"},

@@ -24,7 +24,7 @@ def loss_of_logits(loss: Loss, y: Tensor, reduction: str, who: Caller) -> Tensor
         return loss.composite(y, reduction)
     narrow = y.dtype in (torch.float16, torch.bfloat16) and not loss.by_entry
     alone = not any(t is not None and t.requires_grad for t in loss.tensors())
-    if who == "compiler" or not (narrow and alone) or few_logits(*y.shape, y.is_cuda):
+    if who == "compiler" or not (narrow and alone) or few_logits(len(y), y.shape[1], y.is_cuda):
         return loss.quick_composite(y, reduction)
     value: Tensor = _LogitsFunction.apply(y, loss.unchanging(), reduction)
     return cast(value, torch.float32) if autocasting(y) else loss.as_torchs(value, y)
