@@ -22,7 +22,7 @@ from manual_mlp.composite import Found
 from manual_mlp.engines import engine_for, native
 from manual_mlp.formulas.cross_entropy import CrossEntropy
 from manual_mlp.formulas.losses import BinaryCrossEntropy, Loss, SquaredError
-from manual_mlp.head.functions import by_composite, gradients_again, upstream_of, with_gradients
+from manual_mlp.head.functions import by_composite, gradients_again, weights, with_gradients
 from manual_mlp.head.plan import Head, Step
 from manual_mlp.precision import FLOATS, cast, product_dtype, widened
 from manual_mlp.sweep.tiling import few_logits, tiling_of_loss
@@ -164,7 +164,7 @@ def _compute_again(g: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     loss = asked.made()
     scale = loss.mean_now()[1] if asked.reduction == "mean" else 1.0
     with torch.no_grad():
-        made = gradients_again(asked.step(loss), asked.operands, upstream_of(loss, g, scale), asked.needed)
+        made = gradients_again(asked.step(loss), asked.operands, weights(loss, g, scale), asked.needed)
     pairs = zip(made, asked.operands, strict=True)
     return tuple(asked.h.new_empty(0) if t is None or p is None else cast(t, p.dtype).contiguous() for t, p in pairs)
 
@@ -213,7 +213,7 @@ def _backward(ctx: Any, g: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
 def _differentiable(asked: Asked, g: Tensor) -> Found:
     loss = asked.made()
     scale = loss.mean()[1] if asked.reduction == "mean" else 1.0
-    g = upstream_of(loss, g, scale)
+    g = weights(loss, g, scale)
     g = g if g.dim() == 2 else g.expand(len(asked.target))[:, None]
     return by_composite(asked.step(loss), asked.needed)(*asked.operands, g)
 
@@ -226,7 +226,7 @@ def _under_autocast(kind: str) -> None:
         with torch.autocast(kind, enabled=False):
             return linear_loss(*Asked(*arguments)._replace(region=region))
 
-    _LIBRARY.impl("linear_loss", run, f"Autocast{kind.upper()}")
+    _LIBRARY.impl("linear_loss", run, f"Autocast{kind.upper()}")  # type: ignore[no-untyped-call]
 
 
 def _flops(h: Sequence[int], w: Sequence[int], needed: Sequence[bool]) -> int:
@@ -244,17 +244,17 @@ linear_loss_backward: Any = torch.library.custom_op(
 linear_loss.register_fake(_fake)
 linear_loss_backward.register_fake(lambda _, *arguments: tuple(_like(Asked(*arguments), arguments[-2])))
 linear_loss.register_autograd(_backward, setup_context=_keep)
-_LIBRARY = torch.library.Library("manual_mlp", "FRAGMENT")
+_LIBRARY = torch.library.Library("manual_mlp", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _kind in ("cpu", "cuda"):
     _under_autocast(_kind)
 
 
-@register_flop_formula(torch.ops.manual_mlp.linear_loss)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.manual_mlp.linear_loss)
 def _(h: Sequence[int], w: Sequence[int], *rest: Any, out_shape: Any = None, **_: Any) -> int:
     asked = Asked(*(h, w), *rest)  # type: ignore[arg-type]
     return _flops(h, w, asked.needed)
 
 
-@register_flop_formula(torch.ops.manual_mlp.linear_loss_backward)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.manual_mlp.linear_loss_backward)
 def _(g: Sequence[int], h: Sequence[int], w: Sequence[int], *rest: Any, out_shape: Any = None, **_: Any) -> int:
     return _flops(h, w, Asked(*(h, w), *rest).needed)  # type: ignore[arg-type]
