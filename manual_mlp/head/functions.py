@@ -198,8 +198,8 @@ def with_gradients(step: Step, operands: Sequence[Any], needed: Sequence[bool]) 
         if isinstance(made, Tensor):
             made = gradients(_times(made, scale, True), h, w, needed)
         else:
-            made = [None if t is None else _times(t, scale, True) for t in made]
-    return value, in_dtypes(made, [None if t is None else t.dtype for t in operands])
+            made = tuple(None if t is None else _times(t, scale, True) for t in made)
+    return value, made
 
 
 def by_composite(step: Step, needed: Sequence[bool]) -> Callable[..., Found]:

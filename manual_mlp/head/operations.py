@@ -23,7 +23,7 @@ from manual_mlp.engines import engine_for, native
 from manual_mlp.formulas.cross_entropy import CrossEntropy
 from manual_mlp.formulas.losses import BinaryCrossEntropy, Loss, SquaredError
 from manual_mlp.head.functions import by_composite, gradients_again, weights, with_gradients
-from manual_mlp.head.plan import Head, Step
+from manual_mlp.head.plan import Head, Step, in_dtypes
 from manual_mlp.precision import FLOATS, cast, product_dtype, widened
 from manual_mlp.sweep.tiling import few_logits, tiling_of_loss
 
@@ -137,18 +137,18 @@ def _activation(name: str, params: tuple[str, ...]) -> Activation:
 def _compute(*arguments: Any) -> tuple[Tensor, ...]:
     asked = Asked(*arguments)
     needed = [False] * 3 if asked.again else asked.needed
-    found = _natively(asked, needed) or _plainly(asked, needed)
-    # No output may be another one's memory, or missing.
-    return tuple(asked.h.new_empty(0) if t is None else t.contiguous() for t in found)
+    value, *made, logsumexp, correct = _natively(asked, needed) or _plainly(asked, needed)
+    return _present(asked, [value, *_in_dtypes(asked, made), logsumexp, correct])
 
 
 def _natively(asked: Asked, needed: list[bool]) -> Sequence[Tensor | None] | None:
-    if native.doors is None or asked.region is not None:
+    if native.doors is None:
         return None
     head = asked.h, asked.w, asked.b, _activation(asked.activation, tuple(asked.params))
     of = asked.loss, asked.target, asked.weight, asked.pos_weight, asked.row_weight
     numbers = asked.ignore_index, asked.label_smoothing, asked.z_loss
-    found = native.doors.head_made(*head, asked.reduction, asked.chunk_rows, *of, *numbers, asked.stats, *needed)
+    with torch.autocast(asked.h.device.type, asked.region, enabled=asked.region is not None):
+        found = native.doors.head_made(*head, asked.reduction, asked.chunk_rows, *of, *numbers, asked.stats, *needed)
     return found if found is None or asked.stats else (*found, None, None)
 
 
@@ -165,8 +165,16 @@ def _compute_again(g: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     scale = loss.mean_now()[1] if asked.reduction == "mean" else 1.0
     with torch.no_grad():
         made = gradients_again(asked.step(loss), asked.operands, weights(loss, g, scale), asked.needed)
-    pairs = zip(made, asked.operands, strict=True)
-    return tuple(asked.h.new_empty(0) if t is None or p is None else cast(t, p.dtype).contiguous() for t, p in pairs)
+    return _present(asked, _in_dtypes(asked, made))
+
+
+def _in_dtypes(asked: Asked, made: Sequence[Tensor | None]) -> Found:
+    return in_dtypes(made, [None if t is None else t.dtype for t in asked.operands])
+
+
+def _present(asked: Asked, found: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Lay out what an operation returns, whose outputs may not be missing."""
+    return tuple(asked.h.new_empty(0) if t is None else t.contiguous() for t in found)
 
 
 def _like(asked: Asked, needed: Sequence[bool]) -> list[Tensor]:
