@@ -12,7 +12,7 @@ from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.checks import check_tensor
 from manual_mlp.formulas.cross_entropy import Options
 from manual_mlp.precision import autocasting
-from manual_mlp.transforms import has_class
+from manual_mlp.transforms import constant_to_a_compiler, has_class
 
 
 def check_smoothing(label_smoothing: float) -> None:
@@ -39,7 +39,17 @@ def capping(softcap: float | None) -> Activation:
         raise TypeError(f"expected softcap to be a number or None, got {softcap!r}")
     if not 0 < softcap < inf:
         raise ValueError(f"expected softcap above 0, and finite, got {softcap}")
-    return activations.softcap(float(softcap))
+    # A compiler sees only the record that is made.
+    _make_cap(float(softcap))
+    return _CAPS[float(softcap)]
+
+
+_CAPS: dict[float, Activation] = {}
+
+
+@constant_to_a_compiler
+def _make_cap(cap: float) -> None:
+    _CAPS[cap] = activations.softcap(cap)
 
 
 def shift_of(shift: bool | int) -> int:

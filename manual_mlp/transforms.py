@@ -7,7 +7,7 @@ that is always right: the composite, and no shortcut.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import wraps
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ DEVICE_MODE: Any = getattr(_device, "DeviceContext", type(None))  # the mode of 
 _WithoutClasses = getattr(_core, "DisableTorchFunctionSubclass", nullcontext)
 
 
+F = TypeVar("F", bound=Callable[..., Any])
 Caller = Literal["eager", "compiler", "transform", "composite", "torch"]
 """Which form of a Function serves the caller.
 
@@ -196,6 +197,13 @@ def version(t: Tensor) -> int:
     return 0 if t.is_inference() else t._version
 
 
+def constant_to_a_compiler(f: F) -> F:
+    """Let a compiler call a function as it traces, and keep the answer: it depends on nothing but its arguments."""
+    # torch.compiler.assume_constant_result sets this same mark, and imports the compiler to do so: seconds.
+    f._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return f
+
+
 def _functions_are_overridden() -> bool:
     """Tell whether a mode other than that of a default device takes torch's functions by their names."""
     depth = _core._len_torch_function_stack()
@@ -209,17 +217,14 @@ def _unwrapped(t: Tensor | None) -> Tensor | None:
     return t
 
 
+# The compiler cannot trace the question, but it enters the transforms itself while it traces.
+@constant_to_a_compiler
 def _transforming_while_compiling() -> bool:
     try:
         # torch 2.11 takes the first for True wherever it traces it.
         return torch.compiler.is_exporting() or transforming()
     except AttributeError:
         return True
-
-
-# The compiler cannot trace the question, but it enters the transforms itself while it traces, so the answer is a
-# constant. torch.compiler.assume_constant_result sets this same mark, and imports the compiler to do so: seconds.
-_transforming_while_compiling._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _no_function_is_right() -> bool:

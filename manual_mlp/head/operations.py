@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from manual_mlp.activations import Activation
-from manual_mlp.activations.registry import ENTRIES, entry_of
+from manual_mlp.activations.registry import ENTRIES
 from manual_mlp.composite import Found
 from manual_mlp.engines import engine_for, native
 from manual_mlp.formulas.cross_entropy import CrossEntropy
@@ -106,14 +106,20 @@ def by_operation(head: Head, loss: Loss, reduction: str, chunk_rows: int | None)
     logits, held = h.shape[0] * w.shape[0], [t for t in loss.tensors() if t is not None]
     if chunk_rows is None and statically_known_true(few_logits(h.shape[0], w.shape[0], h.is_cuda)):
         return False
-    kept = h.numel() * h.requires_grad + w.numel() * w.requires_grad
-    if torch.is_grad_enabled() and statically_known_true(kept > logits):
+    # Of frozen operands, torch may keep less than dh or dw.
+    made = h.numel() if h.requires_grad else w.numel() if w.requires_grad else 0
+    if torch.is_grad_enabled() and not (h.requires_grad and w.requires_grad) and statically_known_true(made > logits):
         return False
     typed = [h, w, b, *(t for name, t in zip(loss.held, loss.tensors(), strict=True) if name not in loss.of_any_dtype)]
     dtypes = {t.dtype for t in typed if t is not None and t.is_floating_point()}
     alike = torch.float64 not in dtypes if torch.is_autocast_enabled(h.device.type) else len(dtypes) == 1
-    known = entry_of(activation) is not None and type(loss) in _KINDS
-    return known and alike and dtypes <= FLOATS and not any(t.requires_grad for t in held)
+    return (
+        activation.maker is not None
+        and type(loss) in _KINDS
+        and alike
+        and dtypes <= FLOATS
+        and not any(t.requires_grad for t in held)
+    )
 
 
 def loss_by_operation(head: Head, loss: Any, reduction: str, chunk_rows: int | None, stats: bool) -> list[Tensor]:
