@@ -222,29 +222,20 @@ class CrossEntropy(Loss):
 
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
         if not self.target.is_floating_point():
-            count = self._classes()[2].sum()
-        elif self.row_weight is not None:
-            count = self.row_weight.double().sum()
-        else:
+            known, _, total = self._classes()
+            count = total.sum()
+            # Where every row is ignored, the mean is 0/0, but there is no gradient.
+            return count, torch.where(known.any(), 1 / count, 0.0)
+        if self.row_weight is None:
             return super().mean()
-        # Where no row counts, the mean is 0/0, but there is no gradient.
-        return count, torch.where(self._counting().any(), 1 / count, 0.0)
+        count = self.row_weight.double().sum()
+        return count, 1 / count
 
     def mean_now(self) -> tuple[Tensor | float, Tensor | float]:
         return super().mean() if self._all_count else self.mean()
 
     def counted(self, g: Tensor, at: slice) -> Tensor:
-        if self.target.is_floating_point() and self.row_weight is None:
-            return g
-        return torch.where(self._counting()[at], g, 0.0)
-
-    def _counting(self) -> Tensor:
-        """Tell which rows count for something (N,)."""
-        known = None if self.target.is_floating_point() else self._classes()[0]
-        if self.row_weight is None:
-            assert known is not None
-            return known
-        return self.row_weight != 0 if known is None else known & (self.row_weight != 0)
+        return g if self.target.is_floating_point() else torch.where(self._classes()[0][at], g, 0.0)
 
     def composite(self, y: Tensor, reduction: str) -> Tensor:
         # torch raises for log_softmax where forward mode meets create_graph, and its ONNX export of cross_entropy is
