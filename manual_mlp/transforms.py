@@ -237,9 +237,15 @@ def _transforming_while_compiling() -> bool:
         return True
 
 
-# The compiler cannot trace the question, but it enters the transforms itself while it traces, so the answer is a
-# constant. torch.compiler.assume_constant_result sets this same mark, and imports the compiler to do so: seconds.
-_transforming_while_compiling._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def constant(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the compiler call a function while it traces, and take what it returns for a constant."""
+    # torch.compiler.assume_constant_result sets this same mark, and imports the compiler to do so: seconds.
+    ask._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return ask
+
+
+# The compiler cannot trace the question, but it enters the transforms itself while it traces.
+_transforming_while_compiling = constant(_transforming_while_compiling)
 
 
 def _no_function_is_right() -> bool:

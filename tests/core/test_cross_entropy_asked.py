@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from linear_losses import D, Draw, N, V, assert_same, classes, every_reduction, ours
 from manual_mlp import LinearCrossEntropyLoss, linear_cross_entropy
@@ -279,3 +280,17 @@ def test_other_options_than_torchs_are_told() -> None:
             linear_cross_entropy(h, w, t, options=wrong)
         with pytest.raises(TypeError, match=r"expected options to be torch.nn.LinearCrossEntropyOptions or None, got"):
             LinearCrossEntropyLoss(D, V, options=wrong)
+
+
+def test_a_cap_that_is_new_is_compiled_in_one_graph_and_another_recompiles_nothing(device: str) -> None:
+    h, w = torch.randn(N, D, device=device), torch.randn(V, D, device=device, requires_grad=True)
+    t, u = classes(N, device=device), torch.rand(N, device=device)
+    counter = CompileCounter()
+    modules = [LinearCrossEntropyLoss(D, V, softcap=cap, z_loss=0.1, device=device) for cap in (1.0625, 2.0625)]
+    compiled = [torch.compile(module, backend=counter, fullgraph=True) for module in modules]
+    for k in (0, 1, 0, 1):
+        torch.testing.assert_close(compiled[k](h, t, u), modules[k](h, t, u))
+    assert counter.frame_count == 2
+    step = torch.compile(linear_cross_entropy, backend=counter, fullgraph=True)
+    loss = step(h, w, t, softcap=3.0625)
+    torch.testing.assert_close(loss, linear_cross_entropy(h, w, t, softcap=3.0625))
