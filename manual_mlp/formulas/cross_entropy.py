@@ -176,10 +176,13 @@ class CrossEntropy(Loss):
 
         if not epsilon:
             return values, total, subtract
-        soft = log_p.new_full((log_p.shape[-1],), share) if weight is None else share * weight
-        values = (1 - epsilon) * values - torch.where(known, log_p @ soft, 0.0) * u[:, 0]
+        # A sum is more exact than a product with as many shares.
+        soft = log_p.new_full((1,), share) if weight is None else share * weight
+        of_soft = share * log_p.sum(-1) if weight is None else log_p @ soft
+        values = (1 - epsilon) * values - torch.where(known, of_soft, 0.0) * u[:, 0]
         soft_rows = u * soft
-        return values, hard + soft_rows.sum(-1, keepdim=True), lambda rows: subtract(rows.sub_(soft_rows))
+        total = hard + u * (epsilon if weight is None else soft.sum())
+        return values, total, lambda rows: subtract(rows.sub_(soft_rows))
 
     def _share(self, log_p: Tensor) -> float:
         """Return what smoothing gives to each class."""
