@@ -1,6 +1,5 @@
 """The last layer and its loss in one step: δ is known in closed form, and logits exist a few rows at a time."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from manual_mlp.formulas.cross_entropy import Stats
 from manual_mlp.formulas.products import rows
 from manual_mlp.head.functions import loss_of_step
 from manual_mlp.head.logits import loss_of_logits
+from manual_mlp.head.operations import by_operation, loss_by_operation
 from manual_mlp.head.plan import Head, step_for
 from manual_mlp.losses import LOSSES, Criterion
 from manual_mlp.transforms import Caller, caller
@@ -139,11 +139,9 @@ def loss_of_head(head: Head, criterion: Criterion, chunk_rows: int | None) -> An
     """Compute a loss of a layer, whoever asks for its derivatives, and what is seen of its rows if the loss asks."""
     check_options(criterion.reduction, chunk_rows)
     who = caller(*head[:3], *criterion.tensors())
-    return _DOORS[who](who, head, criterion, chunk_rows)
-
-
-def _torchs(_: Caller, head: Head, criterion: Criterion, chunk_rows: int | None) -> Any:
-    return _by_torch(torchs_layer(*head), criterion)
+    if who == "torch":
+        return _by_torch(torchs_layer(*head), criterion)
+    return _ours(who, head, criterion, chunk_rows)
 
 
 def _by_torch(y: Tensor, criterion: Criterion) -> Any:
@@ -151,29 +149,15 @@ def _by_torch(y: Tensor, criterion: Criterion) -> Any:
     return loss if seen is None else (loss, seen)
 
 
-def _by_rows(who: Caller, head: Head, criterion: Criterion, chunk_rows: int | None) -> Any:
+def _ours(who: Caller, head: Head, criterion: Criterion, chunk_rows: int | None) -> Any:
     check_layer(*head[:3])
     criterion.check(head.h, head.w.shape[0])
     loss, of_rows, reduction = criterion.make(head.h), head._replace(h=rows(head.h)), criterion.reduction
-    step = None if who == "compiler" else step_for(loss, of_rows, reduction, chunk_rows)
-    if step is not None:
+    if who == "eager" and (step := step_for(loss, of_rows, reduction, chunk_rows)):
         seen = loss.watched(of_rows.h) if criterion.stats else None
         return _answer(loss_of_step(step, of_rows), seen, head.h)
+    if who == "compiler" and by_operation(of_rows, loss, reduction, chunk_rows):
+        value, *stats = loss_by_operation(of_rows, loss, reduction, chunk_rows, criterion.stats)
+        return _answer(value, Stats(*stats) if criterion.stats else None, head.h)
     y = of_rows.output(who)
     return _answer(loss_of_logits(loss, y, reduction, who), criterion.seen(y, loss.target), head.h)
-
-
-def _composed(who: Caller, head: Head, criterion: Criterion, _: int | None) -> Any:
-    check_layer(*head[:3])
-    criterion.check(head.h, head.w.shape[0])
-    y, loss = head._replace(h=rows(head.h)).output(who), criterion.make(head.h)
-    return _answer(loss_of_logits(loss, y, criterion.reduction, who), criterion.seen(y, loss.target), head.h)
-
-
-_DOORS: dict[Caller, Callable[[Caller, Head, Criterion, int | None], Any]] = {
-    "eager": _by_rows,
-    "compiler": _by_rows,
-    "transform": _composed,
-    "composite": _composed,
-    "torch": _torchs,
-}
