@@ -12,8 +12,8 @@ from torch import Tensor
 
 from manual_mlp.activations import Activation
 from manual_mlp.activations.entrywise import value
-from manual_mlp.formulas.layer import y_of, z_of
 from manual_mlp.formulas.cross_entropy import Options, Stats
+from manual_mlp.formulas.layer import y_of, z_of
 from manual_mlp.formulas.losses import SquaredError
 from manual_mlp.precision import widen
 from manual_mlp.transforms import is_dispatched

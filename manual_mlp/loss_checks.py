@@ -108,7 +108,7 @@ def chunk_rows_of(options: Any, chunk_rows: int | None, input: Tensor, weight: T
 
 
 def _by_aspect_ratio(method: str, input: Tensor, weight: Tensor) -> int:
-    """Return how many rows of logits take the memory of the input, as a power of two, divided by the method's number."""
+    """Return how many rows of logits take the memory of the input, to a power of two, by the number of the method."""
     n, (classes, d_in) = input.shape[:-1].numel(), weight.shape
     fitting = -(-n // max(1, -(-classes // max(1, d_in))))
     power = 1 << max(0, fitting - 1).bit_length()

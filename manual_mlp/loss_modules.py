@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from manual_mlp.checks import check_options
+from manual_mlp.cross_entropy import linear_cross_entropy
 from manual_mlp.formulas.cross_entropy import Stats
 from manual_mlp.loss_checks import (
     capping,
@@ -19,7 +20,7 @@ from manual_mlp.loss_checks import (
 )
 from manual_mlp.losses import LOSSES, Criterion
 from manual_mlp.modules import ActivationLike, Dense, Linear, check_size
-from manual_mlp.output import dense_squared_error, linear_cross_entropy, loss_of_output
+from manual_mlp.output import dense_squared_error, loss_of_output
 from manual_mlp.sequential import is_one_of
 from manual_mlp.transforms import called_as_it_is, modules_are_watched
 
@@ -143,5 +144,5 @@ class LinearCrossEntropyLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        told = "reduction", "ignore_index", "label_smoothing", "z_loss", "softcap", "shift", "chunk_rows"
+        told = "reduction", "ignore_index", "label_smoothing", "chunk_rows", "z_loss", "softcap", "shift"
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in told)

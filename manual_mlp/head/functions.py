@@ -66,7 +66,7 @@ class LossFunction(Function):
         operands, rest = (h, w, b), ctx.rest
         step: Step = ctx.step._replace(loss=ctx.step.loss.holding(held))
         needed, made = needed_now(ctx, 3), None
-        g = _weights(step.loss, upstream, ctx.scale)
+        g = weights(step.loss, upstream, ctx.scale)
         if is_plain(upstream):
             with torch.no_grad():
                 made = _finish(ctx, step, g, operands, needed)
@@ -75,7 +75,7 @@ class LossFunction(Function):
         return *_differentiable(step, _whole(operands, rest), g, made, needed), None
 
 
-def _weights(loss: Loss, upstream: Tensor, scale: Tensor | float) -> Tensor:
+def weights(loss: Loss, upstream: Tensor, scale: Tensor | float) -> Tensor:
     """Compute the upstream gradient of all values, each row or each entry, from that of the output."""
     g = widen(upstream)
     if isinstance(scale, Tensor):
@@ -245,6 +245,6 @@ def loss_gradients(asked: Asked) -> Found:
     if any(t is not None for t in given):
         dtypes = [None if t is None else t.dtype for t in (h, w, b)]
         made = in_dtypes([None if dh is None else rows(dh), *others], dtypes)
-    g = _weights(loss, g, loss.mean_now()[1] if step.reduction == "mean" else 1.0)
+    g = weights(loss, g, loss.mean_now()[1] if step.reduction == "mean" else 1.0)
     dh, dw, db = _differentiable(step, (h, w, b), g, made, asked.needed)
     return None if dh is None else dh.reshape(input.shape), dw, db
