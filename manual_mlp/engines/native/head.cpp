@@ -9,7 +9,6 @@
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/variable.h>
 
-#include "layer.h"
 #include "sweep.h"
 
 namespace manual_mlp {
@@ -104,7 +103,7 @@ Three products(Tensor delta, const Tensor& h, const Tensor& w, Needed needed, do
   if (needed.db) {
     std::vector<double> db(delta.size(1));
     add_db(delta, db.data());
-    found.db = scaled(rounded(db, {delta.size(1)}, delta.options().dtype(widened(dtype))), g, true);
+    found.db = scaled(rounded(db, delta.options().dtype(widened(dtype))), g, true);
   }
   // A narrow product is rounded once, and so δ takes its factor.
   const bool early = g != 1 && dtype != widened(dtype);
