@@ -93,8 +93,8 @@ def linear_cross_entropy(
             by their weights, for probabilities), ``"sum"`` or ``"none"``.
         ignore_index: a class whose rows count for nothing; None is -100.
         label_smoothing: ε of the target (1 − ε)t + ε/V, from 0 to 1.
-        row_weight: u, of any real dtype, or a mask; the loss keeps its own dtype. A row whose weight is 0 counts for
-            nothing, and gets a gradient of 0. It may require grad: then all logits are kept.
+        row_weight: u, of any real dtype, or a mask; the loss keeps its own dtype. It may require grad: then all logits
+            are kept. Where all are 0, a mean is not a number, and has no gradient, as where all rows are ignored.
         z_loss: ζ, from 0 up, such as 1e-4: it draws lse to 0 (Chowdhery et al., PaLM, 2022, section 5).
         softcap: c, above 0, in units of a logit, such as 30: no logit leaves −c to c (Gemma Team, Gemma 2, 2024).
         shift: the positions s by which targets are ahead: row t of each sequence is compared with target t + s, the

@@ -12,7 +12,7 @@ from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.checks import check_tensor
 from manual_mlp.formulas.cross_entropy import Options
 from manual_mlp.precision import autocasting
-from manual_mlp.transforms import constant_to_a_compiler, has_class
+from manual_mlp.transforms import constant, has_class
 
 
 def check_smoothing(label_smoothing: float) -> None:
@@ -31,25 +31,27 @@ def check_z_loss(z_loss: float) -> None:
         raise ValueError(f"expected z_loss from 0 up, and finite, got {z_loss}")
 
 
-def capping(softcap: float | None) -> Activation:
-    """Find what caps the logits, or raise an error unless there is a cap that can be reached."""
+def capping(softcap: float | Activation | None) -> Activation:
+    """Find what caps the logits, if it is not found already, or raise an error unless a cap can be reached."""
     if softcap is None:
         return IDENTITY
+    if isinstance(softcap, Activation):
+        return softcap
     if not hasattr(softcap, "__float__"):
         raise TypeError(f"expected softcap to be a number or None, got {softcap!r}")
     if not 0 < softcap < inf:
         raise ValueError(f"expected softcap above 0, and finite, got {softcap}")
-    # A compiler sees only the record that is made.
-    _make_cap(float(softcap))
+    _find(float(softcap))
     return _CAPS[float(softcap)]
 
 
 _CAPS: dict[float, Activation] = {}
 
 
-@constant_to_a_compiler
-def _make_cap(cap: float) -> None:
-    _CAPS[cap] = activations.softcap(cap)
+@constant
+def _find(cap: float) -> None:
+    # The compiler cannot make a record while it traces, and reads one only where it is kept.
+    _CAPS.setdefault(cap, activations.softcap(cap))
 
 
 def shift_of(shift: bool | int) -> int:

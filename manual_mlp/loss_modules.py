@@ -121,7 +121,8 @@ class LinearCrossEntropyLoss(nn.Module):
         self.ignore_index = ignored_class(ignore_index)
         self.reduction, self.label_smoothing = reduction, label_smoothing
         self.z_loss, self.softcap, self.shift = z_loss, softcap, shift_of(shift)
-        capping(softcap)
+        # A compiled graph would take a number that differs between modules for one that it cannot know.
+        self.capped = capping(softcap)
         self.return_stats, self.chunk_rows, self.options = return_stats, chunk_rows, options
 
     def forward(self, input: Tensor, target: Tensor, row_weight: Tensor | None = None) -> Tensor | tuple[Tensor, Stats]:
@@ -136,9 +137,9 @@ class LinearCrossEntropyLoss(nn.Module):
         if not (is_one_of((nn.Linear, Linear), linear) and called_as_it_is(linear)) or modules_are_watched():
             input, target, options["row_weight"] = shifted(self.shift, input, target, row_weight)
             criterion = Criterion(LOSSES["cross_entropy"], target, reduction, options, self.return_stats)
-            return loss_of_output(linear(input), criterion, capping(self.softcap))  # type: ignore[no-any-return]
+            return loss_of_output(linear(input), criterion, self.capped)  # type: ignore[no-any-return]
         options |= {"linear_bias": linear.bias, "reduction": reduction, "chunk_rows": self.chunk_rows}
-        options |= {"softcap": self.softcap, "shift": self.shift, "return_stats": self.return_stats}
+        options |= {"softcap": self.capped, "shift": self.shift, "return_stats": self.return_stats}
         return linear_cross_entropy(  # type: ignore[no-any-return]
             input, linear.weight, target, **options, options=self.options
         )

@@ -197,7 +197,7 @@ def version(t: Tensor) -> int:
     return 0 if t.is_inference() else t._version
 
 
-def constant_to_a_compiler(f: F) -> F:
+def constant(f: F) -> F:
     """Let a compiler call a function as it traces, and keep the answer: it depends on nothing but its arguments."""
     # torch.compiler.assume_constant_result sets this same mark, and imports the compiler to do so: seconds.
     f._dynamo_marked_constant = True  # type: ignore[attr-defined]
@@ -218,7 +218,7 @@ def _unwrapped(t: Tensor | None) -> Tensor | None:
 
 
 # The compiler cannot trace the question, but it enters the transforms itself while it traces.
-@constant_to_a_compiler
+@constant
 def _transforming_while_compiling() -> bool:
     try:
         # torch 2.11 takes the first for True wherever it traces it.

@@ -17,21 +17,30 @@ REDUCTIONS = "none", "mean", "sum"
 class KernelCrossEntropy(CrossEntropy):
     """A cross-entropy that has, of all rows at once, its value and gradient from nll_loss and log_softmax's own kernel.
 
+    With weights of rows or a z-loss it is computed by the formulas.
+
     The slope by ln p is −a, of which the last kernel makes (Σa) p − a. On a CPU it would make denormal numbers.
     """
 
     spares: ClassVar[bool] = True
 
     def reduced(self, y: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
+        if self._has_more():
+            return super().reduced(y.clone(), mean, g)
         return self._by_kernels(y, "mean" if mean else "sum", g)
 
     def weighted(self, y: Tensor, at: slice, g: Tensor) -> tuple[Tensor, Tensor]:
         # A tile takes less memory in place.
-        return self._by_kernels(y, "none", g) if at == slice(None) else super().weighted(y, at, g)
+        if at != slice(None):
+            return super().weighted(y, at, g)
+        return super().weighted(y.clone(), at, g) if self._has_more() else self._by_kernels(y, "none", g)
+
+    def _has_more(self) -> bool:
+        return self.row_weight is not None or bool(self.z_loss)
 
     def _by_kernels(self, z: Tensor, reduction: str, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
         """Compute the value, and δ for its upstream gradient or 1, of all rows."""
-        log_p, t = torch.log_softmax(z, -1), self.target
+        (log_p, _), t = self._logarithms(z, slice(None), None), self.target
         g = cast(g, log_p.dtype) if isinstance(g, Tensor) else g
         of_target = self._of_probabilities if t.is_floating_point() else self._of_classes
         value, slope = of_target(log_p, t, reduction, g)

@@ -176,10 +176,13 @@ class CrossEntropy(Loss):
 
         if not epsilon:
             return values, total, subtract
-        soft = log_p.new_full((log_p.shape[-1],), share) if weight is None else share * weight
-        values = (1 - epsilon) * values - torch.where(known, log_p @ soft, 0.0) * u[:, 0]
+        # A sum is more exact than a product with as many shares.
+        soft = log_p.new_full((1,), share) if weight is None else share * weight
+        of_soft = share * log_p.sum(-1) if weight is None else log_p @ soft
+        values = (1 - epsilon) * values - torch.where(known, of_soft, 0.0) * u[:, 0]
         soft_rows = u * soft
-        return values, hard + soft_rows.sum(-1, keepdim=True), lambda rows: subtract(rows.sub_(soft_rows))
+        total = hard + u * (epsilon if weight is None else soft.sum())
+        return values, total, lambda rows: subtract(rows.sub_(soft_rows))
 
     def _share(self, log_p: Tensor) -> float:
         """Return what smoothing gives to each class."""
@@ -221,30 +224,22 @@ class CrossEntropy(Loss):
         return looked_at and t.dtype is torch.int64 and alike
 
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
-        if not self.target.is_floating_point():
-            count = self._classes()[2].sum()
-        elif self.row_weight is not None:
-            count = self.row_weight.double().sum()
-        else:
+        if self.target.is_floating_point() and self.row_weight is None:
             return super().mean()
+        count = self._row_weights(slice(None), torch.float64) if self.target.is_floating_point() else self._classes()[2]
+        count = count.sum()
         # Where no row counts, the mean is 0/0, but there is no gradient.
-        return count, torch.where(self._counting().any(), 1 / count, 0.0)
+        return count, torch.where(self._some_count(), 1 / count, 0.0)
 
     def mean_now(self) -> tuple[Tensor | float, Tensor | float]:
         return super().mean() if self._all_count else self.mean()
 
     def counted(self, g: Tensor, at: slice) -> Tensor:
-        if self.target.is_floating_point() and self.row_weight is None:
-            return g
-        return torch.where(self._counting()[at], g, 0.0)
+        return g if self.target.is_floating_point() else torch.where(self._classes()[0][at], g, 0.0)
 
-    def _counting(self) -> Tensor:
-        """Tell which rows count for something (N,)."""
-        known = None if self.target.is_floating_point() else self._classes()[0]
-        if self.row_weight is None:
-            assert known is not None
-            return known
-        return self.row_weight != 0 if known is None else known & (self.row_weight != 0)
+    def _some_count(self) -> Tensor:
+        """Tell whether there is a row that is not ignored, and whose weight is not 0."""
+        return self._row_weights(slice(None), torch.float64).any()
 
     def composite(self, y: Tensor, reduction: str) -> Tensor:
         # torch raises for log_softmax where forward mode meets create_graph, and its ONNX export of cross_entropy is
@@ -272,7 +267,9 @@ class CrossEntropy(Loss):
         values, *_ = self._compared(log_p, lse, slice(None))
         result = values if reduction == "none" else values.sum()
         if reduction == "mean":
-            result = cast(result / self.mean()[0], result.dtype)
+            count, some = self.mean()[0], None if self.row_weight is None else self._some_count()
+            mean = result / (count if some is None else torch.where(some, count, 1.0))
+            result = cast(mean if some is None else torch.where(some, mean, torch.nan), result.dtype)
         return self.as_torchs(result, y)
 
 

@@ -9,7 +9,6 @@
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/variable.h>
 
-#include "layer.h"
 #include "sweep.h"
 
 namespace manual_mlp {
@@ -37,8 +36,8 @@ class Pass {
       made.three = swept(needed);
     }
     const auto dtype = plan_.region ? widened(plan_.products) : head_.h.scalar_type();
-    made.logsumexp = shaped(values_.logsumexp), made.correct = shaped(values_.correct);
-    made.value = each ? shaped(cast(values_.each, dtype))
+    made.logsumexp = like_rows_of(values_.logsumexp, head_.h), made.correct = like_rows_of(values_.correct, head_.h);
+    made.value = each ? like_rows_of(cast(values_.each, dtype), head_.h)
                       : at::scalar_tensor(sum_ / (divides ? mean.count : 1), wide.dtype(dtype));
     return made;
   }
@@ -77,20 +76,11 @@ class Pass {
       return dy;
     };
     Three found;
-    found.dh = sweep.backward(dy_of, {{needed.dw, needed.db}}, needed.dh ? -1 : 0, false);
+    found.dh = sweep.backward(dy_of, {{needed.dw, needed.db}}, needed.dh ? -1 : !needed.any(), false);
     if (needed.dh) found.dh = found.dh.view(head_.h.sizes());
     if (needed.dw) found.dw = sweep.dw(0);
     if (needed.db) found.db = sweep.db(0, widened(dtype));
     return found;
-  }
-
-  // The losses of rows (N,) or entries (N, V), with the leading dimensions of the input.
-  Tensor shaped(const Tensor& losses) const {
-    if (!losses.defined()) return losses;
-    auto shape = head_.h.sizes().vec();
-    shape.pop_back();
-    if (losses.dim() == 2) shape.push_back(losses.size(1));
-    return losses.view(shape);
   }
 
   const Plan& plan_;
@@ -113,7 +103,7 @@ Three products(Tensor delta, const Tensor& h, const Tensor& w, Needed needed, do
   if (needed.db) {
     std::vector<double> db(delta.size(1));
     add_db(delta, db.data());
-    found.db = scaled(rounded(db, {delta.size(1)}, delta.options().dtype(widened(dtype))), g, true);
+    found.db = scaled(rounded(db, delta.options().dtype(widened(dtype))), g, true);
   }
   // A narrow product is rounded once, and so δ takes its factor.
   const bool early = g != 1 && dtype != widened(dtype);
@@ -155,8 +145,7 @@ struct LossFunction : Function<LossFunction> {
     data["plan"] = std::vector<int64_t>{loss.kind, int64_t(plan.reduction), head.f->number, plan.rows,
                                         int64_t(plan.products), plan.region ? int64_t(*plan.region) : -1,
                                         loss.ignore_index};
-    data["scale"] = scale;
-    if (loss.label_smoothing || loss.z_loss) data["shares"] = std::vector{loss.label_smoothing, loss.z_loss};
+    data["factors"] = std::vector{scale, loss.label_smoothing, loss.z_loss};
     ctx->save_for_backward({again || needed.dw ? h : Tensor(), again || needed.dh ? w : Tensor(),
                             again && b ? *b : Tensor(), loss.target, loss.weight, loss.pos_weight, loss.row_weight,
                             made.delta, made.three.dh, made.three.dw, made.three.db});
@@ -188,8 +177,8 @@ struct LossFunction : Function<LossFunction> {
                             biased && !saved[2].defined() ? data["b"].toTensor() : saved[2], upstream,
                             saved[3], saved[4], saved[5], saved[6], made.dh, made.dw, made.db};
       const std::vector<bool> asked{needed.dh, needed.dw, needed.db};
-      const std::vector<double> shares{plan.loss.label_smoothing, plan.loss.z_loss};
-      auto three = ask_plain({"loss_gradients", tensors, data["plan"].toIntVector(), asked, shares});
+      const auto numbers = data["plan"].toIntVector();
+      auto three = ask_plain({"loss_gradients", tensors, numbers, asked, {plan.loss.label_smoothing, plan.loss.z_loss}});
       std::copy(three.begin(), three.end(), found.begin());
     } else {
       found[0] = made.dh, found[1] = made.dw, found[2] = made.db;
@@ -204,11 +193,8 @@ struct LossFunction : Function<LossFunction> {
 
   static Plan read(Data& data, const variable_list& saved) {
     const auto n = data["plan"].toIntVector();
-    Loss loss{Loss::Kind(n[0]), saved[3], saved[4], saved[5], saved[6], n[6]};
-    if (data.count("shares")) {
-      const auto shares = data["shares"].toDoubleVector();
-      loss.label_smoothing = shares[0], loss.z_loss = shares[1];
-    }
+    const auto factors = data["factors"].toDoubleVector();
+    const Loss loss{Loss::Kind(n[0]), saved[3], saved[4], saved[5], saved[6], n[6], factors[1], factors[2]};
     const auto region = n[5] < 0 ? std::nullopt : std::optional(at::ScalarType(n[5]));
     return {loss, Reduction(n[1]), n[3], false, at::ScalarType(n[4]), region};
   }
@@ -219,7 +205,7 @@ struct LossFunction : Function<LossFunction> {
     const bool each = plan.reduction == Reduction::none;
     const int64_t n = target.size(0);
     // No upstream gradient, not even NaN, reaches the layer from a mean over no row.
-    const double g = each || data["scale"].toDouble() == 0 ? 1 : upstream.item<double>();
+    const double g = each || data["factors"].toDoubleVector()[0] == 0 ? 1 : upstream.item<double>();
     Three found;
     if (plan.again(n)) {
       const Head head{h, w, some(saved[2]), &act_of(data["plan"].toIntVector()[2])};
@@ -269,16 +255,15 @@ bool keeps_more(const Head& head, const Plan& plan) {
   return (plan.rows >= n ? logits : h * dh + w * dw) + h * !dw > logits;
 }
 
-Made loss_and_gradients(const Head& head, const Plan& plan, Needed needed) {
-  Below below;
-  double scale;
-  Made made = Pass(plan, head).forward(needed, &scale);
-  if (made.delta.defined()) made.three = products(made.delta, head.h, head.w, needed, 1, true);
-  return made;
-}
-
-Made loss_of(Head head, Plan plan) {
-  if (!is_recorded(head)) return loss_and_gradients(head, plan, {});
+Made loss_of(Head head, Plan plan, Needed needed) {
+  Made made;
+  if (!is_recorded(head)) {
+    Below below;
+    double scale;
+    made = Pass(plan, head).forward(needed, &scale);
+    if (made.delta.defined()) made.three = products(std::move(made.delta), head.h, head.w, needed, 1, true);
+    return made;
+  }
   // Copies of what torch does not keep, and so lets change before backward.
   if (plan.again(flat(head.h).size(0))) {
     if (!head.w.requires_grad()) head.h = head.h.clone();
@@ -286,7 +271,6 @@ Made loss_of(Head head, Plan plan) {
     if (head.b) head.b = head.b->clone();
   }
   if (plan.loss.label_smoothing && plan.loss.target.is_floating_point()) plan.loss.target = plan.loss.target.clone();
-  Made made;
   made.value = LossFunction::apply(head.h, head.w, head.b, head, plan, made);
   return made;
 }

@@ -38,8 +38,8 @@ struct Made {
 bool keeps_more(const Head& head, const Plan& plan);
 // Whether the loss is to be differentiated.
 bool is_recorded(const Head& head);
-Made loss_of(Head head, Plan plan);
-// The same and its gradients, where nothing is recorded; not for values that are not added up.
-Made loss_and_gradients(const Head& head, const Plan& plan, Needed needed);
+// What is needed of the gradients, for an upstream gradient of 1 of a loss that is added up, is made at once where
+// nothing is recorded.
+Made loss_of(Head head, Plan plan, Needed needed);
 
 }  // namespace manual_mlp

@@ -2,7 +2,6 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/argmax.h>
-#include <ATen/ops/empty_like.h>
 
 #include <cmath>
 #include <limits>

@@ -1,5 +1,6 @@
 // The functions of a layer with its loss that Python calls. Each returns None where the plain engine is to compute.
-#include "head.h"
+#include <ATen/ExpandUtils.h>
+
 #include "python_losses.h"
 
 namespace manual_mlp {
@@ -35,14 +36,20 @@ bool fits(const Tensor& target, const Head& head, bool of_classes) {
   return sizes.slice(0, rows.size()) == rows && (of_classes || sizes.back() == head.w.size(0));
 }
 
+// Which of some words, by the numbers of an enum.
+template <class Enum>
+bool take_word(PyObject* object, std::initializer_list<const char*> words, Enum& to) {
+  if (!PyUnicode_Check(object)) return false;
+  const auto is = [&](const char* word) { return PyUnicode_CompareWithASCIIString(object, word) == 0; };
+  const auto found = std::find_if(words.begin(), words.end(), is);
+  to = Enum(found - words.begin());
+  return found != words.end();
+}
+
 // A weight of entries (N or 1, V or 1), if it broadcasts to the target; undefined stays so.
 bool spread(Tensor& t, const Tensor& target) {
   if (!t.defined()) return true;
-  const int64_t missing = target.dim() - t.dim();
-  if (missing < 0) return false;
-  for (int64_t k = 0; k < t.dim(); ++k) {
-    if (t.size(k) != 1 && t.size(k) != target.size(k + missing)) return false;
-  }
+  if (!at::is_expandable_to(t.sizes(), target.sizes())) return false;
   const int64_t columns = t.dim() ? t.size(-1) : 1;
   if (t.numel() == columns) {
     t = t.reshape({1, columns});
@@ -62,17 +69,7 @@ bool is_narrow_fast() {
 
 }  // namespace
 
-bool take_reduction(PyObject* object, Reduction& to) {
-  if (!PyUnicode_Check(object)) return false;
-  for (const auto& [name, reduction] :
-       {std::pair("mean", Reduction::mean), std::pair("sum", Reduction::sum), std::pair("none", Reduction::none)}) {
-    if (PyUnicode_CompareWithASCIIString(object, name) == 0) {
-      to = reduction;
-      return true;
-    }
-  }
-  return false;
-}
+bool take_reduction(PyObject* object, Reduction& to) { return take_word(object, {"none", "mean", "sum"}, to); }
 
 at::ScalarType product_dtype(at::ScalarType dtype) {
   if (dtype == at::kDouble || dtype == at::kFloat) return dtype;
@@ -80,14 +77,10 @@ at::ScalarType product_dtype(at::ScalarType dtype) {
 }
 
 bool take_loss(PyObject* const* given, const Head& head, Loss& to) {
-  const auto is = [&](const char* name) { return PyUnicode_CompareWithASCIIString(given[0], name) == 0; };
   const auto dtype = head.h.scalar_type();
   const bool autocast = at::autocast::is_autocast_enabled(at::kCPU);
-  to.kind = is("cross_entropy") ? Loss::cross_entropy
-      : is("squared_error")     ? Loss::squared_error
-                                : Loss::binary_cross_entropy;
-  if ((to.kind == Loss::binary_cross_entropy && !is("binary_cross_entropy")) || !take_constant(given[1], to.target) ||
-      !take_constant(given[2], to.weight) || !take_constant(given[3], to.pos_weight) ||
+  if (!take_word(given[0], {"cross_entropy", "binary_cross_entropy", "squared_error"}, to.kind) ||
+      !take_constant(given[1], to.target) || !take_constant(given[2], to.weight) || !take_constant(given[3], to.pos_weight) ||
       !take_constant(given[4], to.row_weight) || !take_int(given[5], to.ignore_index) ||
       !take_number(given[6], 1, to.label_smoothing) ||
       !take_number(given[7], std::numeric_limits<double>::max(), to.z_loss) || !to.target.defined()) {
@@ -140,41 +133,33 @@ bool take_head(PyObject* const* given, Head& head, Plan& plan) {
   return true;
 }
 
-// head(the fifteen of take_head) -> None, the loss, or (loss, logsumexp, correct)
-PyObject* head_door(PyObject*, PyObject* const* given, Py_ssize_t) {
+// head(the fifteen of take_head) -> None, the loss, or (loss, logsumexp, correct); and head_made(the same, need_dh,
+// need_dw, need_db), recorded nowhere, for a caller below autograd -> None, or (loss, dh, dw, db[, logsumexp, correct])
+PyObject* head_door(PyObject*, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
+  const bool made_at_once = count > 15;
+  at::AutoGradMode mode(at::GradMode::is_enabled() && !made_at_once);
   Head head;
   Plan plan;
-  if (!take_head(given, head, plan) || (is_recorded(head) && keeps_more(head, plan))) Py_RETURN_NONE;
-  const bool stats = plan.stats;
+  Needed needed{};
+  if (made_at_once) needed = {given[15] == Py_True, given[16] == Py_True, given[17] == Py_True};
+  if (!take_head(given, head, plan) || (needed.any() && plan.reduction == Reduction::none) ||
+      (is_recorded(head) && keeps_more(head, plan))) {
+    Py_RETURN_NONE;
+  }
   Made made;
   {
     py::gil_scoped_release released;
-    made = loss_of(std::move(head), std::move(plan));
+    made = loss_of(std::move(head), std::move(plan), needed);
   }
-  py::object value = wrapped(made.value);
-  if (stats) value = py::make_tuple(value, wrapped(made.logsumexp), wrapped(made.correct));
-  return value.release().ptr();
-  END_HANDLE_TH_ERRORS
-}
-
-// head_made(the same, need_dh, need_dw, need_db) -> None, or (loss, dh, dw, db) and then logsumexp and correct, if they
-// are asked for: recorded nowhere, for a caller below autograd.
-PyObject* head_made_door(PyObject*, PyObject* const* given, Py_ssize_t) {
-  HANDLE_TH_ERRORS
-  at::NoGradGuard no_grad;
-  Head head;
-  Plan plan;
-  const Needed needed{given[15] == Py_True, given[16] == Py_True, given[17] == Py_True};
-  if (!take_head(given, head, plan) || (needed.any() && plan.reduction == Reduction::none)) Py_RETURN_NONE;
-  Made made;
-  {
-    py::gil_scoped_release released;
-    made = loss_and_gradients(head, plan, needed);
-  }
+  const bool stats = made.logsumexp.defined();
+  if (!made_at_once && !stats) return THPVariable_Wrap(std::move(made.value));
   py::list found;
-  for (const Tensor& t : {made.value, made.three.dh, made.three.dw, made.three.db}) found.append(wrapped(t));
-  if (plan.stats) found.append(wrapped(made.logsumexp)), found.append(wrapped(made.correct));
+  found.append(wrapped(made.value));
+  if (made_at_once) {
+    for (const Tensor& t : {made.three.dh, made.three.dw, made.three.db}) found.append(wrapped(t));
+  }
+  if (stats) found.append(wrapped(made.logsumexp)), found.append(wrapped(made.correct));
   return py::tuple(found).release().ptr();
   END_HANDLE_TH_ERRORS
 }
@@ -183,7 +168,7 @@ PyObject* head_made_door(PyObject*, PyObject* const* given, Py_ssize_t) {
 
 PyMethodDef kHeadDoors[] = {
     {"head", (PyCFunction)(void*)head_door, METH_FASTCALL, nullptr},
-    {"head_made", (PyCFunction)(void*)head_made_door, METH_FASTCALL, nullptr},
+    {"head_made", (PyCFunction)(void*)head_door, METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -87,12 +87,7 @@ PyObject* backprop_door(PyObject*, PyObject* const* given, Py_ssize_t) {
     py::gil_scoped_release released;
     left = backprop(step, loss, reduction, upstream, value);
     value = cast(value, dtype);
-    if (value.dim()) {
-      auto shape = step.input.sizes().vec();
-      shape.pop_back();
-      if (value.dim() == 2) shape.push_back(value.size(1));
-      value = value.reshape(shape);
-    }
+    if (value.dim()) value = like_rows_of(value, step.input);
   }
   return wrap(left, wrapped(value));
   END_HANDLE_TH_ERRORS
