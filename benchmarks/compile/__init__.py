@@ -11,7 +11,7 @@ Each row of the JSON holds:
     error (largest absolute, against float64: output, dinput, dweight, …), peak_bytes (the most bytes of new tensors a
     step holds), wrong (an error more than twice torch's own and a millionth of the largest entry). manual_mlp has
     ratios too, against each other provider, and peak_over_eager (its peak over that of manual_mlp eager).
-What is compiled is forgotten before every row. Errors and peaks are taken under the first malloc, right behind the time.
+What is compiled is forgotten before every row. Errors and peaks are taken under the first malloc, behind the time.
 
 Beside the rows, graphs: subject, pattern (of calls), torch and manual_mlp: graphs (of the first call), recompiled
 (graphs that later calls add), breaks; more (whether ours makes more of any).
