@@ -81,7 +81,7 @@ def beside(h: Tensor, t: Tensor) -> Tensor:
 def target_of(h: Tensor) -> Tensor:
     """Choose a target for the rows of h."""
     t = beside(h, torch.linspace(-1, 2, N * D_OUT, dtype=h.dtype, device=h.device).sin().view(N, D_OUT))
-    return t[: len(h)] if h.dim() > 1 else t[0]
+    return t[: h.shape[0]] if h.dim() > 1 else t[0]
 
 
 def _dense(name: str) -> Subject:
@@ -121,13 +121,13 @@ def _squared_error_by_target(name: str) -> Subject:
 def labels(h: Tensor) -> Tensor:
     """Choose a class for each row of h."""
     classes = beside(h, (3 * torch.arange(N, device=h.device) + 1) % CLASSES)
-    return classes[: len(h)] if h.dim() > 1 else classes[0]
+    return classes[: h.shape[0]] if h.dim() > 1 else classes[0]
 
 
 def probabilities(h: Tensor) -> Tensor:
     """Choose probabilities of the classes for each row of h; those of a row need not sum to one."""
     p = beside(h, torch.linspace(0, 1, N * CLASSES, dtype=h.dtype, device=h.device).sqrt().view(N, CLASSES))
-    return p[: len(h)] if h.dim() > 1 else p[0]
+    return p[: h.shape[0]] if h.dim() > 1 else p[0]
 
 
 def weights(h: Tensor) -> Tensor:
