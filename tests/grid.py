@@ -72,7 +72,7 @@ def fill(name: str, quick: bool, device: str) -> Row:
     """Judge every provider in one mode."""
     mode, row = MODES[name], defaultdict(list)
     for subject in subjects(quick):
-        if mode.compiles and not compiles(name, subject):
+        if mode.compiles and not (compiles(name, subject) and (not quick or is_quick(subject))):
             continue
         for provider, candidate in ((OURS, subject), (TORCHS, subject.of_torch())):
             row[provider].append(Case(subject.name, subject.activation, judge(mode, candidate, device)))
@@ -90,6 +90,11 @@ def compiles(name: str, subject: Subject) -> bool:
     if "inductor" in name:
         return subject.name == "linear_cross_entropy" or (subject.name, subject.activation) in INDUCTOR
     return subject.name in ("dense", *WITHOUT_ACTIVATION) or subject.activation in ("tanh", "silu")
+
+
+def is_quick(subject: Subject) -> bool:
+    """Tell whether --quick compiles a subject too."""
+    return subject.name == "dense" or is_compiled(subject)
 
 
 def is_compiled(subject: Subject) -> bool:

@@ -22,7 +22,7 @@ GROUPS: dict[str, list[Mode]] = {
 }
 # What the suite runs every mode on: two that keep y, two that keep z.
 FEW = "relu", "tanh", "gelu", "silu"
-# What is compiled first, and then asked in every mode that compiles nothing itself.
+# What is compiled first, and then asked in every mode that compiles nothing itself; and what --quick compiles.
 COLUMNS = (
     "Linear",
     "Dense",
@@ -33,6 +33,7 @@ COLUMNS = (
     "linear_cross_entropy, 2 rows at once",
     "linear_cross_entropy of each row, smoothed and weighted, 2 rows at once",
     "linear_cross_entropy of probabilities, 2 rows at once",
+    "linear_cross_entropy with softcap, z_loss, row_weight, 2 rows at once",
     "linear_binary_cross_entropy, 2 rows at once",
 )
 MODES = {mode.name: mode for modes in GROUPS.values() for mode in modes}

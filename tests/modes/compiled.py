@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +118,23 @@ def autocast_within(f: Map, dtype: torch.dtype) -> Map:
     return cast
 
 
+# Several draws of the inputs are asked of the same function.
+@lru_cache(maxsize=8)
+def compiled_once(f: Map, dtype: torch.dtype | None = None) -> Map:
+    """Compile a function, within autocast if there is a dtype."""
+    return torch.compile(autocast_within(f, dtype) if dtype else f, fullgraph=True, backend="aot_eager")
+
+
+def autocast_inside(f: Map, inputs: Inputs, dtype: torch.dtype) -> Any:
+    """Compile a region of autocast with what is in it."""
+    return first_order(compiled_once(f, dtype), inputs)
+
+
 def autocast_around(f: Map, inputs: Inputs, dtype: torch.dtype) -> Any:
     """Call what is compiled in a region of autocast."""
     t = leaves(inputs)
     with torch.autocast(inputs[0].device.type, dtype):
-        y = f(*t)
+        y = compiled_once(f)(*t)
     return y, torch.autograd.grad(head(y), t)
 
 
@@ -227,8 +239,8 @@ COMPILE = [
         plain=partial(without_grad, torch.inference_mode),
         compiles=True,
     ),
-    *low("compile, autocast inside", lambda f, inputs, dtype: first_order(compiled(autocast_within(f, dtype)), inputs)),
-    *low("compile, autocast around", lambda f, inputs, dtype: autocast_around(compiled(f), inputs, dtype)),
+    *low("compile, autocast inside", autocast_inside),
+    *low("compile, autocast around", autocast_around),
     Mode("compile, compiled autograd", around(backward_compiled), plain=backward, compiles=True),
     Mode("eager, compiled autograd", backward_compiled, plain=backward, compiles=True),
     Mode(
