@@ -4,7 +4,9 @@ import sys
 from importlib import import_module
 
 # A command is a module of this package, "_" for "-", with ``main(arguments) -> exit status``.
-COMMANDS = ("dense", "second-order", "transforms", "output", "network", "native", "dropout", "train", "report")
+COMMANDS = (
+    "dense", "second-order", "transforms", "output", "network", "native", "compile", "dropout", "train", "report",
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:

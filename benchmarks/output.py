@@ -27,6 +27,7 @@ import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -199,14 +200,25 @@ def read_case(text: str) -> Case:
     return Case(int(n), int(d), int(v), dtype or "float32", bool(saturated), bool(bias))
 
 
+def curves() -> Any:
+    """Return the module of ``--peers``, which imports this one."""
+    return importlib.import_module("benchmarks.peers")
+
+
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     flags = command.parser("output", "The loss of an output layer, against F.cross_entropy(F.linear).", dtype=False)
     flags.add_argument("--case", type=read_case, nargs="+", metavar=SHAPE, help="saturated: weights of unit variance")
+    flags.add_argument("--peers", action="store_true", help="instead: time against memory, by the number of chunks")
+    flags.add_argument("--chunks", type=command.positive_int, nargs="+", metavar="N", help="with --peers (1 2 4 … 64)")
+    flags.add_argument("--picture", type=Path, metavar="FILE", help="with --peers: draw the curves")
     options = flags.parse_args(arguments)
     command.complete(flags, options, seconds=1.5)
+    if not options.peers and (options.chunks or options.picture):
+        flags.error("--chunks and --picture are for --peers")
     usual = CUDA_CASES if options.device.type == "cuda" else CASES
-    options.case = tuple(dict.fromkeys(options.case or (QUICK_CASES if options.quick else usual)))
+    usual = QUICK_CASES if options.quick else usual
+    options.case = tuple(dict.fromkeys(options.case or (curves().usual(options) if options.peers else usual)))
     options.dtypes = tuple(dict.fromkeys(case.dtype for case in options.case))
     options.dtype = ", ".join(options.dtypes)
     return options
@@ -439,6 +451,8 @@ def chunks_table(rows: Sequence[dict[str, Any]]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, write; return 1 if ours is wrong in any row."""
     options = read_options(arguments)
+    if options.peers:
+        return int(curves().main(options))
     run = command.record(options)
     print(command.heading("output", run, options), flush=True)
     options.providers, left_out = find_providers(options.case, options.device)

@@ -101,6 +101,8 @@ def report(options: argparse.Namespace) -> int:
     print(f"{options.readme.name}: {len(MARKED.findall(after))} tables")
     if runs.get("network", {}).get("by_batch"):
         print(f"drawn: {plot.draw(runs['network'], options.results / 'batch.png')}")
+    if runs.get("output-peers"):
+        print(f"drawn: {plot.draw_peers(runs['output-peers'], options.results / 'peers.png')}")
     return 0
 
 

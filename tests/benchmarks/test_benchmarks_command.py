@@ -84,13 +84,13 @@ def test_layout_is_json_to_five_digits_with_a_row_on_one_line():
     [
         (
             [],
-            "expected a command, one of dense, second-order, transforms, output, network, native, dropout, train, "
-            "report, got nothing",
+            "expected a command, one of dense, second-order, transforms, output, network, native, compile, dropout, "
+            "train, report, got nothing",
         ),
         (
             ["dens"],
-            "expected a command, one of dense, second-order, transforms, output, network, native, dropout, train, "
-            "report, got 'dens'",
+            "expected a command, one of dense, second-order, transforms, output, network, native, compile, dropout, "
+            "train, report, got 'dens'",
         ),
         (["dense", "--threads", "0"], "expected a whole number from 1 up, got '0'"),
         (["dense", "--device", "cpu", "--threads", "100000"], "expected at most"),

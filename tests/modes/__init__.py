@@ -22,6 +22,20 @@ GROUPS: dict[str, list[Mode]] = {
 }
 # What the suite runs every mode on: two that keep y, two that keep z.
 FEW = "relu", "tanh", "gelu", "silu"
+# What is compiled first, and then asked in every mode that compiles nothing itself; and what --quick compiles.
+COLUMNS = (
+    "Linear",
+    "Dense",
+    "MLP",
+    "dense_squared_error",
+    "dense_squared_error, 2 rows at once",
+    "linear_cross_entropy",
+    "linear_cross_entropy, 2 rows at once",
+    "linear_cross_entropy of each row, smoothed and weighted, 2 rows at once",
+    "linear_cross_entropy of probabilities, 2 rows at once",
+    "linear_cross_entropy with softcap, z_loss, row_weight, 2 rows at once",
+    "linear_binary_cross_entropy, 2 rows at once",
+)
 MODES = {mode.name: mode for modes in GROUPS.values() for mode in modes}
 
 # Where ours raises and may: by mode, the activations, and the message. The README's Limits say so too.

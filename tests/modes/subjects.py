@@ -81,7 +81,7 @@ def beside(h: Tensor, t: Tensor) -> Tensor:
 def target_of(h: Tensor) -> Tensor:
     """Choose a target for the rows of h."""
     t = beside(h, torch.linspace(-1, 2, N * D_OUT, dtype=h.dtype, device=h.device).sin().view(N, D_OUT))
-    return t[: len(h)] if h.dim() > 1 else t[0]
+    return t[: h.shape[0]] if h.dim() > 1 else t[0]
 
 
 def _dense(name: str) -> Subject:
@@ -121,13 +121,13 @@ def _squared_error_by_target(name: str) -> Subject:
 def labels(h: Tensor) -> Tensor:
     """Choose a class for each row of h."""
     classes = beside(h, (3 * torch.arange(N, device=h.device) + 1) % CLASSES)
-    return classes[: len(h)] if h.dim() > 1 else classes[0]
+    return classes[: h.shape[0]] if h.dim() > 1 else classes[0]
 
 
 def probabilities(h: Tensor) -> Tensor:
     """Choose probabilities of the classes for each row of h; those of a row need not sum to one."""
     p = beside(h, torch.linspace(0, 1, N * CLASSES, dtype=h.dtype, device=h.device).sqrt().view(N, CLASSES))
-    return p[: len(h)] if h.dim() > 1 else p[0]
+    return p[: h.shape[0]] if h.dim() > 1 else p[0]
 
 
 def weights(h: Tensor) -> Tensor:
@@ -192,6 +192,45 @@ def _cross_entropy_of_probabilities(chunk_rows: int | None) -> Subject:
     return Subject(name, "identity", ours, torchs, truth, HEAD)
 
 
+def row_weights(h: Tensor) -> Tensor:
+    """Choose a weight for each row of h."""
+    u = beside(h, torch.linspace(2, 0.5, N, dtype=h.dtype, device=h.device))
+    return u[: h.shape[0]] if h.dim() > 1 else u[0]
+
+
+def _cross_entropy_with(chunk_rows: int | None, *options: str) -> Subject:
+    softcap = 1.5 if "softcap" in options else None
+    z_loss = 0.1 if "z_loss" in options else 0.0
+
+    def weight_of(h: Tensor) -> Tensor | None:
+        return row_weights(h) if "row_weight" in options else None
+
+    def ours(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        given = {"linear_bias": b, "row_weight": weight_of(h), "chunk_rows": chunk_rows}
+        return linear_cross_entropy(h, w, labels(h), softcap=softcap, z_loss=z_loss, **given)
+
+    def logits(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        z = F.linear(h, w, b)
+        return softcap * torch.tanh(z / softcap) if softcap else z
+
+    def mean(values: Tensor, h: Tensor) -> Tensor:
+        u = weight_of(h)
+        return values.mean() if u is None else (u * values).sum() / u.sum()
+
+    def torchs(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        s = logits(h, w, b)
+        values = F.cross_entropy(s, labels(h), reduction="none") + z_loss * s.logsumexp(-1).square()
+        return mean(values, h)
+
+    def truth(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        s = logits(h, w, b)
+        lse = s.exp().sum(-1).log()
+        return mean(lse - picked(s, labels(h)) + z_loss * lse.square(), h)
+
+    name = f"linear_cross_entropy with {', '.join(options)}{at_once(chunk_rows)}"
+    return Subject(name, "identity", ours, torchs, truth, HEAD)
+
+
 def _binary_cross_entropy(chunk_rows: int | None) -> Subject:
     def ours(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return linear_binary_cross_entropy(
@@ -242,4 +281,8 @@ for make in (_cross_entropy, _weighted_cross_entropy, _cross_entropy_of_probabil
     for rows in (2, 8, None):
         subject = make(rows)
         SUBJECTS[subject.name] = lambda _, subject=subject: subject
+OPTIONS = "softcap", "z_loss", "row_weight"
+for rows, options in ((2, OPTIONS), (8, OPTIONS), (None, OPTIONS), *((2, (option,)) for option in OPTIONS)):
+    subject = _cross_entropy_with(rows, *options)
+    SUBJECTS[subject.name] = lambda _, subject=subject: subject
 WITHOUT_ACTIVATION = "Linear", *(name for name in SUBJECTS if name.startswith("linear_"))
