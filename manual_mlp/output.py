@@ -13,6 +13,7 @@ from manual_mlp.engines import native
 from manual_mlp.formulas.products import rows
 from manual_mlp.head.functions import loss_of_step
 from manual_mlp.head.plan import Head, step_for
+from manual_mlp.head.sharded import sharded_loss
 from manual_mlp.losses import LOSSES, Criterion
 from manual_mlp.transforms import Caller, caller
 
@@ -185,7 +186,8 @@ def _loss(head: Head, criterion: Criterion, chunk_rows: int | None) -> Tensor:
 
 
 def _torchs(_: Caller, head: Head, criterion: Criterion, chunk_rows: int | None) -> Tensor:
-    return criterion.torchs(torchs_layer(*head))
+    value = sharded_loss(head, criterion, chunk_rows)
+    return criterion.torchs(torchs_layer(*head)) if value is None else value
 
 
 def _by_rows(who: Caller, head: Head, criterion: Criterion, chunk_rows: int | None) -> Tensor:

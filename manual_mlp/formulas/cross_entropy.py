@@ -52,7 +52,7 @@ class CrossEntropy(Loss):
             values, total, subtract = F.nll_loss(log_p, t, reduction="none"), None, _one_hot(t)
         else:
             values, total, subtract = self._compared(log_p, at)
-        return values, _delta(_exp_(log_p), total, subtract) if need_dy else None
+        return values, delta_of_softmax(_exp_(log_p), total, subtract) if need_dy else None
 
     def reduced(self, y: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
         log_p, t = torch.log_softmax(y, -1, out=y), self.target
@@ -63,18 +63,26 @@ class CrossEntropy(Loss):
                 share = self._share(log_p)
                 if epsilon:
                     value = (1 - epsilon) * value - share * scale * log_p.sum()
-                delta = _delta(_exp_(log_p), None, _one_hot(t, 1 - epsilon, share))
+                delta = delta_of_softmax(_exp_(log_p), None, _one_hot(t, 1 - epsilon, share))
                 delta = delta.mul_(scale) if mean else delta
                 return value, delta if g is None else delta.mul_(g)
         # ln p is its own logarithm of the softmax.
         return super().reduced(log_p, mean, g)
 
     def curvature(self, y: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+        p, total, subtract = self._shares(y, at)
+        r = (q - self._whole((p * q).sum(-1, keepdim=True))).mul_(p).mul_(total)  # (O4)
+        return delta_of_softmax(p, total, subtract), r
+
+    def _shares(self, y: Tensor, at: slice) -> tuple[Tensor, Tensor, Subtract]:
+        """Return p, in the memory of y, Σa (n, 1), and what takes a off."""
         log_p = torch.log_softmax(y, -1, out=y)
         _, total, subtract = self._compared(log_p, at)
-        p = _exp_(log_p)
-        r = (q - (p * q).sum(-1, keepdim=True)).mul_(p).mul_(total)  # (O4)
-        return _delta(p, total, subtract), r
+        return _exp_(log_p), total, subtract
+
+    def _whole(self, sums: Tensor) -> Tensor:
+        """Return sums over all classes from those over the classes at hand, which here are all."""
+        return sums
 
     def _compared(self, log_p: Tensor, at: slice) -> tuple[Tensor, Tensor, Subtract]:
         """Return −a · ln p and Σa (n, 1) of some rows, and what takes a off."""
@@ -166,7 +174,7 @@ def _exp_(log_p: Tensor) -> Tensor:
     return flush_(log_p).exp_()
 
 
-def _delta(p: Tensor, total: Tensor | None, subtract: Subtract) -> Tensor:
+def delta_of_softmax(p: Tensor, total: Tensor | None, subtract: Subtract) -> Tensor:
     """Compute δ over p; a total Σa that is None is 1."""
     return subtract(p if total is None else p.mul_(total))  # (O2)
 

@@ -247,3 +247,8 @@ def flush_(z: Tensor) -> Tensor:
     is flushed is far below its rounding.
     """
     return z if z.dtype == torch.float64 else torch.threshold_(z, -64.0, -torch.inf)
+
+
+def flush_shares_(p: Tensor) -> Tensor:
+    """Let shares of a softmax that come of no exponential at hand, but of a product, come out as 0 below e⁻⁶⁴ too."""
+    return p if p.dtype == torch.float64 else torch.threshold_(p, 1.6e-28, 0.0)
