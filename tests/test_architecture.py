@@ -25,6 +25,7 @@ FLOORS = (
     {"activations"},
     {"formulas"},
     {"checks", "composite", "engines"},
+    {"loss_checks"},
     {"dropout", "layer", "losses"},
     {"sweep"},
     {"head", "network"},

@@ -18,11 +18,11 @@ from torch.autograd import gradcheck, gradgradcheck
 from manual_mlp import MLP, Activation, Dense, DenseSquaredError, activations, backprop, dense, dense_squared_error
 from manual_mlp.__main__ import main as command
 from manual_mlp.activations import get, to_module
-from manual_mlp.checks import check_squared_error
 from manual_mlp.explain import check_my_backward
 from manual_mlp.formulas.losses import Loss
 from manual_mlp.formulas.products import rows
 from manual_mlp.head.plan import Head
+from manual_mlp.loss_checks import check_squared_error
 from manual_mlp.losses import LOSSES, Criterion, Known, flags
 from manual_mlp.output import _loss, loss_of_output
 

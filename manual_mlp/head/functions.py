@@ -216,13 +216,14 @@ def _whole(operands: Sequence[Any], rest: Sequence[tuple[Tensor, int] | None]) -
 @answers
 def loss_gradients(asked: Asked) -> Found:
     """Compute dh, dw and db of a loss, so that what differentiates them is right; native may have made them."""
-    input, w, b, upstream, target, weight, pos_weight, *given = asked.tensors
+    input, w, b, upstream, target, weight, pos_weight, row_weight, *given = asked.tensors
     kind, reduction, number, tile_rows, _, region, ignored = asked.numbers
+    smoothing, z_loss = asked.dropout
     assert input is not None
     assert target is not None
     assert upstream is not None
     losses: tuple[Callable[[], Loss], ...] = (
-        lambda: CrossEntropy(target, weight, ignored, asked.dropout[0]),
+        lambda: CrossEntropy(target, weight, ignored, smoothing, row_weight, z_loss),
         lambda: BinaryCrossEntropy(target, weight, pos_weight),
         lambda: SquaredError(target),
     )

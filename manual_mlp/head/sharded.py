@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manual_mlp.checks import check_layer
+from manual_mlp.formulas.cross_entropy import Stats
 from manual_mlp.formulas.products import rows
 from manual_mlp.formulas.sharded import ShardedCrossEntropy, Share
 from manual_mlp.head.functions import loss_of_step
-from manual_mlp.head.plan import Head, Step
+from manual_mlp.head.plan import Head, Step, is_usual
 from manual_mlp.losses import LOSSES, Criterion
-from manual_mlp.precision import FLOATS, autocast_dtype, product_dtype
+from manual_mlp.precision import autocast_dtype, product_dtype
 from manual_mlp.sweep.tiling import Tiling, Work, tiling_for
 from manual_mlp.transforms import caller, has_class, is_plain
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def sharded_loss(head: Head, criterion: Criterion, chunk_rows: int | None) -> Tensor | None:
-    """Compute a cross-entropy whose classes are shared out; None where torch's own operations are to.
+def sharded_loss(head: Head, criterion: Criterion, chunk_rows: int | None) -> tuple[Tensor, Stats | None] | None:
+    """Compute a cross-entropy whose classes are shared out, and what is seen; None for torch's own operations.
 
     Each process knows its own logits alone. For the rows of a chunk there is one exchange, and one for dh in the end.
     """
@@ -34,21 +35,20 @@ def sharded_loss(head: Head, criterion: Criterion, chunk_rows: int | None) -> Te
     if plan is None:
         return None
     h, w, b, activation = head
-    local = criterion._replace(
-        target=plan.copy(criterion.target), options={name: plan.copy(t) for name, t in criterion.options.items()}
-    )
+    options = {name: plan.copy(t) for name, t in criterion.options.items()}
+    local = criterion._replace(target=plan.copy(criterion.target), options=options)
     input = plan.shared(plan.copy(h))
     check_layer(input, w, b)
     local.check(input, w.shape[0])
     loss = ShardedCrossEntropy.of(local.make(input), plan.share())
     of_rows = Head(rows(input), plan.part(w), None if b is None else plan.part(b), activation)
     step = _step_for(loss, of_rows, criterion.reduction, chunk_rows)
+    seen = loss.watched(of_rows.h) if criterion.stats else None
     if step is None:
         value = loss.composite(of_rows.output(), criterion.reduction)
     else:
         value = plan.handed(loss_of_step(step, of_rows))
-    value = value if input.dim() == 2 or not value.dim() else value.reshape(input.shape[:-1])
-    return plan.like(value, h)
+    return plan.like(value, h), seen if seen is None else Stats(*(plan.like(t, h) for t in seen))
 
 
 class _Plan(NamedTuple):
@@ -122,21 +122,18 @@ class _Plan(NamedTuple):
 
 def _step_for(loss: ShardedCrossEntropy, head: Head, reduction: str, chunk_rows: int | None) -> Step | None:
     """Plan a step, the same in each process; None for torch's operations, where a dtype or a size is unusual."""
-    h, w, b, activation = head
-    held = [t for t in loss.tensors() if t is not None]
-    dtypes = {t.dtype for t in (h, w, b, *held) if t is not None and t.is_floating_point()}
-    region = autocast_dtype(h)
-    mixed = torch.float64 in dtypes if region else len(dtypes) > 1
-    if mixed or not FLOATS.issuperset(dtypes) or not h.numel():
+    h = head.h
+    if not is_usual(loss, head):
         return None
     n, d_in = h.shape
+    region = autocast_dtype(h)
     dtype = product_dtype(region or h.dtype, h.device)
     # The chunks may not depend on the width of this process's part, nor on its threads, nor on what its CPU can do.
     widest = max(loss.share.widest, 1)
     tiling = tiling_for(Work(n, (d_in, widest), torch.float32, 1 if h.is_cpu else 0, loss=True))
     tiling = tiling if chunk_rows is None else Tiling(min(chunk_rows, n))
     again = tiling.rows < n and (reduction == "none" or dtype is torch.float16)
-    return Step(loss, reduction, activation, tiling, dtype, region, again)
+    return Step(loss, reduction, head.activation, tiling, dtype, region, again)
 
 
 def _gathered(plan: _Plan, known: Tensor) -> Tensor:
