@@ -114,7 +114,7 @@ class CrossEntropy(Loss):
 
     def curvature(self, y: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
         p, total, subtract = self._shares(y, at)
-        q_mean = self._whole((p * q).sum(-1, keepdim=True))
+        q_mean = self.whole((p * q).sum(-1, keepdim=True))
         r = (q - q_mean).mul_(p).mul_(total)  # (O4)
         if self.z_loss:
             r.addcmul_(p, q_mean.mul_(2 * self.z_loss * self._rho(at, p.dtype)))  # (O6)
@@ -125,10 +125,6 @@ class CrossEntropy(Loss):
         log_p, lse = self._logarithms(y, at, y)
         _, total, subtract = self._compared(log_p, lse, at)
         return _exp_(log_p), total, subtract
-
-    def _whole(self, sums: Tensor) -> Tensor:
-        """Return sums over all classes from those over the classes at hand, which here are all."""
-        return sums
 
     def _logarithms(self, y: Tensor, at: slice, out: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Compute ln p, and ln Σeᶻ (n, 1) where somebody wants it."""

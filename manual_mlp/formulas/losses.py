@@ -105,6 +105,10 @@ class Loss(RowLoss):
         """Compute the same for eager autograd and the compiler alone, in fewer operations where torch has them."""
         return self.composite(y, reduction)
 
+    def whole(self, sums: Tensor) -> Tensor:
+        """Return sums over all entries of a row from those over the entries at hand, which here are all."""
+        return sums
+
     def tensors(self) -> list[Tensor | None]:
         """List the target and the weights, None where one is missing."""
         return [getattr(self, name) for name in self.held]

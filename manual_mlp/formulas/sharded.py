@@ -54,9 +54,7 @@ class ShardedCrossEntropy(CrossEntropy):
 
     def values(self, y: Tensor, at: slice, need_dy: bool) -> tuple[Tensor, Tensor | None]:
         values, e, scale, total, subtract = self._met(y, at)
-        # One pass over e for two factors.
-        delta = delta_of_softmax(flush_shares_(e.mul_(scale * total)), None, subtract) if need_dy else None
-        return values, delta
+        return values, delta_of_softmax(flush_shares_(e.mul_(scale)), total, subtract) if need_dy else None
 
     def reduced(self, y: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
         return Loss.reduced(self, y, mean, g)
@@ -79,7 +77,7 @@ class ShardedCrossEntropy(CrossEntropy):
             values, _ = self._squared(values, total, lse, slice(None))
         result = values if reduction == "none" else values.sum()
         if reduction == "mean":
-            result = result / self.mean()[0]
+            result = cast(result / self.mean()[0], result.dtype)
         return self.as_torchs(result, y)
 
     def quick_composite(self, y: Tensor, reduction: str) -> Tensor:
@@ -112,7 +110,7 @@ class ShardedCrossEntropy(CrossEntropy):
         _, e, scale, total, subtract = self._met(y, at)
         return flush_shares_(e.mul_(scale)), total, subtract
 
-    def _whole(self, sums: Tensor) -> Tensor:
+    def whole(self, sums: Tensor) -> Tensor:
         return self.share.add(sums)
 
     def _see(self, lse: Tensor, each: Tensor, places: Tensor, at: slice) -> None:

@@ -47,7 +47,7 @@ def sharded_loss(head: Head, criterion: Criterion, chunk_rows: int | None) -> tu
     if step is None:
         value = loss.composite(of_rows.output(), criterion.reduction)
     else:
-        value = plan.handed(loss_of_step(step, of_rows))
+        value = loss_of_step(step, of_rows)
     return plan.like(value, h), seen if seen is None else Stats(*(plan.like(t, h) for t in seen))
 
 
@@ -107,10 +107,6 @@ class _Plan(NamedTuple):
         """Let the gradient by a tensor be the sum of what the processes find."""
         return _Shared.apply(t, self.group)  # type: ignore[no-any-return]
 
-    def handed(self, value: Tensor) -> Tensor:
-        """Let what comes back for a value be shared likewise: at second order each process finds a part for it."""
-        return _Handed.apply(value, self.group)  # type: ignore[no-any-return]
-
     def like(self, value: Tensor, h: Tensor) -> Tensor:
         """Return a DTensor if the input is one."""
         if not hasattr(h, "to_local"):
@@ -169,17 +165,6 @@ class _Summed(Function):
         total = t.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=group)
         return total
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        return _Shared.apply(g, ctx.group), None
-
-
-class _Handed(Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
