@@ -44,10 +44,7 @@ def sharded_loss(head: Head, criterion: Criterion, chunk_rows: int | None) -> tu
     of_rows = Head(rows(input), plan.part(w), None if b is None else plan.part(b), activation)
     step = _step_for(loss, of_rows, criterion.reduction, chunk_rows)
     seen = loss.watched(of_rows.h) if criterion.stats else None
-    if step is None:
-        value = loss.composite(of_rows.output(), criterion.reduction)
-    else:
-        value = loss_of_step(step, of_rows)
+    value = loss_of_step(step, of_rows) if step else loss.composite(of_rows.output(), criterion.reduction)
     return plan.like(value, h), seen if seen is None else Stats(*(plan.like(t, h) for t in seen))
 
 
