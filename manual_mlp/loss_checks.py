@@ -12,7 +12,7 @@ from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.checks import check_tensor
 from manual_mlp.formulas.cross_entropy import Options
 from manual_mlp.precision import autocasting
-from manual_mlp.transforms import has_class
+from manual_mlp.transforms import constant, has_class
 
 
 def check_smoothing(label_smoothing: float) -> None:
@@ -31,15 +31,27 @@ def check_z_loss(z_loss: float) -> None:
         raise ValueError(f"expected z_loss from 0 up, and finite, got {z_loss}")
 
 
-def capping(softcap: float | None) -> Activation:
-    """Find what caps the logits, or raise an error unless there is a cap that can be reached."""
+def capping(softcap: float | Activation | None) -> Activation:
+    """Find what caps the logits, if it is not found already, or raise an error unless a cap can be reached."""
     if softcap is None:
         return IDENTITY
+    if isinstance(softcap, Activation):
+        return softcap
     if not hasattr(softcap, "__float__"):
         raise TypeError(f"expected softcap to be a number or None, got {softcap!r}")
     if not 0 < softcap < inf:
         raise ValueError(f"expected softcap above 0, and finite, got {softcap}")
-    return activations.softcap(float(softcap))
+    _find(float(softcap))
+    return _CAPS[float(softcap)]
+
+
+_CAPS: dict[float, Activation] = {}
+
+
+@constant
+def _find(cap: float) -> None:
+    # The compiler cannot make a record while it traces, and reads one only where it is kept.
+    _CAPS.setdefault(cap, activations.softcap(cap))
 
 
 def shift_of(shift: bool | int) -> int:
@@ -108,7 +120,7 @@ def chunk_rows_of(options: Any, chunk_rows: int | None, input: Tensor, weight: T
 
 
 def _by_aspect_ratio(method: str, input: Tensor, weight: Tensor) -> int:
-    """Return how many rows of logits take the memory of the input, as a power of two, divided by the method's number."""
+    """Return how many rows of logits take the memory of the input, to a power of two, by the number of the method."""
     n, (classes, d_in) = input.shape[:-1].numel(), weight.shape
     fitting = -(-n // max(1, -(-classes // max(1, d_in))))
     power = 1 << max(0, fitting - 1).bit_length()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from manual_mlp.checks import check_options
+from manual_mlp.cross_entropy import linear_cross_entropy
 from manual_mlp.formulas.cross_entropy import Stats
 from manual_mlp.loss_checks import (
     capping,
@@ -20,7 +21,7 @@ from manual_mlp.loss_checks import (
 )
 from manual_mlp.losses import LOSSES, Criterion
 from manual_mlp.modules import ActivationLike, Dense, Linear, check_size
-from manual_mlp.output import dense_squared_error, linear_cross_entropy, loss_of_output
+from manual_mlp.output import dense_squared_error, loss_of_output
 from manual_mlp.sequential import is_one_of
 from manual_mlp.transforms import called_as_it_is, modules_are_watched
 
@@ -121,7 +122,8 @@ class LinearCrossEntropyLoss(nn.Module):
         self.ignore_index = ignored_class(ignore_index)
         self.reduction, self.label_smoothing = reduction, label_smoothing
         self.z_loss, self.softcap, self.shift = z_loss, softcap, shift_of(shift)
-        capping(softcap)
+        # A compiled graph would take a number that differs between modules for one that it cannot know.
+        self.capped = capping(softcap)
         self.return_stats, self.chunk_rows, self.options = return_stats, chunk_rows, options
 
     def forward(self, input: Tensor, target: Tensor, row_weight: Tensor | None = None) -> Tensor | tuple[Tensor, Stats]:
@@ -138,13 +140,13 @@ class LinearCrossEntropyLoss(nn.Module):
             criterion = Criterion(LOSSES["cross_entropy"], target, reduction, options, self.return_stats)
             y = linear(input)
             check_whole(y, linear)
-            return loss_of_output(y, criterion, capping(self.softcap))  # type: ignore[no-any-return]
+            return loss_of_output(y, criterion, self.capped)  # type: ignore[no-any-return]
         options |= {"linear_bias": linear.bias, "reduction": reduction, "chunk_rows": self.chunk_rows}
-        options |= {"softcap": self.softcap, "shift": self.shift, "return_stats": self.return_stats}
+        options |= {"softcap": self.capped, "shift": self.shift, "return_stats": self.return_stats}
         return linear_cross_entropy(  # type: ignore[no-any-return]
             input, linear.weight, target, **options, options=self.options
         )
 
     def extra_repr(self) -> str:
-        told = "reduction", "ignore_index", "label_smoothing", "z_loss", "softcap", "shift", "chunk_rows"
+        told = "reduction", "ignore_index", "label_smoothing", "chunk_rows", "z_loss", "softcap", "shift"
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in told)

@@ -104,7 +104,7 @@ LOSSES: dict[str, Known] = {
         check_cross_entropy,
         _cross_entropy,
         torchs_cross_entropy,
-        Options._fields,
+        ("weight", "ignore_index", "label_smoothing", "row_weight", "z_loss"),
         of_classes=True,
         shares=lambda y: y.softmax(-1),
         words="the cross-entropy: minus the logarithm of the share that softmax(Y) gives to the right class, added "

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function, forward_ad
+from torch.autograd import forward_ad
 from torch.utils import _device
 
 _core = torch._C
@@ -28,7 +28,7 @@ Caller = Literal["eager", "compiler", "transform", "composite", "torch"]
 """Which form of a Function serves the caller.
 
 - eager: nothing but eager autograd, so a Function without ``jvp``, quick to call, is enough;
-- compiler: ``torch.compile`` traces the call, and refuses a Function that defines ``jvp``;
+- compiler: ``torch.compile`` traces the call, and fuses torch's own operations best;
 - transform: a ``torch.func`` transform or forward mode needs a Function with ``setup_context`` and ``jvp``;
 - composite: torch's own operations serve best, as it mishandles every Function here, or the operations themselves are
   asked for (``torch.export``);
@@ -196,26 +196,6 @@ def version(t: Tensor) -> int:
     return 0 if t.is_inference() else t._version
 
 
-def without_jvp(function: type[Function], compute: Callable[..., Any] | None = None) -> type[Function]:
-    """Make the twin of a Function that serves eager autograd and the compiler, with the same formulas.
-
-    ``compute`` takes the place of its forward.
-    """
-    run: Callable[..., Any] = compute or function.forward
-
-    class Twin(Function):
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            output = run(*args)
-            function.setup_context(ctx, args, output)
-            return output
-
-        backward = staticmethod(function.backward)
-
-    Twin.__name__ = Twin.__qualname__ = function.__name__
-    return Twin
-
-
 def _functions_are_overridden() -> bool:
     """Tell whether a mode other than that of a default device takes torch's functions by their names."""
     depth = _core._len_torch_function_stack()
@@ -237,9 +217,15 @@ def _transforming_while_compiling() -> bool:
         return True
 
 
-# The compiler cannot trace the question, but it enters the transforms itself while it traces, so the answer is a
-# constant. torch.compiler.assume_constant_result sets this same mark, and imports the compiler to do so: seconds.
-_transforming_while_compiling._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def constant(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the compiler call a function while it traces, and take what it returns for a constant."""
+    # torch.compiler.assume_constant_result sets this same mark, and imports the compiler to do so: seconds.
+    ask._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return ask
+
+
+# The compiler cannot trace the question, but it enters the transforms itself while it traces.
+_transforming_while_compiling = constant(_transforming_while_compiling)
 
 
 def _no_function_is_right() -> bool:

@@ -17,6 +17,8 @@ REDUCTIONS = "none", "mean", "sum"
 class KernelCrossEntropy(CrossEntropy):
     """A cross-entropy that has, of all rows at once, its value and gradient from nll_loss and log_softmax's own kernel.
 
+    It has no weights of rows and no z-loss: one that has either is computed by the formulas.
+
     The slope by ln p is −a, of which the last kernel makes (Σa) p − a. On a CPU it would make denormal numbers.
     """
 
@@ -31,7 +33,7 @@ class KernelCrossEntropy(CrossEntropy):
 
     def _by_kernels(self, z: Tensor, reduction: str, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
         """Compute the value, and δ for its upstream gradient or 1, of all rows."""
-        log_p, t = torch.log_softmax(z, -1), self.target
+        (log_p, _), t = self._logarithms(z, slice(None), None), self.target
         g = cast(g, log_p.dtype) if isinstance(g, Tensor) else g
         of_target = self._of_probabilities if t.is_floating_point() else self._of_classes
         value, slope = of_target(log_p, t, reduction, g)

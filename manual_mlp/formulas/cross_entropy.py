@@ -46,7 +46,7 @@ class Stats(NamedTuple):
 
 @dataclass(eq=False)
 class CrossEntropy(Loss):
-    """ρ((Σa)ℓ − a·z + ζℓ²) of each row, with ℓ = ln Σeᶻ, and a the target row after smoothing and class weights.
+    """u((Σa)ℓ − a·z + ζℓ²) of each row, with ℓ = ln Σeᶻ, and a the target row after smoothing and class weights.
 
     Its y is z.
 
@@ -55,7 +55,7 @@ class CrossEntropy(Loss):
         weight: of the classes (V,), or None.
         ignore_index: a class whose rows count for nothing.
         label_smoothing: ε.
-        row_weight: ρ (n,), or None. Below, a and ζ are of a row, times its ρ.
+        row_weight: u (n,), or None. Below, u is in the a and the ζ of its row.
         z_loss: ζ.
     """
 
@@ -66,7 +66,7 @@ class CrossEntropy(Loss):
     row_weight: Tensor | None = None
     z_loss: float = 0.0
     _found: tuple[Tensor, Tensor, Tensor] | None = field(default=None, init=False)
-    _seen: Stats | None = field(default=None, init=False)
+    seen: Stats | None = field(default=None, init=False)
     by_entry: ClassVar[bool] = False
     promoting: ClassVar[tuple[str, ...]] = ("target", "weight")
     held: ClassVar[tuple[str, ...]] = ("target", "weight", "row_weight")
@@ -76,14 +76,14 @@ class CrossEntropy(Loss):
         if not (self.label_smoothing and self.target.is_floating_point()):
             return self
         copy = replace(self, target=self.target.clone())
-        copy._seen = self._seen
+        copy.seen = self.seen
         return copy
 
     def watched(self, h: Tensor) -> Stats:
         """Return what the next pass over all rows of this input fills in."""
         n = len(self.target)
-        self._seen = Stats(h.new_empty(n, dtype=widened(h.dtype)), h.new_empty(n, dtype=torch.bool))
-        return self._seen
+        self.seen = Stats(h.new_empty(n, dtype=widened(h.dtype)), h.new_empty(n, dtype=torch.bool))
+        return self.seen
 
     def values(self, y: Tensor, at: slice, need_dy: bool) -> tuple[Tensor, Tensor | None]:
         return self._values(*self._logarithms(y, at, y), at, need_dy)
@@ -117,7 +117,7 @@ class CrossEntropy(Loss):
         q_mean = self.whole((p * q).sum(-1, keepdim=True))
         r = (q - q_mean).mul_(p).mul_(total)  # (O4)
         if self.z_loss:
-            r.addcmul_(p, q_mean.mul_(2 * self.z_loss * self._rho(at, p.dtype)))  # (O6)
+            r.addcmul_(p, q_mean.mul_(2 * self.z_loss * self._row_weights(at, p.dtype)))  # (O6)
         return delta_of_softmax(p, total, subtract), r
 
     def _shares(self, y: Tensor, at: slice) -> tuple[Tensor, Tensor, Subtract]:
@@ -128,15 +128,15 @@ class CrossEntropy(Loss):
 
     def _logarithms(self, y: Tensor, at: slice, out: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Compute ln p, and ln Σeᶻ (n, 1) where somebody wants it."""
-        if not self.z_loss and self._seen is None:
+        if not self.z_loss and self.seen is None:
             return torch.log_softmax(y, -1, out=out), None
         largest, place = y.max(-1, keepdim=True)
         log_p = torch.log_softmax(y, -1, out=out)
         # At the largest logit ln p is small, and the sum exact.
         lse = largest - log_p.gather(1, place)
-        if self._seen is not None:
-            self._seen.logsumexp[at] = lse[:, 0]
-            self._seen.correct[at] = self._is_right(place[:, 0], at)
+        if self.seen is not None:
+            self.seen.logsumexp[at] = lse[:, 0]
+            self.seen.correct[at] = self._is_right(place[:, 0], at)
         return log_p, lse
 
     def _is_right(self, place: Tensor, at: slice) -> Tensor:
@@ -146,19 +146,18 @@ class CrossEntropy(Loss):
     def _compared(self, log_p: Tensor, lse: Tensor | None, at: slice) -> tuple[Tensor, Tensor, Subtract]:
         """Return the values of some rows, the factor of p (n, 1) in δ, and what takes a off."""
         values, total, subtract = self._beside(log_p, at)
-        if self.z_loss:
-            assert lse is not None
-            values, total = self._squared(values, total, lse, at)
-        return values, total, subtract
+        return *self._squared(values, total, lse, at), subtract
 
     def _beside(self, log_p: Tensor, at: slice) -> tuple[Tensor, Tensor, Subtract]:
         """Return −a · ln p and Σa (n, 1) of some rows, and what takes a off."""
-        compare = self._with_probabilities if self.target.is_floating_point() else self._with_classes
-        return compare(log_p, at)
+        return (self._with_probabilities if self.target.is_floating_point() else self._with_classes)(log_p, at)
 
-    def _squared(self, values: Tensor, total: Tensor, lse: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+    def _squared(self, values: Tensor, total: Tensor, lse: Tensor | None, at: slice) -> tuple[Tensor, Tensor]:
         """Add the z-loss to the values of some rows, and its slope to the factor of p."""
-        zeta = self.z_loss * self._rho(at, lse.dtype)
+        if not self.z_loss:
+            return values, total
+        assert lse is not None
+        zeta = self.z_loss * self._row_weights(at, lse.dtype)
         if not self.target.is_floating_point():
             lse = torch.where(self._classes()[0][at, None], lse, 0.0)
         return values + (zeta * lse.square()).sum(-1), total + 2 * zeta * lse  # (O5)
@@ -166,7 +165,7 @@ class CrossEntropy(Loss):
     def _with_probabilities(self, log_p: Tensor, at: slice) -> tuple[Tensor, Tensor, Subtract]:
         a = (1 - self.label_smoothing) * cast(self.target[at], log_p.dtype) + self._share(log_p)
         a = a if self.weight is None else a * cast(self.weight, log_p.dtype)
-        a = a if self.row_weight is None else a * self._rho(at, log_p.dtype)
+        a = a if self.row_weight is None else a * self._row_weights(at, log_p.dtype)
         return -(a * log_p).sum(-1), a.sum(-1, keepdim=True), lambda rows: rows.sub_(a)
 
     def _with_classes(self, log_p: Tensor, at: slice) -> tuple[Tensor, Tensor, Subtract]:
@@ -178,31 +177,34 @@ class CrossEntropy(Loss):
         known, column, total = (of_all[at] for of_all in self._classes())
         total = cast(total, log_p.dtype)
         hard = total if not epsilon else (1 - epsilon) * total
-        rho = self._rho(at, log_p.dtype)
+        u = self._row_weights(at, log_p.dtype)
         if self.row_weight is not None:
-            values = values * rho[:, 0]
+            values = values * u[:, 0]
 
         def subtract(rows: Tensor) -> Tensor:
             return rows.scatter_(1, column, rows.gather(1, column) - hard)
 
         if not epsilon:
             return values, total, subtract
-        soft = log_p.new_full((log_p.shape[-1],), share) if weight is None else share * weight
-        values = (1 - epsilon) * values - torch.where(known, log_p @ soft, 0.0) * rho[:, 0]
-        soft_rows = rho * soft
-        return values, hard + soft_rows.sum(-1, keepdim=True), lambda rows: subtract(rows.sub_(soft_rows))
+        # A sum is more exact than a product with as many shares.
+        soft = log_p.new_full((1,), share) if weight is None else share * weight
+        of_soft = share * log_p.sum(-1) if weight is None else log_p @ soft
+        values = (1 - epsilon) * values - torch.where(known, of_soft, 0.0) * u[:, 0]
+        soft_rows = u * soft
+        total = hard + u * (share * log_p.shape[-1] if weight is None else soft.sum())
+        return values, total, lambda rows: subtract(rows.sub_(soft_rows))
 
     def _share(self, log_p: Tensor) -> float:
         """Return what smoothing gives to each class."""
         return self.label_smoothing / max(log_p.shape[-1], 1)
 
-    def _rho(self, at: slice, dtype: torch.dtype) -> Tensor:
+    def _row_weights(self, at: slice, dtype: torch.dtype) -> Tensor:
         """Return the weights of some rows (n, 1), 0 where one is ignored."""
         known = None if self.target.is_floating_point() else self._classes()[0][at, None]
         if self.row_weight is None:
             return self.target.new_ones((), dtype=dtype) if known is None else cast(known, dtype)
-        rho = cast(self.row_weight[at, None], dtype)
-        return rho if known is None else torch.where(known, rho, 0.0)
+        u = cast(self.row_weight[at, None], dtype)
+        return u if known is None else torch.where(known, u, 0.0)
 
     def _classes(self) -> tuple[Tensor, Tensor, Tensor]:
         """Tell which rows are not ignored (N,), the class of each (N, 1), and Σa before smoothing (N, 1)."""
@@ -233,37 +235,27 @@ class CrossEntropy(Loss):
 
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
         if not self.target.is_floating_point():
-            count = self._classes()[2].sum()
-        elif self.row_weight is not None:
-            count = self.row_weight.double().sum()
-        else:
+            known, _, total = self._classes()
+            count = total.sum()
+            # Where every row is ignored, the mean is 0/0, but there is no gradient.
+            return count, torch.where(known.any(), 1 / count, 0.0)
+        if self.row_weight is None:
             return super().mean()
-        # Where no row counts, the mean is 0/0, but there is no gradient.
-        return count, torch.where(self._counting().any(), 1 / count, 0.0)
+        count = self.row_weight.double().sum()
+        return count, 1 / count
 
     def mean_now(self) -> tuple[Tensor | float, Tensor | float]:
         return super().mean() if self._all_count else self.mean()
 
     def counted(self, g: Tensor, at: slice) -> Tensor:
-        if self.target.is_floating_point() and self.row_weight is None:
-            return g
-        return torch.where(self._counting()[at], g, 0.0)
-
-    def _counting(self) -> Tensor:
-        """Tell which rows count for something (N,)."""
-        known = None if self.target.is_floating_point() else self._classes()[0]
-        if self.row_weight is None:
-            assert known is not None
-            return known
-        return self.row_weight != 0 if known is None else known & (self.row_weight != 0)
+        return g if self.target.is_floating_point() else torch.where(self._classes()[0][at], g, 0.0)
 
     def composite(self, y: Tensor, reduction: str) -> Tensor:
         # torch raises for log_softmax where forward mode meets create_graph, and its ONNX export of cross_entropy is
         # wrong with class weights and smoothing.
-        z, largest = widen(y), 0.0
-        if z.shape[-1]:
-            largest = z.detach().amax(-1, keepdim=True)
-            z = z - largest
+        z = widen(y)
+        largest = z.detach().amax(-1, keepdim=True) if z.shape[-1] else z.new_zeros(())
+        z = z - largest
         lse = z.exp().sum(-1, keepdim=True).log()
         return self._together(z - lse, lse + largest, y, reduction)
 

@@ -71,10 +71,9 @@ class ShardedCrossEntropy(CrossEntropy):
         total = everywhere(total)
         values = self._known_only((total * lse)[:, 0] + everywhere(cost), slice(None))
         lse = lse + top
-        if self._seen is not None:
+        if self.seen is not None:
             self._see(lse.detach(), each, places, slice(None))
-        if self.z_loss:
-            values, _ = self._squared(values, total, lse, slice(None))
+        values, _ = self._squared(values, total, lse, slice(None))
         result = values if reduction == "none" else values.sum()
         if reduction == "mean":
             result = cast(result / self.mean()[0], result.dtype)
@@ -99,10 +98,9 @@ class ShardedCrossEntropy(CrossEntropy):
         of_a = totals.sum(0)
         values = of_a * added.log() + (costs + totals * (top - _finite(each))).sum(0)
         values, total, lse = self._known_only(values, at), of_a[:, None], (top + added.log())[:, None]
-        if self._seen is not None:
+        if self.seen is not None:
             self._see(lse, each, places, at)
-        if self.z_loss:
-            values, total = self._squared(values, total, lse, at)
+        values, total = self._squared(values, total, lse, at)
         scale = (largest - top).exp() / added
         return values, e, scale[:, None], total, subtract
 
@@ -115,17 +113,17 @@ class ShardedCrossEntropy(CrossEntropy):
 
     def _see(self, lse: Tensor, each: Tensor, places: Tensor, at: slice) -> None:
         """Fill in what is seen, from the largest logits of each process (processes, n) and their classes."""
-        assert self._seen is not None
+        assert self.seen is not None
         # The first of equal ones, as in one process.
         place = torch.where(each == each.amax(0), places, self.share.classes).amin(0)
-        self._seen.logsumexp[at] = lse[:, 0]
-        self._seen.correct[at] = self._is_right(place, at)
+        self.seen.logsumexp[at] = lse[:, 0]
+        self.seen.correct[at] = self._is_right(place, at)
 
     def _largest(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the largest entry of each row, −∞ where there is none, and its class, which a float32 can tell."""
         if not z.size(1):
             return z.new_full((len(z),), -torch.inf), z.new_full((len(z),), self.share.classes)
-        if self._seen is None:
+        if self.seen is None:
             return z.amax(-1), z.new_zeros(len(z))
         largest, place = z.max(-1)
         return largest, cast(place + self.share.at.start, z.dtype)

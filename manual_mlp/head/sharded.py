@@ -73,7 +73,9 @@ class _Plan(NamedTuple):
             return placed and (kind is not tensor.Shard or t.placements[0].dim == 0)
 
         copies = [h, *criterion.tensors()]
-        if not (lies(w, tensor.Shard) and (b is None or lies(b, tensor.Shard))) or criterion.target.requires_grad:
+        if not (lies(w, tensor.Shard) and (b is None or lies(b, tensor.Shard))) or any(
+            t.requires_grad for t in criterion.tensors()
+        ):
             return None
         if not all(lies(t, tensor.Replicate) or not has_class(t) or hasattr(t, "trigger_wait") for t in copies):
             return None

@@ -3,12 +3,14 @@
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from manual_mlp import engines
+from manual_mlp import engines, linear_cross_entropy
 from manual_mlp.engines import KERNELS, PLAIN, Engine, engine_for
 from manual_mlp.engines.aten import KernelCrossEntropy
 from manual_mlp.formulas.cross_entropy import CrossEntropy
@@ -100,3 +102,20 @@ def test_what_an_engine_computes_is_as_exact_as_the_formulas(of: str, dtype: tor
 def test_every_entry_of_an_engine_is_held_to_a_formula() -> None:
     # That of drop runs where Triton's interpreter does: test_dropout.py.
     assert {of.split()[0] for of in HELD} | {"name", "drop"} == set(Engine._fields)
+
+
+@pytest.mark.parametrize("options", [{}, {"z_loss": 0.1}, {"row_weight": True}], ids=str)
+@pytest.mark.parametrize("chunk_rows", [4, 99])
+def test_an_engine_takes_the_options_of_a_cross_entropy_and_sees_its_rows(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], chunk_rows: int
+) -> None:
+    h, w = torch.randn(N, 3, dtype=torch.float64), torch.randn(V, 3, dtype=torch.float64, requires_grad=True)
+    t, found = torch.arange(N) % V, []
+    given = options | ({"row_weight": torch.linspace(0, 1, N)} if "row_weight" in options else {})
+    monkeypatch.setattr("manual_mlp.engines.native.doors", None)
+    for engine in (Engine("on a GPU", KernelCrossEntropy), PLAIN):
+        monkeypatch.setattr("manual_mlp.losses.engine_for", lambda _, engine=engine: engine)
+        loss, seen = linear_cross_entropy(h, w, t, return_stats=True, chunk_rows=chunk_rows, **given)
+        found.append((loss, *torch.autograd.grad(loss, w), *seen))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found[0][2], F.linear(h, w).logsumexp(-1).detach(), rtol=1e-12, atol=1e-12)

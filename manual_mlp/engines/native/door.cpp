@@ -1,6 +1,5 @@
 #include "door.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 namespace manual_mlp {

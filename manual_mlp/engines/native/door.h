@@ -38,10 +38,12 @@ inline Tensor flat(const Tensor& t) {
   return t.dim() == 2 ? t : t.reshape({t.numel() / t.size(-1), t.size(-1)});
 }
 inline Tensor rows(const Tensor& t) { return flat(t).contiguous(); }
+// Rows (N, D), or a number of each (N,), with the leading dimensions of an input; undefined stays so.
 inline Tensor like_rows_of(const Tensor& flat, const Tensor& input) {
-  if (input.dim() == 2) return flat;
+  if (input.dim() == 2 || !flat.defined()) return flat;
   auto shape = input.sizes().vec();
-  shape.back() = flat.size(1);
+  shape.pop_back();
+  if (flat.dim() == 2) shape.push_back(flat.size(1));
   return flat.view(shape);
 }
 

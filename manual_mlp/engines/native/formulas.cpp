@@ -9,19 +9,12 @@
 
 namespace manual_mlp {
 
-// Calls act with a number of the dtype.
-template <class Do>
-static void with_dtype(at::ScalarType dtype, const Do& act) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, dtype, "manual_mlp", [&] { act(scalar_t()); });
-}
-
 // Calls act with pointers to the entries of tensors of one dtype.
 template <class Do, class... Tensors>
 static void with_entries(const Do& act, const Tensor& first, const Tensors&... rest) {
-  with_dtype(first.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, first.scalar_type(), "manual_mlp", [&] {
     TORCH_INTERNAL_ASSERT(first.is_contiguous() && (true && ... && rest.is_contiguous()));
-    act(first.template data_ptr<T>(), rest.template data_ptr<T>()...);
+    act(first.template data_ptr<scalar_t>(), rest.template data_ptr<scalar_t>()...);
   });
 }
 
@@ -196,8 +189,8 @@ void drop(const Tensor& to, const Tensor& from, const Mask& mask) {
       to, from);
 }
 
-Tensor rounded(const std::vector<double>& sums, at::IntArrayRef shape, const at::TensorOptions& options) {
-  const Tensor found = at::empty(shape, options);
+Tensor rounded(const std::vector<double>& sums, const at::TensorOptions& options) {
+  const Tensor found = at::empty({int64_t(sums.size())}, options);
   with_entries(
       [&](auto* to) {
         for (size_t k = 0; k < sums.size(); ++k) to[k] = static_cast<std::remove_pointer_t<decltype(to)>>(sums[k]);

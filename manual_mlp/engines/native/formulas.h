@@ -46,6 +46,6 @@ struct Second {
 Second second_of_delta(const Tensor& dy, const Tensor& q, const Tensor& kept, const Act& f, bool over);
 
 // Sums in float64, rounded once.
-Tensor rounded(const std::vector<double>& sums, at::IntArrayRef shape, const at::TensorOptions& options);
+Tensor rounded(const std::vector<double>& sums, const at::TensorOptions& options);
 
 }  // namespace manual_mlp

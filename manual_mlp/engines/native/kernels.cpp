@@ -32,20 +32,7 @@ Aten composed() {
           }};
 }
 
-template <class Rates>
-Aten exponential(const Rates&) {  // α, s, r of s z, or s α(exp(rz) − 1)
-  return {no,
-          [](Tensor& y, const Tensor& z, const Params& p) { auto [a, s, r] = Rates()(p); at::elu_out(y, z, a, s, r); },
-          [](const Tensor& dy, const Tensor& z, const Params& p) {
-            auto [a, s, r] = Rates()(p);
-            return at::elu_backward(dy, a, s, r, false, z);
-          }};
-}
-struct Rate { double alpha, scale, rate; };
-struct OfElu { Rate operator()(const Params& p) const { return {p[0], 1, 1}; } };
-struct OfCelu { Rate operator()(const Params& p) const { return {p[0], 1, 1 / p[0]}; } };
-struct OfSelu { Rate operator()(const Params&) const { return {1.6732632423543772, 1.0507009873554805, 1}; } };
-
+constexpr double kAlpha = 1.6732632423543772, kScale = 1.0507009873554805;
 Tensor hardsigmoid(const Tensor& z) { return at::hardtanh(z + 3, 0, 6) / 6; }
 Tensor hardsigmoid_df(const Tensor& z) { return ((z > -3).logical_and(z < 3)).to(z.scalar_type()) / 6; }
 Tensor squared_relu(const Tensor& z) { return at::relu(z).square(); }
@@ -66,6 +53,9 @@ const std::map<std::string, Aten>& table() {
       {"relu", {yes, Y { at::clamp_min_out(y, z, 0); }, DELTA { return at::threshold_backward(dy, kept, 0); }}},
       {"sigmoid", {yes, Y { at::sigmoid_out(y, z); }, DELTA { return at::sigmoid_backward(dy, kept); }}},
       {"tanh", {yes, Y { at::tanh_out(y, z); }, DELTA { return at::tanh_backward(dy, kept); }}},
+      {"softcap",
+       {yes, Y { y.copy_((widen(z) / p[0]).tanh_().mul_(p[0])); },
+        DELTA { return at::tanh_backward(widen(dy), widen(kept) / p[0]).to(kept.scalar_type()); }}},
       {"gelu", {no, Y { at::gelu_out(y, z, "none"); }, DELTA { return at::gelu_backward(dy, kept, "none"); }}},
       {"gelu_tanh", {no, Y { at::gelu_out(y, z, "tanh"); }, DELTA { return at::gelu_backward(dy, kept, "tanh"); }}},
       {"silu", {no, Y { at::silu_out(y, z); }, DELTA { return at::silu_backward(dy, kept); }}},
@@ -84,9 +74,14 @@ const std::map<std::string, Aten>& table() {
       {"hardtanh",
        {no, Y { at::hardtanh_out(y, z, p[0], p[1]); },
         DELTA { return at::hardtanh_backward(dy, kept, p[0], p[1]); }}},
-      {"elu", exponential(OfElu())},
-      {"celu", exponential(OfCelu())},
-      {"selu", exponential(OfSelu())},
+      {"elu",
+       {no, Y { at::elu_out(y, z, p[0]); }, DELTA { return at::elu_backward(dy, p[0], 1, 1, false, kept); }}},
+      {"celu",
+       {no, Y { at::elu_out(y, z, p[0], 1, 1 / p[0]); },
+        DELTA { return at::elu_backward(dy, p[0], 1, 1 / p[0], false, kept); }}},
+      {"selu",
+       {no, Y { at::elu_out(y, z, kAlpha, kScale); },
+        DELTA { return at::elu_backward(dy, kAlpha, kScale, 1, false, kept); }}},
       {"hardsigmoid", composed<hardsigmoid, hardsigmoid_df>()},
       {"squared_relu", composed<squared_relu, squared_relu_df>()},
       {"logsigmoid", composed<logsigmoid, logsigmoid_df>()},
@@ -101,6 +96,7 @@ const std::map<std::string, Aten>& table() {
 const std::map<std::string, Kind> kKinds{
     {"identity", Kind::identity}, {"relu", Kind::relu}, {"sigmoid", Kind::sigmoid},   {"tanh", Kind::tanh},
     {"gelu", Kind::gelu},         {"silu", Kind::silu}, {"softplus", Kind::softplus}, {"sin", Kind::sin},
+    {"softcap", Kind::softcap},
 };
 
 // Made at their first use, under the interpreter's lock, and never gone: nodes of a graph refer to them.

@@ -141,7 +141,7 @@ Three gradients(const Kept& of, const Tensor& dy, const Tensor& dz, Needed neede
   Three found;
   if (needed.dh) found.dh = dh_of(delta, cast(of.w, delta.scalar_type()));
   if (needed.dw) found.dw = dw_of(delta, cast(flat(of.h), delta.scalar_type()));
-  if (needed.db) found.db = one_pass ? rounded(db, {delta.size(1)}, delta.options()) : at::sum(delta, {0});
+  if (needed.db) found.db = one_pass ? rounded(db, delta.options()) : at::sum(delta, {0});
   if (needed.dh && (dy.defined() ? dy : dz).dim() != 2) found.dh = like_rows_of(found.dh, dy.defined() ? dy : dz);
   return found;
 }
@@ -162,11 +162,7 @@ Three layer_backward(const Kept& of, const Tensor& dy, const Tensor& dz, Needed 
     auto found = GradientsFunction::apply(some(of.h), some(of.w), of.z_or_y, some(dy), some(dz), of.f.number, asked);
     auto next = found.begin();
     const auto take = [&](bool need) { return need ? *next++ : Tensor(); };
-    Three three;
-    three.dh = take(needed.dh);
-    three.dw = take(needed.dw);
-    three.db = take(needed.db);
-    return three;
+    return {take(needed.dh), take(needed.dw), take(needed.db)};
   }
   const std::vector<bool> asked{needed.dh, needed.dw, needed.db};
   auto found = ask_plain({"layer_gradients", {of.h, of.w, of.z_or_y, dy, dz}, {of.f.number}, asked});

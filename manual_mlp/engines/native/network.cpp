@@ -199,7 +199,7 @@ struct NetworkFunction : Function<NetworkFunction> {
       by_layer[k].push_back(needed[k].dw ? dw_of(delta, h) : Tensor());
       if (form.biased(k)) {
         Tensor found = needed[k].db && !delta.is_cpu() ? at::sum(delta, {0}) : Tensor();
-        by_layer[k].push_back(db.empty() ? found : rounded(db, {delta.size(1)}, delta.options()));
+        by_layer[k].push_back(db.empty() ? found : rounded(db, delta.options()));
       }
       if (!needed[k].dh) dy = Tensor();
       if (k == 0 && needed[0].dh) dh = dy;

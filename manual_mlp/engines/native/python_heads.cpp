@@ -1,5 +1,6 @@
 // The functions of a layer with its loss that Python calls. Each returns None where the plain engine is to compute.
-#include "head.h"
+#include <ATen/ExpandUtils.h>
+
 #include "python_losses.h"
 
 namespace manual_mlp {
@@ -10,7 +11,7 @@ constexpr int64_t kFewLogits = 230000;
 
 // What a loss compares with, of which nobody asks for the gradient; None leaves it undefined.
 bool take_constant(PyObject* object, Tensor& to) {
-  return object == Py_None || (take(object, to) && to.is_cpu() && !to.requires_grad());
+  return object == Py_None || (take(object, to) && to.is_cpu() && !(to.requires_grad() && at::GradMode::is_enabled()));
 }
 
 bool take_int(PyObject* object, int64_t& to) {
@@ -21,11 +22,11 @@ bool take_int(PyObject* object, int64_t& to) {
   return !overflow;
 }
 
-bool take_share(PyObject* object, double& to) {
+bool take_number(PyObject* object, double most, double& to) {
   if (!PyFloat_CheckExact(object) && !PyLong_CheckExact(object)) return false;
   to = PyFloat_AsDouble(object);
   if (PyErr_Occurred()) throw py::error_already_set();
-  return to >= 0 && to <= 1;
+  return to >= 0 && to <= most;
 }
 
 // Whether the target has as many rows as the input, and, unless it is classes, an entry for each of the output.
@@ -35,14 +36,20 @@ bool fits(const Tensor& target, const Head& head, bool of_classes) {
   return sizes.slice(0, rows.size()) == rows && (of_classes || sizes.back() == head.w.size(0));
 }
 
+// Which of some words, by the numbers of an enum.
+template <class Enum>
+bool take_word(PyObject* object, std::initializer_list<const char*> words, Enum& to) {
+  if (!PyUnicode_Check(object)) return false;
+  const auto is = [&](const char* word) { return PyUnicode_CompareWithASCIIString(object, word) == 0; };
+  const auto found = std::find_if(words.begin(), words.end(), is);
+  to = Enum(found - words.begin());
+  return found != words.end();
+}
+
 // A weight of entries (N or 1, V or 1), if it broadcasts to the target; undefined stays so.
 bool spread(Tensor& t, const Tensor& target) {
   if (!t.defined()) return true;
-  const int64_t missing = target.dim() - t.dim();
-  if (missing < 0) return false;
-  for (int64_t k = 0; k < t.dim(); ++k) {
-    if (t.size(k) != 1 && t.size(k) != target.size(k + missing)) return false;
-  }
+  if (!at::is_expandable_to(t.sizes(), target.sizes())) return false;
   const int64_t columns = t.dim() ? t.size(-1) : 1;
   if (t.numel() == columns) {
     t = t.reshape({1, columns});
@@ -62,17 +69,7 @@ bool is_narrow_fast() {
 
 }  // namespace
 
-bool take_reduction(PyObject* object, Reduction& to) {
-  if (!PyUnicode_Check(object)) return false;
-  for (const auto& [name, reduction] :
-       {std::pair("mean", Reduction::mean), std::pair("sum", Reduction::sum), std::pair("none", Reduction::none)}) {
-    if (PyUnicode_CompareWithASCIIString(object, name) == 0) {
-      to = reduction;
-      return true;
-    }
-  }
-  return false;
-}
+bool take_reduction(PyObject* object, Reduction& to) { return take_word(object, {"none", "mean", "sum"}, to); }
 
 at::ScalarType product_dtype(at::ScalarType dtype) {
   if (dtype == at::kDouble || dtype == at::kFloat) return dtype;
@@ -80,15 +77,13 @@ at::ScalarType product_dtype(at::ScalarType dtype) {
 }
 
 bool take_loss(PyObject* const* given, const Head& head, Loss& to) {
-  const auto is = [&](const char* name) { return PyUnicode_CompareWithASCIIString(given[0], name) == 0; };
   const auto dtype = head.h.scalar_type();
   const bool autocast = at::autocast::is_autocast_enabled(at::kCPU);
-  to.kind = is("cross_entropy") ? Loss::cross_entropy
-      : is("squared_error")     ? Loss::squared_error
-                                : Loss::binary_cross_entropy;
-  if ((to.kind == Loss::binary_cross_entropy && !is("binary_cross_entropy")) || !take_constant(given[1], to.target) ||
-      !take_constant(given[2], to.weight) || !take_constant(given[3], to.pos_weight) ||
-      !take_int(given[4], to.ignore_index) || !take_share(given[5], to.label_smoothing) || !to.target.defined()) {
+  if (!take_word(given[0], {"cross_entropy", "binary_cross_entropy", "squared_error"}, to.kind) ||
+      !take_constant(given[1], to.target) || !take_constant(given[2], to.weight) || !take_constant(given[3], to.pos_weight) ||
+      !take_constant(given[4], to.row_weight) || !take_int(given[5], to.ignore_index) ||
+      !take_number(given[6], 1, to.label_smoothing) ||
+      !take_number(given[7], std::numeric_limits<double>::max(), to.z_loss) || !to.target.defined()) {
     return false;
   }
   if (to.target.scalar_type() == at::kByte) to.target = to.target.to(at::kLong);
@@ -105,43 +100,67 @@ bool take_loss(PyObject* const* given, const Head& head, Loss& to) {
              (to.weight.defined() && (to.weight.dim() != 1 || to.weight.size(0) != head.w.size(0)))) {
     return false;
   }
+  if (to.row_weight.defined()) {
+    if (to.by_entry() || !fits(to.row_weight, head, true) || to.row_weight.is_complex()) return false;
+    to.row_weight = to.row_weight.reshape(-1);
+  }
   to.target = classes ? to.target.reshape(-1) : flat(to.target);
   return true;
 }
 
 namespace {
 
-// head(input, weight, bias, activation, reduction, chunk_rows, loss, target, weight, pos_weight, ignore_index,
-// label_smoothing) -> the loss or None
-PyObject* head_door(PyObject*, PyObject* const* given, Py_ssize_t) {
-  HANDLE_TH_ERRORS
-  Head head;
-  Plan plan;
-  const bool autocast = at::autocast::is_autocast_enabled(at::kCPU);
+// From input, weight, bias, activation, reduction, chunk_rows, what take_loss takes, and return_stats.
+bool take_head(PyObject* const* given, Head& head, Plan& plan) {
   if (functions_are_overridden() || !take(given[0], head.h) || !take(given[1], head.w) || !take(given[2], head.b) ||
       !head.h.is_cpu()) {
-    Py_RETURN_NONE;
+    return false;
   }
   const auto products = products_dtype(head.h, head.w, head.b);
+  plan.stats = given[14] == Py_True;
   if (!products || !(head.f = take_activation(given[3])) || !take_reduction(given[4], plan.reduction) ||
       !take_int(given[5], plan.rows) || (given[5] != Py_None && plan.rows < 1) ||
-      !take_loss(given + 6, head, plan.loss)) {
-    Py_RETURN_NONE;
+      !take_loss(given + 6, head, plan.loss) || (plan.stats && plan.loss.by_entry())) {
+    return false;
   }
   plan.products = product_dtype(*products);
-  if (autocast) plan.region = products;
+  if (at::autocast::is_autocast_enabled(at::kCPU)) plan.region = products;
   const int64_t v = head.w.size(0), n = head.h.numel() / head.w.size(1);
   if (given[5] == Py_None) {
     const Question large{"rows_of_loss", {flat(head.h)}, {v, int64_t(plan.products)}, {}};
     plan.rows = n * v < kFewLogits ? n : ask(large).cast<int64_t>();
   }
-  if (is_recorded(head) && keeps_more(head, plan)) Py_RETURN_NONE;
-  Tensor value;
+  return true;
+}
+
+// head(the fifteen of take_head) -> None, the loss, or (loss, logsumexp, correct); and head_made(the same, need_dh,
+// need_dw, need_db), recorded nowhere, for a caller below autograd -> None, or (loss, dh, dw, db[, logsumexp, correct])
+PyObject* head_door(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  const bool made_at_once = count > 15;
+  at::AutoGradMode mode(at::GradMode::is_enabled() && !made_at_once);
+  Head head;
+  Plan plan;
+  Needed needed{};
+  if (made_at_once) needed = {given[15] == Py_True, given[16] == Py_True, given[17] == Py_True};
+  if (!take_head(given, head, plan) || (needed.any() && plan.reduction == Reduction::none) ||
+      (is_recorded(head) && keeps_more(head, plan))) {
+    Py_RETURN_NONE;
+  }
+  Made made;
   {
     py::gil_scoped_release released;
-    value = loss_of(std::move(head), std::move(plan));
+    made = loss_of(std::move(head), std::move(plan), needed);
   }
-  return THPVariable_Wrap(std::move(value));
+  const bool stats = made.logsumexp.defined();
+  if (!made_at_once && !stats) return THPVariable_Wrap(std::move(made.value));
+  py::list found;
+  found.append(wrapped(made.value));
+  if (made_at_once) {
+    for (const Tensor& t : {made.three.dh, made.three.dw, made.three.db}) found.append(wrapped(t));
+  }
+  if (stats) found.append(wrapped(made.logsumexp)), found.append(wrapped(made.correct));
+  return py::tuple(found).release().ptr();
   END_HANDLE_TH_ERRORS
 }
 
@@ -149,6 +168,7 @@ PyObject* head_door(PyObject*, PyObject* const* given, Py_ssize_t) {
 
 PyMethodDef kHeadDoors[] = {
     {"head", (PyCFunction)(void*)head_door, METH_FASTCALL, nullptr},
+    {"head_made", (PyCFunction)(void*)head_door, METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 

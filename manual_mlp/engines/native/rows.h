@@ -61,15 +61,6 @@ inline void each_shared(int64_t n, const Do& act) {
   });
 }
 
-template <class V, class Op>
-inline typename V::value_type reduce(const V& v, const Op& op) {
-  alignas(64) typename V::value_type lanes[V::size()];
-  v.store(lanes);
-  auto found = lanes[0];
-  for (int64_t i = 1; i < V::size(); ++i) found = op(found, lanes[i]);
-  return found;
-}
-
 // Adds the columns of rows (n, w), of which row(i, j, m) makes vectors, to sums (w,): sixteen rows in their own width
 // and then in float64, which is as quick as one running sum and far more accurate.
 template <class T, class Row>

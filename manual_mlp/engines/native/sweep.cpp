@@ -218,7 +218,7 @@ void Sweep::back(Space& space, int64_t start, Tensor dy, const std::vector<Wante
 
 Tensor Sweep::db(int64_t layer, at::ScalarType dtype) const {
   const auto& sums = spaces_[0].db[layer];
-  return sums.empty() ? Tensor() : rounded(sums, {int64_t(sums.size())}, h_.options().dtype(dtype));
+  return sums.empty() ? Tensor() : rounded(sums, h_.options().dtype(dtype));
 }
 
 }  // namespace manual_mlp
