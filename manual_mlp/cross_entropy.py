@@ -83,9 +83,17 @@ def linear_cross_entropy(
     In float16 and bfloat16 values are computed and added up in float32, then rounded once: with label smoothing or
     many classes, such as 128,256, torch's own overflow to infinity in float16, and lose digits in bfloat16.
 
+    The classes may be shared out among processes: ``linear_weight`` is a DTensor whose placement is ``Shard(0)`` on a
+    mesh of one dimension, and so is ``linear_bias``. Each process computes the logits of its own classes, a chunk of
+    rows at a time, and tells the others a few numbers of each row: one all-reduce a chunk, and one for the gradient of
+    ``input`` in the end. (Where float16 or ``reduction="none"`` makes logits twice, it tells twice.) ``input``,
+    ``target`` and the weights are replicated DTensors, or plain tensors **that are the same in each process**, as they
+    are behind the layers of tensor parallelism: the loss, and the gradient of ``input``, are then plain too. All
+    processes make the same calls, and ask for the same gradients.
+
     Args:
         input: floating-point tensor.
-        linear_weight: of the input's dtype and device; under autocast dtypes may differ.
+        linear_weight: of the input's dtype and device; under autocast dtypes may differ. For a DTensor see above.
         target: classes (int64 or uint8), or probabilities of the classes, which may require grad.
         linear_bias: as ``linear_weight``, or None.
         weight: of the classes; of the input's dtype where the target is classes, unless autocast is on.

@@ -18,6 +18,7 @@ from manual_mlp.modules import MLP
 from manual_mlp.objectives import OfRows, known, objective_of
 from manual_mlp.output import shaped
 from manual_mlp.precision import autocast_dtype, autocasting, cast, product_dtype, uncast, widened
+from manual_mlp.processes import warn_of_own_gradients
 from manual_mlp.sweep.objective import Objective
 from manual_mlp.sweep.passes import Trace, backward, forward, masks_of
 from manual_mlp.sweep.sums import Total, accumulate, finish, sums_of
@@ -49,7 +50,7 @@ def backprop(
 
     A network that is not an :class:`~manual_mlp.MLP`, or one with a layer that was replaced, hooked or parametrised,
     is called as it is, on all rows, and autograd goes back through it from δ. So it is with DDP and FSDP, which
-    see to their gradients themselves.
+    see to their gradients themselves; of the module inside of DDP they are not shared, and a warning says so once.
 
     Of hooks on the node of a leaf in the graph (``torch.autograd.graph.get_gradient_edge``) torch does not tell, and
     they are not called.
@@ -94,6 +95,7 @@ def backprop(
         given = {"gradient": gradient, "return_output": return_output}
         by_itself: Any = torch.compiler.disable(backprop)  # type: ignore[no-untyped-call]
         return by_itself(mlp, input, target, loss, reduction, tile_rows, **given, **options)  # type: ignore[no-any-return]
+    warn_of_own_gradients(mlp)
     if native.doors is not None and isinstance(loss, str):
         quick = _natively(mlp, input, tile_rows, (loss, target, options), (reduction, gradient, return_output))
         if quick is not None:

@@ -5,7 +5,7 @@ from math import inf
 from typing import Any, SupportsIndex
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from manual_mlp import activations
 from manual_mlp.activations import IDENTITY, Activation
@@ -248,3 +248,14 @@ def _check_beside(input: Tensor, **others: Tensor | None) -> None:
             raise ValueError(f"expected {name} on {input.device}, got {t.device}")
         if t.layout is not torch.strided and not has_class(t):
             raise TypeError(f"expected {name} of layout torch.strided, got {t.layout}")
+
+
+def check_whole(y: Tensor, linear: nn.Module) -> None:
+    """Raise an error if a layer whose weight is cut returns only a part of the classes, and does not say so."""
+    weight = getattr(linear, "weight", None)
+    if isinstance(weight, Tensor) and has_class(weight) and not has_class(y) and y.shape[-1:] != weight.shape[:1]:
+        raise ValueError(
+            f"expected linear to return logits of all {len(weight)} classes, got {y.shape[-1]} of them; "
+            "ColwiseParallel(output_layouts=Replicate()) returns all, and distribute_module with parameters alone "
+            "leaves them cut"
+        )

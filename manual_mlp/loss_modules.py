@@ -13,6 +13,7 @@ from manual_mlp.loss_checks import (
     check_class_weight,
     check_smoothing,
     check_torchs_options,
+    check_whole,
     check_z_loss,
     ignored_class,
     shift_of,
@@ -137,7 +138,9 @@ class LinearCrossEntropyLoss(nn.Module):
         if not (is_one_of((nn.Linear, Linear), linear) and called_as_it_is(linear)) or modules_are_watched():
             input, target, options["row_weight"] = shifted(self.shift, input, target, row_weight)
             criterion = Criterion(LOSSES["cross_entropy"], target, reduction, options, self.return_stats)
-            return loss_of_output(linear(input), criterion, self.capped)  # type: ignore[no-any-return]
+            y = linear(input)
+            check_whole(y, linear)
+            return loss_of_output(y, criterion, self.capped)  # type: ignore[no-any-return]
         options |= {"linear_bias": linear.bias, "reduction": reduction, "chunk_rows": self.chunk_rows}
         options |= {"softcap": self.capped, "shift": self.shift, "return_stats": self.return_stats}
         return linear_cross_entropy(  # type: ignore[no-any-return]

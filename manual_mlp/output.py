@@ -16,6 +16,7 @@ from manual_mlp.head.functions import loss_of_step
 from manual_mlp.head.logits import loss_of_logits
 from manual_mlp.head.operations import by_operation, loss_by_operation
 from manual_mlp.head.plan import Head, step_for
+from manual_mlp.head.sharded import sharded_loss
 from manual_mlp.losses import LOSSES, Criterion
 from manual_mlp.transforms import Caller, caller
 
@@ -140,7 +141,8 @@ def loss_of_head(head: Head, criterion: Criterion, chunk_rows: int | None) -> An
     check_options(criterion.reduction, chunk_rows)
     who = caller(*head[:3], *criterion.tensors())
     if who == "torch":
-        return _by_torch(torchs_layer(*head), criterion)
+        found = sharded_loss(head, criterion, chunk_rows)
+        return _by_torch(torchs_layer(*head), criterion) if found is None else _answer(*found, head.h)
     return _ours(who, head, criterion, chunk_rows)
 
 

@@ -1,4 +1,4 @@
-"""Two processes that talk over gloo."""
+"""Processes that talk over gloo: two, unless more are asked for."""
 
 import os
 import socket
@@ -32,28 +32,28 @@ def outcomes(cases: Mapping[str, Callable[[], float]]) -> dict[str, float | str]
     return found
 
 
-def answers(work: Callable[[int], Any], folder: Path) -> list[Any]:
+def answers(work: Callable[[int], Any], folder: Path, ranks: int = RANKS) -> list[Any]:
     """Run a function of a module in every process, and list what each of them returns."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # The processes are forked from one that has torch loaded, and has done nothing.
     get_context("forkserver").set_forkserver_preload(["torch.distributed.tensor", "torch._dynamo", "ranks"])
-    arguments = (work, port, str(folder))
-    context = multiprocessing.start_processes(_work, arguments, RANKS, join=False, start_method="forkserver")
+    arguments = (work, port, str(folder), ranks)
+    context = multiprocessing.start_processes(_work, arguments, ranks, join=False, start_method="forkserver")
     try:
         # Each call waits for one more to end.
-        assert any(context.join(timeout=SECONDS) for _ in range(RANKS)), "the processes hang"
+        assert any(context.join(timeout=SECONDS) for _ in range(ranks)), "the processes hang"
     finally:
         for process in context.processes:
             process.kill()
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
 
 
-def _work(rank: int, work: Callable[[int], Any], port: int, folder: str) -> None:
+def _work(rank: int, work: Callable[[int], Any], port: int, folder: str, ranks: int) -> None:
     torch.set_num_threads(2)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+    dist.init_process_group("gloo", rank=rank, world_size=ranks)
     torch.save(work(rank), Path(folder) / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "manual_mlp"
 
 # Floor by floor, from the ground: a room imports rooms of the floors below it, and itself.
 FLOORS = (
-    {"transforms", "streams"},
+    {"transforms", "streams", "processes"},
     {"precision"},
     {"activations"},
     {"formulas"},

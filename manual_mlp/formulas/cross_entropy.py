@@ -94,7 +94,7 @@ class CrossEntropy(Loss):
             values, total, subtract = F.nll_loss(log_p, t, reduction="none"), None, _one_hot(t)
         else:
             values, total, subtract = self._compared(log_p, lse, at)
-        return values, _delta(_exp_(log_p), total, subtract) if need_dy else None
+        return values, delta_of_softmax(_exp_(log_p), total, subtract) if need_dy else None
 
     def reduced(self, y: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
         (log_p, lse), t = self._logarithms(y, slice(None), y), self.target
@@ -105,7 +105,7 @@ class CrossEntropy(Loss):
                 share = self._share(log_p)
                 if epsilon:
                     value = (1 - epsilon) * value - share * scale * log_p.sum()
-                delta = _delta(_exp_(log_p), None, _one_hot(t, 1 - epsilon, share))
+                delta = delta_of_softmax(_exp_(log_p), None, _one_hot(t, 1 - epsilon, share))
                 delta = delta.mul_(scale) if mean else delta
                 return value, delta if g is None else delta.mul_(g)
         values, dy = self._values(log_p, lse, slice(None), True)
@@ -113,14 +113,18 @@ class CrossEntropy(Loss):
         return self.scaled(total_of(values), dy, mean, g)
 
     def curvature(self, y: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:
-        log_p, lse = self._logarithms(y, at, y)
-        _, total, subtract = self._compared(log_p, lse, at)
-        p = _exp_(log_p)
-        q_mean = (p * q).sum(-1, keepdim=True)
+        p, total, subtract = self._shares(y, at)
+        q_mean = self.whole((p * q).sum(-1, keepdim=True))
         r = (q - q_mean).mul_(p).mul_(total)  # (O4)
         if self.z_loss:
             r.addcmul_(p, q_mean.mul_(2 * self.z_loss * self._row_weights(at, p.dtype)))  # (O6)
-        return _delta(p, total, subtract), r
+        return delta_of_softmax(p, total, subtract), r
+
+    def _shares(self, y: Tensor, at: slice) -> tuple[Tensor, Tensor, Subtract]:
+        """Return p, in the memory of y, its factor (n, 1) in δ, and what takes a off."""
+        log_p, lse = self._logarithms(y, at, y)
+        _, total, subtract = self._compared(log_p, lse, at)
+        return _exp_(log_p), total, subtract
 
     def _logarithms(self, y: Tensor, at: slice, out: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Compute ln p, and ln Σeᶻ (n, 1) where somebody wants it."""
@@ -141,16 +145,22 @@ class CrossEntropy(Loss):
 
     def _compared(self, log_p: Tensor, lse: Tensor | None, at: slice) -> tuple[Tensor, Tensor, Subtract]:
         """Return the values of some rows, the factor of p (n, 1) in δ, and what takes a off."""
-        compare = self._with_probabilities if self.target.is_floating_point() else self._with_classes
-        values, total, subtract = compare(log_p, at)
-        if self.z_loss:
-            assert lse is not None
-            zeta = self.z_loss * self._row_weights(at, log_p.dtype)
-            if not self.target.is_floating_point():
-                lse = torch.where(self._classes()[0][at, None], lse, 0.0)
-            values = values + (zeta * lse.square()).sum(-1)
-            total = total + 2 * zeta * lse  # (O5)
-        return values, total, subtract
+        values, total, subtract = self._beside(log_p, at)
+        return *self._squared(values, total, lse, at), subtract
+
+    def _beside(self, log_p: Tensor, at: slice) -> tuple[Tensor, Tensor, Subtract]:
+        """Return −a · ln p and Σa (n, 1) of some rows, and what takes a off."""
+        return (self._with_probabilities if self.target.is_floating_point() else self._with_classes)(log_p, at)
+
+    def _squared(self, values: Tensor, total: Tensor, lse: Tensor | None, at: slice) -> tuple[Tensor, Tensor]:
+        """Add the z-loss to the values of some rows, and its slope to the factor of p."""
+        if not self.z_loss:
+            return values, total
+        assert lse is not None
+        zeta = self.z_loss * self._row_weights(at, lse.dtype)
+        if not self.target.is_floating_point():
+            lse = torch.where(self._classes()[0][at, None], lse, 0.0)
+        return values + (zeta * lse.square()).sum(-1), total + 2 * zeta * lse  # (O5)
 
     def _with_probabilities(self, log_p: Tensor, at: slice) -> tuple[Tensor, Tensor, Subtract]:
         a = (1 - self.label_smoothing) * cast(self.target[at], log_p.dtype) + self._share(log_p)
@@ -181,7 +191,7 @@ class CrossEntropy(Loss):
         of_soft = share * log_p.sum(-1) if weight is None else log_p @ soft
         values = (1 - epsilon) * values - torch.where(known, of_soft, 0.0) * u[:, 0]
         soft_rows = u * soft
-        total = hard + u * (epsilon if weight is None else soft.sum())
+        total = hard + u * (share * log_p.shape[-1] if weight is None else soft.sum())
         return values, total, lambda rows: subtract(rows.sub_(soft_rows))
 
     def _share(self, log_p: Tensor) -> float:
@@ -277,7 +287,7 @@ def _exp_(log_p: Tensor) -> Tensor:
     return flush_(log_p).exp_()
 
 
-def _delta(p: Tensor, total: Tensor | None, subtract: Subtract) -> Tensor:
+def delta_of_softmax(p: Tensor, total: Tensor | None, subtract: Subtract) -> Tensor:
     """Compute δ over p; a total Σa that is None is 1."""
     return subtract(p if total is None else p.mul_(total))  # (O2)
 

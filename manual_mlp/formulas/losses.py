@@ -105,6 +105,10 @@ class Loss(RowLoss):
         """Compute the same for eager autograd and the compiler alone, in fewer operations where torch has them."""
         return self.composite(y, reduction)
 
+    def whole(self, sums: Tensor) -> Tensor:
+        """Return sums over all entries of a row from those over the entries at hand, which here are all."""
+        return sums
+
     def tensors(self) -> list[Tensor | None]:
         """List the target and the weights, None where one is missing."""
         return [getattr(self, name) for name in self.held]
@@ -252,3 +256,8 @@ def flush_(z: Tensor) -> Tensor:
     is flushed is far below its rounding.
     """
     return z if z.dtype == torch.float64 else torch.threshold_(z, -64.0, -torch.inf)
+
+
+def flush_shares_(p: Tensor) -> Tensor:
+    """Let shares of a softmax that come of no exponential at hand, but of a product, come out as 0 below e⁻⁶⁴ too."""
+    return p if p.dtype == torch.float64 else torch.threshold_(p, 1.6e-28, 0.0)

@@ -14,7 +14,7 @@ from manual_mlp.engines.native.handed import DTYPES, Asked, answers
 from manual_mlp.formulas.layer import Layer, z_of
 from manual_mlp.formulas.losses import Loss
 from manual_mlp.layer import COMPUTE, dense
-from manual_mlp.precision import FLOATS, autocast_dtype, cast, product_dtype, speed_of
+from manual_mlp.precision import FLOATS, autocast_dtype, autocasting, cast, product_dtype, speed_of
 from manual_mlp.sweep.objective import Objective
 from manual_mlp.sweep.tiling import Tiling, few_logits, tiling_of_loss
 from manual_mlp.transforms import Caller
@@ -64,19 +64,9 @@ def step_for(loss: Loss, head: Head, reduction: str, tile_rows: int | None) -> S
     h, w, b, activation = head
     if tile_rows is None and few_logits(len(h), len(w), h.is_cuda):
         return None
-    held = {name: t for name, t in zip(loss.held, loss.tensors(), strict=True) if t is not None}
-    typed = [t for name, t in held.items() if name not in loss.of_any_dtype]
-    dtypes = {t.dtype for t in (h, w, b, *typed) if t is not None and t.is_floating_point()}
-    region = autocast_dtype(h)
-    mixed = torch.float64 in dtypes if region else len(dtypes) > 1
-    if (
-        mixed
-        or not FLOATS.issuperset(dtypes)
-        or any(t.requires_grad for t in held.values())
-        or not h.numel()
-        or not len(w)
-    ):
+    if not len(w) or not is_usual(loss, head):
         return None
+    region = autocast_dtype(h)
     dtype = product_dtype(region or h.dtype, h.device)
     tiling = tiling_of_loss(h, len(w), dtype, tile_rows)
     # An upstream gradient of each row comes before the products; float16, whose range is small, asks for its scale too.
@@ -85,6 +75,16 @@ def step_for(loss: Loss, head: Head, reduction: str, tile_rows: int | None) -> S
     if torch.is_grad_enabled() and not (h.requires_grad and w.requires_grad) and _keeps_more(step, h, w, b):
         return None
     return step
+
+
+def is_usual(loss: Loss, head: Head) -> bool:
+    """Tell whether there is anything to compute, of dtypes that fit together, and no target's gradient."""
+    h, w, b, _ = head
+    held = {name: t for name, t in zip(loss.held, loss.tensors(), strict=True) if t is not None}
+    typed = [t for name, t in held.items() if name not in loss.of_any_dtype]
+    dtypes = {t.dtype for t in (h, w, b, *typed) if t is not None and t.is_floating_point()}
+    mixed = torch.float64 in dtypes if autocasting(h) else len(dtypes) > 1
+    return not mixed and FLOATS.issuperset(dtypes) and not any(t.requires_grad for t in held.values()) and h.numel() > 0
 
 
 def _keeps_more(step: Step, h: Tensor, w: Tensor, b: Tensor | None) -> bool:

@@ -48,6 +48,8 @@ def second_order(step: Step, operands: Sequence[Any], tildes: Sequence[Tensor | 
 
     with uncast(h):
         sweep.run(work)
+    if g_sum is not None:
+        sums[3] = step.loss.whole(g_sum)
     return in_dtypes(sums, [None if t is None else t.dtype for t in operands])
 
 

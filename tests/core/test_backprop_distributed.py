@@ -1,10 +1,12 @@
 """backprop() and MLP.forward in two processes: every rank gets the gradients of the whole batch."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from ranks import RANKS, answers, needs_gloo, outcomes
 pytestmark = [pytest.mark.processes, needs_gloo]
 
 N, D, V = 8, 4, 3
+SQUARES = (lambda y, t: y.square().sum(-1) / 2, lambda y, t: y)
 Step = Callable[[nn.Module, Tensor, Tensor], Any]
 Gradients = list[Tensor]
 
@@ -153,3 +156,38 @@ def test_every_rank_gets_the_gradients_of_the_whole_batch(tmp_path: Path) -> Non
     for found in answers(work, tmp_path):
         assert found.keys() == CASES.keys()
         assert {name: error for name, error in found.items() if not isinstance(error, float) or error > 1e-12} == {}
+
+
+def heard(call: Callable[[], Any]) -> int:
+    """Count the warnings that gradients are not shared."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        call()
+    return sum("are not averaged" in str(each.message) for each in found)
+
+
+def warned(rank: int) -> list[int]:
+    """Count the warnings of calls on what DDP wraps, twice each, then of calls that need none."""
+    found = []
+    for wrap, loss in ((False, "cross_entropy"), (True, "cross_entropy"), (False, SQUARES)):
+        mlp = network()
+        model = nn.parallel.DistributedDataParallel(nn.Sequential(mlp) if wrap else mlp)
+        found += [heard(lambda m=mlp, of=loss: backprop(m, *part(rank), loss=of)) for _ in range(2)]
+        del model
+    x, t = part(rank)
+    model = nn.parallel.DistributedDataParallel(network())
+    found += [heard(lambda: backprop(model, x, t)), heard(lambda: backprop(network(), x, t))]
+    alone = nn.parallel.DistributedDataParallel(
+        network(), process_group=[dist.new_group([k]) for k in range(RANKS)][rank]
+    )
+    return [*found, heard(lambda: backprop(alone.module, x, t))]
+
+
+def test_backprop_on_the_module_inside_of_ddp_warns_once_that_gradients_are_not_shared(tmp_path: Path) -> None:
+    for found in answers(warned, tmp_path):
+        assert found == [1, 0] * 3 + [0, 0, 0]
+
+
+def test_in_a_process_alone_backprop_looks_for_no_ddp() -> None:
+    with mock.patch("gc.get_objects", side_effect=AssertionError):
+        backprop(network(), *batch())
