@@ -97,6 +97,25 @@ def test_a_target_that_requires_grad_is_a_number_as_any_other() -> None:
     torch.testing.assert_close(made[1:], torch.autograd.grad(expected, (h, w, b)), rtol=0, atol=0)
 
 
+def test_what_does_not_fit_is_left_to_plain() -> None:
+    of, t, rho = operands(), torch.arange(N).view(2, N // 2), torch.rand(2, N // 2)
+
+    def answer(loss: str, target: Tensor, rho: Tensor | None, z_loss: Any = 0.1, stats: bool = False) -> Any:
+        options = target, None, None, rho, None, 0.0, z_loss, stats
+        return native.doors.head_made(*of, IDENTITY, "mean", None, loss, *options, True, True, True)
+
+    assert answer("cross_entropy", t, rho) is not None
+    for wrong in (rho.flatten(), rho.T, rho[:1], rho[..., None], rho.to(torch.complex64)):
+        assert answer("cross_entropy", t, wrong) is None
+    for number in (-0.1, torch.inf, torch.nan, "0.1"):
+        assert answer("cross_entropy", t, rho, number) is None
+    numbers = torch.rand(2, N // 2, V)
+    assert answer("squared_error", numbers, rho) is None
+    assert answer("squared_error", numbers, None, 0.0) is not None
+    assert answer("squared_error", numbers, None, 0.0, True) is None
+    assert answer("squared", numbers, None, 0.0) is None
+
+
 @pytest.mark.parametrize("region", [torch.bfloat16, torch.float16], ids=str)
 @one_tile_or_more
 def test_autocast_is_that_of_the_node(region: torch.dtype, chunk_rows: int | None) -> None:

@@ -177,8 +177,8 @@ struct LossFunction : Function<LossFunction> {
                             biased && !saved[2].defined() ? data["b"].toTensor() : saved[2], upstream,
                             saved[3], saved[4], saved[5], saved[6], made.dh, made.dw, made.db};
       const std::vector<bool> asked{needed.dh, needed.dw, needed.db};
-      const auto numbers = data["plan"].toIntVector();
-      auto three = ask_plain({"loss_gradients", tensors, numbers, asked, {plan.loss.label_smoothing, plan.loss.z_loss}});
+      const std::vector<double> shares{plan.loss.label_smoothing, plan.loss.z_loss};
+      auto three = ask_plain({"loss_gradients", tensors, data["plan"].toIntVector(), asked, shares});
       std::copy(three.begin(), three.end(), found.begin());
     } else {
       found[0] = made.dh, found[1] = made.dw, found[2] = made.db;

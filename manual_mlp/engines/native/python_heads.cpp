@@ -80,8 +80,9 @@ bool take_loss(PyObject* const* given, const Head& head, Loss& to) {
   const auto dtype = head.h.scalar_type();
   const bool autocast = at::autocast::is_autocast_enabled(at::kCPU);
   if (!take_word(given[0], {"cross_entropy", "binary_cross_entropy", "squared_error"}, to.kind) ||
-      !take_constant(given[1], to.target) || !take_constant(given[2], to.weight) || !take_constant(given[3], to.pos_weight) ||
-      !take_constant(given[4], to.row_weight) || !take_int(given[5], to.ignore_index) ||
+      !take_constant(given[1], to.target) || !take_constant(given[2], to.weight) ||
+      !take_constant(given[3], to.pos_weight) || !take_constant(given[4], to.row_weight) ||
+      !take_int(given[5], to.ignore_index) ||
       !take_number(given[6], 1, to.label_smoothing) ||
       !take_number(given[7], std::numeric_limits<double>::max(), to.z_loss) || !to.target.defined()) {
     return false;
