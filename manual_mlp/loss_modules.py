@@ -69,7 +69,9 @@ class LinearCrossEntropyLoss(nn.Module):
 
     It takes torch's place: the same arguments (``chunk_rows`` for ``options``, no ``out_features``) and the same
     state_dict, with ``linear.weight``, ``linear.bias`` and, if it was given, ``weight``. Where ``linear`` was replaced,
-    hooked or parametrised (an adapter, say), it is called as it is, and all logits exist at once.
+    hooked or parametrised (an adapter, say), it is called as it is, and all logits exist at once. So it is under
+    ``ColwiseParallel``, whose ``output_layouts`` have to be ``Replicate()``; a weight that was cut along its classes
+    without hooks, by ``distribute_tensor``, is taken as :func:`manual_mlp.linear_cross_entropy` takes it.
 
     Args:
         in_features: D.

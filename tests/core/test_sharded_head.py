@@ -385,7 +385,7 @@ def in_a_transform() -> None:
 MIXED = "mixed torch.Tensor and DTensor"
 OTHERS: dict[str, Callable[[], float]] = {
     "loss_parallel": by_loss_parallel,
-    "no class of one process counts": extreme(lambda k: torch.where(k < 2, -torch.inf, 0.0)),
+    "no class of one process counts": extreme(lambda k: torch.where(k < 4, -torch.inf, 0.0)),
     "one class alone": extreme(lambda k: torch.where(k < 7, -torch.inf, 0.0)),
     "a right class that cannot be": extreme(lambda k: torch.where(k == 7, -torch.inf, 0.0)),
     "no class": extreme(lambda k: torch.full_like(k, -torch.inf)),
