@@ -102,7 +102,7 @@ def linear_cross_entropy(
         ignore_index: a class whose rows count for nothing; None is -100.
         label_smoothing: ε of the target (1 − ε)t + ε/V, from 0 to 1.
         row_weight: u, of any real dtype, or a mask; the loss keeps its own dtype. It may require grad: then all logits
-            are kept. Where all are 0, a mean is 0/0, as with class weights.
+            are kept. Where all are 0, a mean is not a number, and has no gradient, as where all rows are ignored.
         z_loss: ζ, from 0 up, such as 1e-4: it draws lse to 0 (Chowdhery et al., PaLM, 2022, section 5).
         softcap: c, above 0, in units of a logit, such as 30: no logit leaves −c to c (Gemma Team, Gemma 2, 2024).
         shift: the positions s by which targets are ahead: row t of each sequence is compared with target t + s, the

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from manual_mlp.composite import stats_of, torchs_binary_cross_entropy, torchs_cross_entropy, torchs_squared_error
 from manual_mlp.engines import engine_for
-from manual_mlp.formulas.cross_entropy import CrossEntropy, Options, Stats
+from manual_mlp.formulas.cross_entropy import Options, Stats
 from manual_mlp.formulas.losses import BinaryCrossEntropy, Loss, SquaredError
 from manual_mlp.formulas.products import rows
 from manual_mlp.loss_checks import check_binary_cross_entropy, check_cross_entropy, check_squared_error, ignored_class
@@ -69,9 +69,9 @@ def _cross_entropy(input: Tensor, target: Tensor, **options: Any) -> Loss:
         target = target.long()  # torch takes an ignore_index below 0 for a class of uint8
     flat = rows(target) if target.is_floating_point() else target if target.dim() == 1 else target.reshape(-1)
     given = flat, weight, ignored_class(ignored), float(label_smoothing)
-    if row_weight is None and not z_loss:
-        return engine_for(input).cross_entropy(*given)
-    return CrossEntropy(*given, None if row_weight is None else row_weight.reshape(-1), float(z_loss))
+    return engine_for(input).cross_entropy(
+        *given, None if row_weight is None else row_weight.reshape(-1), float(z_loss)
+    )
 
 
 def _binary_cross_entropy(

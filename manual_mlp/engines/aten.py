@@ -17,7 +17,7 @@ REDUCTIONS = "none", "mean", "sum"
 class KernelCrossEntropy(CrossEntropy):
     """A cross-entropy that has, of all rows at once, its value and gradient from nll_loss and log_softmax's own kernel.
 
-    It has no weights of rows and no z-loss: one that has either is computed by the formulas.
+    With weights of rows or a z-loss it is computed by the formulas.
 
     The slope by ln p is −a, of which the last kernel makes (Σa) p − a. On a CPU it would make denormal numbers.
     """
@@ -25,11 +25,18 @@ class KernelCrossEntropy(CrossEntropy):
     spares: ClassVar[bool] = True
 
     def reduced(self, y: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
+        if self._has_more():
+            return super().reduced(y.clone(), mean, g)
         return self._by_kernels(y, "mean" if mean else "sum", g)
 
     def weighted(self, y: Tensor, at: slice, g: Tensor) -> tuple[Tensor, Tensor]:
         # A tile takes less memory in place.
-        return self._by_kernels(y, "none", g) if at == slice(None) else super().weighted(y, at, g)
+        if at != slice(None):
+            return super().weighted(y, at, g)
+        return super().weighted(y.clone(), at, g) if self._has_more() else self._by_kernels(y, "none", g)
+
+    def _has_more(self) -> bool:
+        return self.row_weight is not None or bool(self.z_loss)
 
     def _by_kernels(self, z: Tensor, reduction: str, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
         """Compute the value, and δ for its upstream gradient or 1, of all rows."""

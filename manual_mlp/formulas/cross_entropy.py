@@ -234,21 +234,22 @@ class CrossEntropy(Loss):
         return looked_at and t.dtype is torch.int64 and alike
 
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
-        if not self.target.is_floating_point():
-            known, _, total = self._classes()
-            count = total.sum()
-            # Where every row is ignored, the mean is 0/0, but there is no gradient.
-            return count, torch.where(known.any(), 1 / count, 0.0)
-        if self.row_weight is None:
+        if self.target.is_floating_point() and self.row_weight is None:
             return super().mean()
-        count = self.row_weight.double().sum()
-        return count, 1 / count
+        count = self._row_weights(slice(None), torch.float64) if self.target.is_floating_point() else self._classes()[2]
+        count = count.sum()
+        # Where no row counts, the mean is 0/0, but there is no gradient.
+        return count, torch.where(self._some_count(), 1 / count, 0.0)
 
     def mean_now(self) -> tuple[Tensor | float, Tensor | float]:
         return super().mean() if self._all_count else self.mean()
 
     def counted(self, g: Tensor, at: slice) -> Tensor:
         return g if self.target.is_floating_point() else torch.where(self._classes()[0][at], g, 0.0)
+
+    def _some_count(self) -> Tensor:
+        """Tell whether there is a row that is not ignored, and whose weight is not 0."""
+        return self._row_weights(slice(None), torch.float64).any()
 
     def composite(self, y: Tensor, reduction: str) -> Tensor:
         # torch raises for log_softmax where forward mode meets create_graph, and its ONNX export of cross_entropy is
@@ -276,7 +277,9 @@ class CrossEntropy(Loss):
         values, *_ = self._compared(log_p, lse, slice(None))
         result = values if reduction == "none" else values.sum()
         if reduction == "mean":
-            result = cast(result / self.mean()[0], result.dtype)
+            count, some = self.mean()[0], None if self.row_weight is None else self._some_count()
+            mean = result / (count if some is None else torch.where(some, count, 1.0))
+            result = cast(mean if some is None else torch.where(some, mean, torch.nan), result.dtype)
         return self.as_torchs(result, y)
 
 

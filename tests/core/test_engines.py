@@ -118,4 +118,9 @@ def test_an_engine_takes_the_options_of_a_cross_entropy_and_sees_its_rows(
         loss, seen = linear_cross_entropy(h, w, t, return_stats=True, chunk_rows=chunk_rows, **given)
         found.append((loss, *torch.autograd.grad(loss, w), *seen))
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    z = F.linear(h, w).detach()
+    kernels = KernelCrossEntropy(t, None, -100, 0.0, given.get("row_weight"), given.get("z_loss", 0.0))
+    kernels.reduced(z, True, None)
+    kernels.weighted(z, slice(None), torch.ones(N))
+    assert torch.equal(z, F.linear(h, w)), "the logits are spared"
     torch.testing.assert_close(found[0][2], F.linear(h, w).logsumexp(-1).detach(), rtol=1e-12, atol=1e-12)
