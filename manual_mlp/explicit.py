@@ -52,8 +52,7 @@ def backprop(
     is called as it is, on all rows, and autograd goes back through it from δ. So it is with DDP and FSDP, which
     see to their gradients themselves; of the module inside of DDP they are not shared, and a warning says so once.
 
-    Of hooks on the node of a leaf in the graph (``torch.autograd.graph.get_gradient_edge``) torch does not tell, and
-    they are not called.
+    Hooks on a leaf's node in the graph (``torch.autograd.graph.get_gradient_edge``) cannot be seen, and are not called.
 
     Dropout zeroes what the network's own forward pass would zero, from the same random state, whatever the tiles.
 
@@ -67,8 +66,7 @@ def backprop(
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in :func:`manual_mlp.linear_cross_entropy`,
             :func:`manual_mlp.dense_squared_error` and :func:`manual_mlp.linear_binary_cross_entropy`; of a pair, over
             rows.
-        tile_rows: the rows to compute at once; None for the network's own, or what :mod:`manual_mlp.sweep.tiling` finds
-            best.
+        tile_rows: the rows at once; None for the network's own, or what :mod:`manual_mlp.sweep.tiling` finds best.
         gradient: what comes back for the loss, as in :meth:`torch.Tensor.backward`: 1 if it is None. With
             ``reduction="none"`` it is a tensor of the losses' shape.
         return_output: whether to return the network's output too.

@@ -67,21 +67,25 @@ class DenseSquaredError(Dense):
 class LinearCrossEntropyLoss(nn.Module):
     """Hold the linear layer whose softmax is compared with classes: logits exist a few rows at a time.
 
-    It takes torch's place: the same arguments (``chunk_rows`` for ``options``, no ``out_features``) and the same
+    It takes torch's place: the same arguments (no ``out_features``, and ``chunk_rows`` beside ``options``) and the same
     state_dict, with ``linear.weight``, ``linear.bias`` and, if it was given, ``weight``. Where ``linear`` was replaced,
-    hooked or parametrised (an adapter, say), it is called as it is, and all logits exist at once.
+    hooked or parametrised (an adapter, say), it is called as it is, and all logits exist at once. So it is under
+    ``ColwiseParallel``, whose ``output_layouts`` have to be ``Replicate()``; a weight that was cut along its classes
+    without hooks, by ``distribute_tensor``, is taken as :func:`manual_mlp.linear_cross_entropy` takes it.
 
     Args:
         in_features: D.
         num_classes: V.
         bias: whether the layer adds a learnt bias.
-        reduction, weight, ignore_index, label_smoothing, chunk_rows: as in :func:`manual_mlp.linear_cross_entropy`;
-            None for ignore_index is -100, as for torch.
+        reduction, weight, ignore_index, label_smoothing, z_loss, softcap, shift, return_stats, chunk_rows, options: as
+            in :func:`manual_mlp.linear_cross_entropy`; ``row_weight`` comes with the input.
 
     Shape:
-        - Input: :math:`(*, D)`
+        - Input: :math:`(*, D)`; :math:`(*, T, D)` with a shift
         - Target: :math:`(*)`, or :math:`(*, V)` for probabilities
-        - Output: scalar; :math:`(*)` if ``reduction`` is ``"none"``.
+        - Row weights: :math:`(*)`, or None
+        - Output: scalar; :math:`(*)` if ``reduction`` is ``"none"``, where T is T − shift; with ``return_stats``, that and
+          the statistics :math:`(*)`.
 
     Raises:
         ValueError: a size is negative, or an option is out of range.

@@ -42,7 +42,7 @@ def sharded_loss(head: Head, criterion: Criterion, chunk_rows: int | None) -> tu
     local.check(input, w.shape[0])
     loss = ShardedCrossEntropy.of(local.make(input), plan.share())
     of_rows = Head(rows(input), plan.part(w), None if b is None else plan.part(b), activation)
-    step = _step_for(loss, of_rows, criterion.reduction, chunk_rows)
+    step = step_for(loss, of_rows, criterion.reduction, chunk_rows)
     seen = loss.watched(of_rows.h) if criterion.stats else None
     value = loss_of_step(step, of_rows) if step else loss.composite(of_rows.output(), criterion.reduction)
     return plan.like(value, h), seen if seen is None else Stats(*(plan.like(t, h) for t in seen))
@@ -115,7 +115,7 @@ class _Plan(NamedTuple):
         return DTensor.from_local(value, self.mesh, [Replicate()], run_check=False)
 
 
-def _step_for(loss: ShardedCrossEntropy, head: Head, reduction: str, chunk_rows: int | None) -> Step | None:
+def step_for(loss: ShardedCrossEntropy, head: Head, reduction: str, chunk_rows: int | None) -> Step | None:
     """Plan a step, the same in each process; None for torch's operations, where a dtype or a size is unusual."""
     h = head.h
     if not is_usual(loss, head):

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from benchmarks.memory import peak_bytes
 from covering import covering
 from manual_mlp import LinearCrossEntropyLoss, linear_cross_entropy
+from manual_mlp.formulas.cross_entropy import CrossEntropy
+from manual_mlp.formulas.sharded import ShardedCrossEntropy, Share
+from manual_mlp.head.plan import Head
+from manual_mlp.head.sharded import step_for
 from ranks import answers, needs_gloo, outcomes
-
-pytestmark = [pytest.mark.processes, needs_gloo]
 
 N, D = 7, 4
 ROWS = (2, 3)  # of more than two dimensions, where asked for
@@ -383,7 +385,7 @@ def in_a_transform() -> None:
 MIXED = "mixed torch.Tensor and DTensor"
 OTHERS: dict[str, Callable[[], float]] = {
     "loss_parallel": by_loss_parallel,
-    "no class of one process counts": extreme(lambda k: torch.where(k < 2, -torch.inf, 0.0)),
+    "no class of one process counts": extreme(lambda k: torch.where(k < 4, -torch.inf, 0.0)),
     "one class alone": extreme(lambda k: torch.where(k < 7, -torch.inf, 0.0)),
     "a right class that cannot be": extreme(lambda k: torch.where(k == 7, -torch.inf, 0.0)),
     "no class": extreme(lambda k: torch.full_like(k, -torch.inf)),
@@ -429,6 +431,8 @@ def work(every_case: bool, _: int) -> dict[str, float | str]:
     return outcomes(cases(dist.get_world_size(), every_case))
 
 
+@needs_gloo
+@pytest.mark.processes
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_every_process_gets_the_loss_and_the_gradients_of_all_classes(
     tmp_path: Path, ranks: int, every_case: bool
@@ -436,3 +440,19 @@ def test_every_process_gets_the_loss_and_the_gradients_of_all_classes(
     for found in answers(partial(work, every_case), tmp_path, ranks):
         assert len(found) > 50
         assert {name: error for name, error in found.items() if not isinstance(error, float) or error > 1e-12} == {}
+
+
+def test_the_chunks_depend_neither_on_a_process_part_nor_on_its_threads() -> None:
+    n, classes, h = 4096, 4097, torch.randn(4096, 64)
+    found, threads = set(), torch.get_num_threads()
+    for width in (2049, 2048, 1, 0):
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            share = Share(slice(0, width), classes, 2049, torch.clone, torch.clone)
+            loss = ShardedCrossEntropy.of(CrossEntropy(torch.zeros(n, dtype=torch.long), None, -100, 0.0), share)
+            step = step_for(loss, Head(h, torch.randn(width, 64), None), "mean", None)
+            assert step is not None
+            found.add(step.tiling)
+    torch.set_num_threads(threads)
+    assert len(found) == 1
+    assert found.pop().rows < n
