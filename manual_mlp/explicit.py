@@ -23,7 +23,7 @@ from manual_mlp.sweep.passes import Trace, backward, forward, masks_of
 from manual_mlp.sweep.sums import Total, accumulate, finish, sums_of
 from manual_mlp.sweep.tiles import Sweep, Tile
 from manual_mlp.sweep.tiling import shared_tiling, tiling_of
-from manual_mlp.transforms import Caller, called_as_it_is, caller, has_class, traced
+from manual_mlp.transforms import Caller, by_itself, called_as_it_is, caller, has_class, traced
 
 NOTHING = "expected a parameter, or the input, that requires grad; there is none"
 
@@ -89,11 +89,6 @@ def backprop(
         RuntimeError: nothing requires grad; or the call is inside a ``torch.func`` transform, forward mode,
             ``torch.compile(fullgraph=True)`` or ``torch.inference_mode``.
     """
-    if torch.compiler.is_dynamo_compiling():
-        # Not as a decorator, which would import the compiler with this package.
-        given = {"gradient": gradient, "return_output": return_output}
-        by_itself: Any = torch.compiler.disable(backprop)  # type: ignore[no-untyped-call]
-        return by_itself(mlp, input, target, loss, reduction, tile_rows, **given, **options)  # type: ignore[no-any-return]
     if native.doors is not None and isinstance(loss, str):
         quick = _natively(mlp, input, tile_rows, (loss, target, options), (reduction, gradient, return_output))
         if quick is not None:
@@ -105,6 +100,9 @@ def backprop(
     way = (None if who == "torch" else _Network.of(mlp, input, tile_rows)) or _Called.of(mlp, input, who)
     value, output = way.step(criterion, gradient, return_output)
     return value if output is None or not return_output else (value, output)
+
+
+by_itself(backprop, "...")
 
 
 def _natively(

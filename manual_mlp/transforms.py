@@ -17,6 +17,7 @@ from torch.utils import _device
 _core = torch._C
 _functorch: Any = getattr(_core, "_functorch", None)
 _autograd: Any = getattr(_core, "_autograd", None)
+_dynamo: Any = getattr(_core, "_dynamo", None)
 _module: Any = nn.modules.module
 _call = nn.Module.__call__
 ORDINARY = frozenset((Tensor, nn.Parameter, type(None)))
@@ -123,7 +124,22 @@ def below_functions(backward: Callable[..., Any]) -> Callable[..., Any]:
         with _WithoutClasses():
             return backward(ctx, *cotangents)
 
-    return run
+    return by_itself(run, "the backward pass of a layer runs as it is; compiled autograd goes on behind it")
+
+
+def by_itself(function: Callable[..., Any], why: str) -> Callable[..., Any]:
+    """Let a compiler break its graph around each call of the function, and look at nothing that it calls.
+
+    ``torch.compiler.disable`` sets the same marks, and imports the compiler to do so: seconds.
+    """
+    vars(function).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=why)
+    try:
+        frames = _dynamo.eval_frame
+        skip = frames._FrameAction.SKIP
+        frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+    except AttributeError:
+        pass
+    return function
 
 
 def last_pass() -> bool:
