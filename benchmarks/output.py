@@ -49,7 +49,7 @@ from benchmarks.harness import (
 )
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.left_out import attempt
-from manual_mlp.output import linear_cross_entropy
+from manual_mlp import linear_cross_entropy
 from manual_mlp.precision import product_dtype
 from manual_mlp.sweep.tiling import few_logits, tiling_of_loss
 

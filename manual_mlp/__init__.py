@@ -2,11 +2,12 @@
 
 from manual_mlp import activations
 from manual_mlp.activations import Activation
+from manual_mlp.cross_entropy import linear_cross_entropy
 from manual_mlp.explicit import backprop
 from manual_mlp.layer import dense
 from manual_mlp.loss_modules import DenseSquaredError, LinearCrossEntropyLoss
 from manual_mlp.modules import MLP, Dense, Linear
-from manual_mlp.output import dense_squared_error, linear_binary_cross_entropy, linear_cross_entropy
+from manual_mlp.output import dense_squared_error, linear_binary_cross_entropy
 
 __version__ = "0.1.0"
 __all__ = [

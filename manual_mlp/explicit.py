@@ -71,8 +71,8 @@ def backprop(
         gradient: what comes back for the loss, as in :meth:`torch.Tensor.backward`: 1 if it is None. With
             ``reduction="none"`` it is a tensor of the losses' shape.
         return_output: whether to return the network's output too.
-        options: of the loss: ``weight``, ``ignore_index`` and ``label_smoothing`` of cross_entropy; ``weight`` and
-            ``pos_weight`` of binary_cross_entropy.
+        options: of the loss: ``weight``, ``ignore_index``, ``label_smoothing``, ``row_weight`` and ``z_loss`` of
+            cross_entropy; ``weight`` and ``pos_weight`` of binary_cross_entropy.
 
     Shape:
         - input: :math:`(*, D_{in})`
@@ -138,8 +138,10 @@ def _natively(
         target,
         options.get("weight"),
         options.get("pos_weight"),
+        options.get("row_weight"),
         options.get("ignore_index"),
         options.get("label_smoothing", 0.0),
+        options.get("z_loss", 0.0),
         reduction,
         gradient,
     )

@@ -5,10 +5,22 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
-from manual_mlp.checks import check_class_weight, check_options, check_smoothing, ignored_class
+from manual_mlp.checks import check_options
+from manual_mlp.cross_entropy import linear_cross_entropy
+from manual_mlp.formulas.cross_entropy import Stats
+from manual_mlp.loss_checks import (
+    capping,
+    check_class_weight,
+    check_smoothing,
+    check_torchs_options,
+    check_z_loss,
+    ignored_class,
+    shift_of,
+    shifted,
+)
 from manual_mlp.losses import LOSSES, Criterion
 from manual_mlp.modules import ActivationLike, Dense, Linear, check_size
-from manual_mlp.output import dense_squared_error, linear_cross_entropy, loss_of_output
+from manual_mlp.output import dense_squared_error, loss_of_output
 from manual_mlp.sequential import is_one_of
 from manual_mlp.transforms import called_as_it_is, modules_are_watched
 
@@ -89,34 +101,48 @@ class LinearCrossEntropyLoss(nn.Module):
         weight: Tensor | None = None,
         ignore_index: SupportsIndex | None = None,
         label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        shift: bool | int = 0,
+        return_stats: bool = False,
         chunk_rows: int | None = None,
+        options: Any = None,
     ) -> None:
         super().__init__()
         check_options(reduction, chunk_rows)
         check_smoothing(label_smoothing)
+        check_z_loss(z_loss)
         check_class_weight(weight, num_classes)
+        check_torchs_options(options)
         self.linear = Linear(
             check_size("in_features", in_features), check_size("num_classes", num_classes), bias, device, dtype
         )
         self.register_buffer("weight", weight)
         self.ignore_index = ignored_class(ignore_index)
         self.reduction, self.label_smoothing = reduction, label_smoothing
-        self.chunk_rows = chunk_rows
+        self.z_loss, self.softcap, self.shift = z_loss, softcap, shift_of(shift)
+        capping(softcap)
+        self.return_stats, self.chunk_rows, self.options = return_stats, chunk_rows, options
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, row_weight: Tensor | None = None) -> Tensor | tuple[Tensor, Stats]:
         linear, reduction = self.linear, self.reduction
         options: dict[str, Any] = {
             "weight": self.weight,
             "ignore_index": self.ignore_index,
             "label_smoothing": self.label_smoothing,
+            "row_weight": row_weight,
+            "z_loss": self.z_loss,
         }
         if not (is_one_of((nn.Linear, Linear), linear) and called_as_it_is(linear)) or modules_are_watched():
-            return loss_of_output(linear(input), Criterion(LOSSES["cross_entropy"], target, reduction, options))
+            input, target, options["row_weight"] = shifted(self.shift, input, target, row_weight)
+            criterion = Criterion(LOSSES["cross_entropy"], target, reduction, options, self.return_stats)
+            return loss_of_output(linear(input), criterion, capping(self.softcap))  # type: ignore[no-any-return]
         options |= {"linear_bias": linear.bias, "reduction": reduction, "chunk_rows": self.chunk_rows}
-        return linear_cross_entropy(input, linear.weight, target, **options)
+        options |= {"softcap": self.softcap, "shift": self.shift, "return_stats": self.return_stats}
+        return linear_cross_entropy(  # type: ignore[no-any-return]
+            input, linear.weight, target, **options, options=self.options
+        )
 
     def extra_repr(self) -> str:
-        return (
-            f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, "
-            f"label_smoothing={self.label_smoothing}, chunk_rows={self.chunk_rows}"
-        )
+        told = "reduction", "ignore_index", "label_smoothing", "chunk_rows", "z_loss", "softcap", "shift"
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in told)

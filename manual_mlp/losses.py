@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from manual_mlp.checks import check_binary_cross_entropy, check_cross_entropy, check_squared_error, ignored_class
-from manual_mlp.composite import torchs_binary_cross_entropy, torchs_cross_entropy, torchs_squared_error
+from manual_mlp.composite import stats_of, torchs_binary_cross_entropy, torchs_cross_entropy, torchs_squared_error
 from manual_mlp.engines import engine_for
+from manual_mlp.formulas.cross_entropy import CrossEntropy, Options, Stats
 from manual_mlp.formulas.losses import BinaryCrossEntropy, Loss, SquaredError
 from manual_mlp.formulas.products import rows
+from manual_mlp.loss_checks import check_binary_cross_entropy, check_cross_entropy, check_squared_error, ignored_class
 
 
 def _as_it_is(y: Tensor) -> Tensor:
@@ -62,17 +63,15 @@ class Known(NamedTuple):
         return self.shares is not _as_it_is
 
 
-def _cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    ignore_index: SupportsIndex | None = None,
-    label_smoothing: float = 0.0,
-) -> Loss:
+def _cross_entropy(input: Tensor, target: Tensor, **options: Any) -> Loss:
+    weight, ignored, label_smoothing, row_weight, z_loss = Options(**options)
     if target.dtype is torch.uint8:
         target = target.long()  # torch takes an ignore_index below 0 for a class of uint8
     flat = rows(target) if target.is_floating_point() else target if target.dim() == 1 else target.reshape(-1)
-    return engine_for(input).cross_entropy(flat, weight, ignored_class(ignore_index), float(label_smoothing))
+    given = flat, weight, ignored_class(ignored), float(label_smoothing)
+    if row_weight is None and not z_loss:
+        return engine_for(input).cross_entropy(*given)
+    return CrossEntropy(*given, None if row_weight is None else row_weight.reshape(-1), float(z_loss))
 
 
 def _binary_cross_entropy(
@@ -105,7 +104,7 @@ LOSSES: dict[str, Known] = {
         check_cross_entropy,
         _cross_entropy,
         torchs_cross_entropy,
-        ("weight", "ignore_index", "label_smoothing"),
+        ("weight", "ignore_index", "label_smoothing", "row_weight", "z_loss"),
         of_classes=True,
         shares=lambda y: y.softmax(-1),
         words="the cross-entropy: minus the logarithm of the share that softmax(Y) gives to the right class, added "
@@ -146,12 +145,16 @@ def by_flag(flag: str) -> Known:
 
 
 class Criterion(NamedTuple):
-    """A loss, with the target, the reduction and the options that it is asked for with."""
+    """A loss, with the target, the reduction and the options that it is asked for with.
+
+    ``stats`` tells that what is seen of each row is asked for too.
+    """
 
     loss: Known
     target: Tensor
     reduction: str
     options: dict[str, Any]
+    stats: bool = False
 
     def tensors(self) -> list[Tensor]:
         """List the target and the options that are tensors."""
@@ -164,6 +167,12 @@ class Criterion(NamedTuple):
     def make(self, input: Tensor) -> Any:
         """Make the loss of the rows of that."""
         return self.loss.make(input, self.target, **self.options)
+
+    def seen(self, y: Tensor, target: Tensor | None = None) -> Stats | None:
+        """Look at an output and its target, or this one's, if that is asked for."""
+        if not self.stats:
+            return None
+        return stats_of(y, self.target if target is None else target, self.options["ignore_index"])
 
     def torchs(self, y: Tensor) -> Tensor:
         """Check, and call torch's own loss of an output ``(*, D_out)``, or its formula in torch's operations."""

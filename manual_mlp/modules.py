@@ -8,14 +8,15 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.nn import init
 
-from manual_mlp.activations import Activation, get
+from manual_mlp.activations import IDENTITY, Activation, get
 from manual_mlp.checks import check_rows, check_tensor, network_fits
 from manual_mlp.dropout import Mask, draw_seed, drop
 from manual_mlp.engines import native
 from manual_mlp.formulas.layer import Layer
-from manual_mlp.layer import dense
+from manual_mlp.layer import compiled, dense
 from manual_mlp.network import natively, network
 from manual_mlp.precision import autocasting
 from manual_mlp.sequential import Block, has_forward_of, is_as_written, linear_over, read, refuse_changed, write
@@ -33,7 +34,9 @@ class Linear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return dense(input, self.weight, self.bias)
+        if is_dynamo_compiling():
+            return compiled(input, self.weight, self.bias, IDENTITY)
+        return dense(input, self.weight, self.bias, IDENTITY)
 
 
 class Dense(nn.Module):
@@ -89,6 +92,8 @@ class Dense(nn.Module):
             init.uniform_(self.bias, -bound, bound)
 
     def forward(self, input: Tensor) -> Tensor:
+        if is_dynamo_compiling():
+            return compiled(input, self.weight, self.bias, self.activation)
         return dense(input, self.weight, self.bias, self.activation)
 
     def extra_repr(self) -> str:
@@ -154,12 +159,19 @@ class MLP(nn.Module):
         )
 
     def forward(self, input: Tensor) -> Tensor:
+        if is_dynamo_compiling():
+            y = input
+            for layer, p in zip(self.layers, (*self.dropout, 0.0), strict=False):
+                y = layer(y)
+                if p:
+                    y = F.dropout(y, p, self.training)
+            return y
         check_rows("tile_rows", self.tile_rows)
-        if not torch.compiler.is_dynamo_compiling() and native.doors is not None and not traced():
+        if native.doors is not None and not traced():
             layers = self.chain()
-            y = None if layers is None else natively(layers, input, self.tile_rows)
-            if y is not None:
-                return y
+            whole = None if layers is None else natively(layers, input, self.tile_rows)
+            if whole is not None:
+                return whole
         check_tensor("input", input)
         who, seed = caller(input), None
         if self.training and any(self.dropout) and who in ("eager", "torch") and not traced():

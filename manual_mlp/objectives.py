@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from manual_mlp.checks import check_gradient, check_tensor
+from manual_mlp.checks import check_tensor
 from manual_mlp.formulas.losses import Pair
 from manual_mlp.formulas.products import rows
+from manual_mlp.loss_checks import check_gradient
 from manual_mlp.losses import LOSSES, Criterion, Known
 from manual_mlp.sweep.objective import Objective
 

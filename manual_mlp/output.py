@@ -1,71 +1,23 @@
 """The last layer and its loss in one step: δ is known in closed form, and logits exist a few rows at a time."""
 
-from collections.abc import Callable
-from typing import SupportsIndex
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from manual_mlp.activations import IDENTITY, Activation, get
+from manual_mlp.activations.entrywise import value as entrywise
 from manual_mlp.checks import check_layer, check_options
-from manual_mlp.composite import torchs_layer
+from manual_mlp.composite import torchs_activation, torchs_layer
 from manual_mlp.engines import native
+from manual_mlp.formulas.cross_entropy import Stats
 from manual_mlp.formulas.products import rows
 from manual_mlp.head.functions import loss_of_step
+from manual_mlp.head.logits import loss_of_logits
+from manual_mlp.head.operations import by_operation, loss_by_operation
 from manual_mlp.head.plan import Head, step_for
 from manual_mlp.losses import LOSSES, Criterion
 from manual_mlp.transforms import Caller, caller
-
-
-def linear_cross_entropy(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    reduction: str = "mean",
-    ignore_index: SupportsIndex | None = None,
-    label_smoothing: float = 0.0,
-    chunk_rows: int | None = None,
-) -> Tensor:
-    r"""Compute the cross-entropy of a linear layer's softmax, whose gradient is δ = (Σa)p − a, a few rows at a time.
-
-    The value and every derivative equal those of ``F.cross_entropy(F.linear(input, linear_weight, linear_bias),
-    target, …)``, where ``input`` may have any number of dimensions, classes in the last.
-
-    Args:
-        input: floating-point tensor.
-        linear_weight: of the input's dtype and device; under autocast dtypes may differ.
-        target: classes (int64 or uint8), or probabilities of the classes, which may require grad.
-        linear_bias: as ``linear_weight``, or None.
-        weight: of the classes; of the input's dtype where the target is classes, unless autocast is on.
-        reduction: ``"mean"`` (over the rows that count, by their class weights; over all rows for probabilities),
-            ``"sum"`` or ``"none"``.
-        ignore_index: a class whose rows count for nothing; None is -100.
-        label_smoothing: ε of the target (1 − ε)t + ε/V, from 0 to 1.
-        chunk_rows: the rows of logits to hold at once; None for what :mod:`manual_mlp.sweep.tiling` finds best.
-
-    Shape:
-        - input: :math:`(*, D)`
-        - linear_weight: :math:`(V, D)`
-        - target: :math:`(*)`, or :math:`(*, V)` for probabilities
-        - linear_bias, weight: :math:`(V)`
-        - Output: scalar; :math:`(*)` if ``reduction`` is ``"none"``.
-
-    Raises:
-        ValueError: shapes or devices do not fit together, or an option is out of range.
-        TypeError: dtypes differ or are not those named here.
-        IndexError: a class is out of range (on a CPU; CUDA reports it as torch does, by an assertion).
-    """
-    if not torch.compiler.is_dynamo_compiling() and native.doors is not None:
-        of = ("cross_entropy", target, weight, None, ignore_index, label_smoothing)
-        value = native.doors.head(input, linear_weight, linear_bias, IDENTITY, reduction, chunk_rows, *of)
-        if value is not None:
-            return value  # type: ignore[no-any-return]
-    options = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
-    criterion = Criterion(LOSSES["cross_entropy"], target, reduction, options)
-    return _loss(Head(input, linear_weight, linear_bias), criterion, chunk_rows)
 
 
 def linear_binary_cross_entropy(
@@ -92,7 +44,7 @@ def linear_binary_cross_entropy(
         weight: of the entries, of a shape that broadcasts to the target's.
         pos_weight: ρ, the weight of positive answers, of a shape that broadcasts to the target's.
         reduction: ``"mean"`` over all entries, ``"sum"`` or ``"none"``.
-        chunk_rows: as in :func:`linear_cross_entropy`.
+        chunk_rows: as in :func:`manual_mlp.linear_cross_entropy`.
 
     Shape:
         - input: :math:`(*, D)`
@@ -106,13 +58,13 @@ def linear_binary_cross_entropy(
         TypeError: dtypes differ or are not floating point.
     """
     if not torch.compiler.is_dynamo_compiling() and native.doors is not None:
-        of = ("binary_cross_entropy", target, weight, pos_weight, None, 0.0)
+        of = ("binary_cross_entropy", target, weight, pos_weight, None, None, 0.0, 0.0, False)
         value = native.doors.head(input, linear_weight, linear_bias, IDENTITY, reduction, chunk_rows, *of)
         if value is not None:
             return value  # type: ignore[no-any-return]
     options = {"weight": weight, "pos_weight": pos_weight}
     criterion = Criterion(LOSSES["binary_cross_entropy"], target, reduction, options)
-    return _loss(Head(input, linear_weight, linear_bias), criterion, chunk_rows)
+    return loss_of_head(Head(input, linear_weight, linear_bias), criterion, chunk_rows)  # type: ignore[no-any-return]
 
 
 def dense_squared_error(
@@ -136,7 +88,7 @@ def dense_squared_error(
         target: Y*, on the same device. It may require grad.
         activation: as in :func:`manual_mlp.dense`.
         reduction: ``"sum"`` over all entries, ``"mean"`` over all entries, or ``"none"``.
-        chunk_rows: as in :func:`linear_cross_entropy`.
+        chunk_rows: as in :func:`manual_mlp.linear_cross_entropy`.
 
     Shape:
         - input: :math:`(*, D_{in})`
@@ -152,25 +104,24 @@ def dense_squared_error(
     if not isinstance(activation, Activation):
         activation = get(activation)
     if not torch.compiler.is_dynamo_compiling() and native.doors is not None:
-        of = ("squared_error", target, None, None, None, 0.0)
+        of = ("squared_error", target, None, None, None, None, 0.0, 0.0, False)
         value = native.doors.head(input, weight, bias, activation, reduction, chunk_rows, *of)
         if value is not None:
             return value  # type: ignore[no-any-return]
     criterion = Criterion(LOSSES["squared_error"], target, reduction, {})
-    return _loss(Head(input, weight, bias, activation), criterion, chunk_rows)
+    return loss_of_head(Head(input, weight, bias, activation), criterion, chunk_rows)  # type: ignore[no-any-return]
 
 
-def loss_of_output(y: Tensor, criterion: Criterion) -> Tensor:
-    """Compute a loss of an output (*, D_out) that exists, whoever asks for its derivatives."""
+def loss_of_output(z: Tensor, criterion: Criterion, activation: Activation = IDENTITY) -> Any:
+    """Compute a loss of an output f(z) (*, D_out), where z exists, whoever asks for its derivatives."""
     check_options(criterion.reduction)
-    who = caller(y, *criterion.tensors())
+    who = caller(z, *criterion.tensors())
     if who == "torch":
-        return criterion.torchs(y)
+        return _by_torch(torchs_activation(z, activation), criterion)
+    y = z if activation is IDENTITY else entrywise(z, activation)
     criterion.check(y, y.shape[-1])
     loss, whole = criterion.make(y), rows(y)
-    by_kernels = who not in ("transform", "composite")
-    compute = loss.quick_composite if by_kernels else loss.composite
-    return shaped(compute(whole, criterion.reduction), y)
+    return _answer(loss_of_logits(loss, whole, criterion.reduction, who), criterion.seen(whole, loss.target), y)
 
 
 def shaped(loss: Tensor, input: Tensor) -> Tensor:
@@ -178,37 +129,35 @@ def shaped(loss: Tensor, input: Tensor) -> Tensor:
     return loss if input.dim() == 2 or not loss.dim() else loss.reshape(input.shape[:-1] + loss.shape[1:])
 
 
-def _loss(head: Head, criterion: Criterion, chunk_rows: int | None) -> Tensor:
+def _answer(loss: Tensor, seen: Stats | None, input: Tensor) -> Any:
+    """Return the loss, and what was seen of the rows beside it if that is asked for."""
+    loss = shaped(loss, input)
+    return loss if seen is None else (loss, Stats(*(shaped(t, input) for t in seen)))
+
+
+def loss_of_head(head: Head, criterion: Criterion, chunk_rows: int | None) -> Any:
+    """Compute a loss of a layer, whoever asks for its derivatives, and what is seen of its rows if the loss asks."""
     check_options(criterion.reduction, chunk_rows)
     who = caller(*head[:3], *criterion.tensors())
-    return _DOORS[who](who, head, criterion, chunk_rows)
+    if who == "torch":
+        return _by_torch(torchs_layer(*head), criterion)
+    return _ours(who, head, criterion, chunk_rows)
 
 
-def _torchs(_: Caller, head: Head, criterion: Criterion, chunk_rows: int | None) -> Tensor:
-    return criterion.torchs(torchs_layer(*head))
+def _by_torch(y: Tensor, criterion: Criterion) -> Any:
+    loss, seen = criterion.torchs(y), criterion.seen(y)
+    return loss if seen is None else (loss, seen)
 
 
-def _by_rows(who: Caller, head: Head, criterion: Criterion, chunk_rows: int | None) -> Tensor:
+def _ours(who: Caller, head: Head, criterion: Criterion, chunk_rows: int | None) -> Any:
     check_layer(*head[:3])
     criterion.check(head.h, head.w.shape[0])
     loss, of_rows, reduction = criterion.make(head.h), head._replace(h=rows(head.h)), criterion.reduction
-    step = None if who == "compiler" else step_for(loss, of_rows, reduction, chunk_rows)
-    if step is not None:
-        return shaped(loss_of_step(step, of_rows), head.h)
-    return shaped(loss.quick_composite(of_rows.output(who), reduction), head.h)
-
-
-def _composed(who: Caller, head: Head, criterion: Criterion, _: int | None) -> Tensor:
-    check_layer(*head[:3])
-    criterion.check(head.h, head.w.shape[0])
-    y = head._replace(h=rows(head.h)).output(who)
-    return shaped(criterion.make(head.h).composite(y, criterion.reduction), head.h)
-
-
-_DOORS: dict[Caller, Callable[[Caller, Head, Criterion, int | None], Tensor]] = {
-    "eager": _by_rows,
-    "compiler": _by_rows,
-    "transform": _composed,
-    "composite": _composed,
-    "torch": _torchs,
-}
+    if who == "eager" and (step := step_for(loss, of_rows, reduction, chunk_rows)):
+        seen = loss.watched(of_rows.h) if criterion.stats else None
+        return _answer(loss_of_step(step, of_rows), seen, head.h)
+    if who == "compiler" and by_operation(of_rows, loss, reduction, chunk_rows):
+        value, *stats = loss_by_operation(of_rows, loss, reduction, chunk_rows, criterion.stats)
+        return _answer(value, Stats(*stats) if criterion.stats else None, head.h)
+    y = of_rows.output(who)
+    return _answer(loss_of_logits(loss, y, reduction, who), criterion.seen(y, loss.target), head.h)

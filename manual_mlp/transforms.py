@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function, forward_ad
+from torch.autograd import forward_ad
 from torch.utils import _device
 
 _core = torch._C
@@ -29,7 +29,7 @@ Caller = Literal["eager", "compiler", "transform", "composite", "torch"]
 """Which form of a Function serves the caller.
 
 - eager: nothing but eager autograd, so a Function without ``jvp``, quick to call, is enough;
-- compiler: ``torch.compile`` traces the call, and refuses a Function that defines ``jvp``;
+- compiler: ``torch.compile`` traces the call, and fuses torch's own operations best;
 - transform: a ``torch.func`` transform or forward mode needs a Function with ``setup_context`` and ``jvp``;
 - composite: torch's own operations serve best, as it mishandles every Function here, or the operations themselves are
   asked for (``torch.export``);
@@ -210,26 +210,6 @@ def has_gradient_hooks(parameter: Tensor) -> bool:
 def version(t: Tensor) -> int:
     """Tell how often a tensor was changed in place; of one that autograd does not follow, nothing is known."""
     return 0 if t.is_inference() else t._version
-
-
-def without_jvp(function: type[Function], compute: Callable[..., Any] | None = None) -> type[Function]:
-    """Make the twin of a Function that serves eager autograd and the compiler, with the same formulas.
-
-    ``compute`` takes the place of its forward.
-    """
-    run: Callable[..., Any] = compute or function.forward
-
-    class Twin(Function):
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            output = run(*args)
-            function.setup_context(ctx, args, output)
-            return output
-
-        backward = staticmethod(function.backward)
-
-    Twin.__name__ = Twin.__qualname__ = function.__name__
-    return Twin
 
 
 def _functions_are_overridden() -> bool:

@@ -18,13 +18,13 @@ from torch.autograd import gradcheck, gradgradcheck
 from manual_mlp import MLP, Activation, Dense, DenseSquaredError, activations, backprop, dense, dense_squared_error
 from manual_mlp.__main__ import main as command
 from manual_mlp.activations import get, to_module
-from manual_mlp.checks import check_squared_error
 from manual_mlp.explain import check_my_backward
 from manual_mlp.formulas.losses import Loss
 from manual_mlp.formulas.products import rows
 from manual_mlp.head.plan import Head
+from manual_mlp.loss_checks import check_squared_error
 from manual_mlp.losses import LOSSES, Criterion, Known, flags
-from manual_mlp.output import _loss, loss_of_output
+from manual_mlp.output import loss_of_head, loss_of_output
 
 ROOT = Path(__file__).parents[1]
 N, D, V = 5, 4, 3
@@ -220,7 +220,7 @@ def test_a_layer_with_the_loss_has_derivatives_of_both_orders(loss, chunk_rows):
     t = draw(N, V, requires_grad=False)
 
     def whole(h, w, b):
-        return _loss(Head(h, w, b, get("tanh")), criterion, chunk_rows)
+        return loss_of_head(Head(h, w, b, get("tanh")), criterion, chunk_rows)
 
     criterion = Criterion(LOSSES[loss], t, "mean", {})
     assert gradcheck(whole, (h, w, b), check_forward_ad=True, check_batched_grad=True)

@@ -1,11 +1,14 @@
 """The smooth activations that only rise: f, f′ and f″, each in a form that is stable far out."""
 
+from math import inf
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manual_mlp.activations.record import Activation
 from manual_mlp.activations.registry import register
+from manual_mlp.precision import cast, widen
 
 aten = torch.ops.aten
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -92,6 +95,42 @@ def tanh() -> Activation:
             aten.tanh_backward.default(q, y),
             q.mul_(dy).mul_(y).mul_(-2),
         ),
+    )
+
+
+@register(source="cap * torch.tanh(z / cap)")
+def softcap(cap: float = 30.0) -> Activation:
+    """Hyperbolic tangent scaled to a slope of 1 and a largest value, as of the logits of Gemma 2 (2024).
+
+    f = c·tanh(z/c)
+    f′ = 1 − (y/c)²
+    f″ = −2·y/c²·(1 − (y/c)²)
+    f′ of y = 1 − (y/c)²
+    ∂f′/∂y = −2·y/c²
+    where c = cap, y = c·tanh(z/c)
+    """
+    if not 0 < cap < inf:
+        raise ValueError(f"expected cap above 0, and finite, got {cap}")
+
+    def f(z: Tensor) -> Tensor:
+        return cast(torch.tanh(widen(z) / cap) * cap, z.dtype)
+
+    def df_y(y: Tensor) -> Tensor:
+        t = y / cap
+        return 1 - t * t
+
+    def kernel2(dy: Tensor, q: Tensor, y: Tensor) -> Triple:
+        slope, bend = df_y(y), y * (-2 / cap**2)
+        return dy * slope, slope.mul_(q), bend.mul_(q).mul_(dy)
+
+    return Activation(
+        f=f,
+        df=lambda z: df_y(f(z)),
+        d2f=lambda z: -2 / cap**2 * f(z) * df_y(f(z)),
+        df_y=df_y,
+        d2f_y=lambda y: -2 / cap**2 * y,
+        kernel=lambda dy, y: aten.tanh_backward.default(dy, y / cap),
+        kernel2=kernel2,
     )
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from os.path import basename
 from typing import Any
 
 from torch import Tensor
 
 from manual_mlp.activations.check import check
+from manual_mlp.activations.traced import traced
 
 Map = Callable[[Tensor], Tensor]
 
@@ -35,6 +37,7 @@ class Activation:
         params: the arguments that made it, shown by ``repr``.
         by_z: the same function, whose layer keeps z in any case.
         maker: the factory that made it, by which it is copied and pickled; not to be given.
+        traced: f for a compiler, with the derivative that the record says; likewise.
         native: its number in the engine in C++, -1 if that does not know it, and None before it is asked; likewise.
 
     Raises:
@@ -58,6 +61,7 @@ class Activation:
     params: tuple[Any, ...] = ()
     by_z: "Activation" = field(init=False, repr=False)
     maker: "Callable[..., Activation] | None" = field(default=None, init=False)
+    traced: Map = field(init=False, repr=False)
     native: int | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -69,6 +73,7 @@ class Activation:
             raise ValueError(f"expected a name that can be printed, got {self.name!r}")
         if (self.df_y is None) != (self.d2f_y is None):
             raise ValueError("expected both of df_y and d2f_y, or neither: f″ would be taken of the wrong variable")
+        object.__setattr__(self, "traced", partial(traced, self.f, self.df))
         by_y: dict[str, Any] = dict.fromkeys(("df_y", "d2f_y", "kernel", "kernel2"))
         object.__setattr__(self, "by_z", self if self.df_y is None else replace(self, **by_y))
 

@@ -47,7 +47,10 @@ class RowLoss(ABC):
 
     def reduced(self, y: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
         """Compute the sum or the mean over all rows, and dy for its upstream gradient g or 1; y may be overwritten."""
-        total, dy = self.summed(y, slice(None))
+        return self.scaled(*self.summed(y, slice(None)), mean, g)
+
+    def scaled(self, total: Tensor, dy: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
+        """Compute the same from the sum of all values, and dy of that, which is overwritten."""
         count, scale = self.mean() if mean else (1.0, 1.0)
         dy = dy.mul_(scale)
         return total / count, dy if g is None else dy.mul_(g)
@@ -85,9 +88,11 @@ class Loss(RowLoss):
 
     Attributes:
         held: the names of what are tensors, or None.
+        of_any_dtype: the names of those among them that are turned into the dtype of y where they are used.
     """
 
     held: ClassVar[tuple[str, ...]] = ("target",)
+    of_any_dtype: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def curvature(self, y: Tensor, q: Tensor, at: slice) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,7 @@ class LossFunction(Function):
         operands, rest = (h, w, b), ctx.rest
         step: Step = ctx.step._replace(loss=ctx.step.loss.holding(held))
         needed, made = needed_now(ctx, 3), None
-        g = _weights(step.loss, upstream, ctx.scale)
+        g = weights(step.loss, upstream, ctx.scale)
         if is_plain(upstream):
             with torch.no_grad():
                 made = _finish(ctx, step, g, operands, needed)
@@ -75,7 +75,7 @@ class LossFunction(Function):
         return *_differentiable(step, _whole(operands, rest), g, made, needed), None
 
 
-def _weights(loss: Loss, upstream: Tensor, scale: Tensor | float) -> Tensor:
+def weights(loss: Loss, upstream: Tensor, scale: Tensor | float) -> Tensor:
     """Compute the upstream gradient of all values, each row or each entry, from that of the output."""
     g = widen(upstream)
     if isinstance(scale, Tensor):
@@ -92,7 +92,7 @@ def _differentiable(
     """Let dh, dw and db, made already unless something looks inside, be differentiated."""
     g = g if g.dim() == 2 else g.expand(len(step.loss.target))[:, None]
     if made is None:
-        return _by_composite(step, needed)(*operands, g)
+        return by_composite(step, needed)(*operands, g)
     return _GradientsFunction.apply(*operands, g, step, made)  # type: ignore[no-any-return]
 
 
@@ -117,7 +117,7 @@ class _GradientsFunction(Function):
         if all(t is None for t in tildes):
             cotangents: Found = (None,) * 4
         elif torch.is_grad_enabled() or not is_plain(*tildes):
-            first = _by_composite(step, [t is not None for t in tildes])
+            first = by_composite(step, [t is not None for t in tildes])
             given = [t for t in tildes if t is not None]
             cotangents = gradients_by_autograd(
                 lambda *of: [t for t in first(*of) if t is not None], operands, given, needed, unused=True
@@ -169,12 +169,7 @@ def _finish(ctx: Any, step: Step, g: Tensor, operands: Sequence[Any], needed: Se
     if last:
         ctx.made = ctx.rest = None
     if made is None:
-        h, w, b = _whole(operands, rest)
-        objective = step.objective(h, w)
-        g = g if g.dim() else g.expand(len(h), 1) if step.loss.by_entry else g.expand(len(h))
-        with uncast(h):
-            sweep = Sweep(step.layers(w, b), h, step.tiling)
-            made = _swept(sweep, lambda trace, tile: objective.weighted(trace, tile, g), (h, w, b), needed)
+        made = gradients_again(step, _whole(operands, rest), g, needed)
     elif step.tiling.rows >= len(step.loss.target):
         with uncast(g):
             made = gradients(_times(made, g if g.dim() != 1 else g[:, None], last), operands[0], operands[1], needed)
@@ -183,7 +178,31 @@ def _finish(ctx: Any, step: Step, g: Tensor, operands: Sequence[Any], needed: Se
     return in_dtypes(made, ctx.dtypes)
 
 
-def _by_composite(step: Step, needed: Sequence[bool]) -> Callable[..., Found]:
+def gradients_again(step: Step, operands: Sequence[Any], g: Tensor, needed: Sequence[bool]) -> Found:
+    """Compute what is needed of dh, dw and db for an upstream gradient g, and the output of each tile once more."""
+    h, w, b = operands
+    objective = step.objective(h, w)
+    g = g if g.dim() else g.expand(len(h), 1) if step.loss.by_entry else g.expand(len(h))
+    with uncast(h):
+        sweep = Sweep(step.layers(w, b), h, step.tiling)
+        return _swept(sweep, lambda trace, tile: objective.weighted(trace, tile, g), operands, needed)
+
+
+def with_gradients(step: Step, operands: Sequence[Any], needed: Sequence[bool]) -> tuple[Tensor, Found]:
+    """Compute the loss, and what is needed of dh, dw and db for an upstream gradient of 1."""
+    h, w, b = operands
+    value, made, scale = _forward(step, h, w, b, needed)
+    if made is None:
+        return value, (None,) * 3
+    with torch.no_grad(), uncast(h):
+        if isinstance(made, Tensor):
+            made = gradients(_times(made, scale, True), h, w, needed)
+        else:
+            made = tuple(None if t is None else _times(t, scale, True) for t in made)
+    return value, made
+
+
+def by_composite(step: Step, needed: Sequence[bool]) -> Callable[..., Found]:
     """Return what computes dh, dw and db, from h, w, b and g, by torch's own operations."""
 
     def values_of(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -199,7 +218,7 @@ def _by_composite(step: Step, needed: Sequence[bool]) -> Callable[..., Found]:
     return first_order
 
 
-def _times(t: Tensor, g: Tensor, in_place: bool) -> Tensor:
+def _times(t: Tensor, g: Tensor | float, in_place: bool) -> Tensor:
     return t.mul_(g) if in_place else cast(t * g, t.dtype)
 
 
@@ -216,13 +235,14 @@ def _whole(operands: Sequence[Any], rest: Sequence[tuple[Tensor, int] | None]) -
 @answers
 def loss_gradients(asked: Asked) -> Found:
     """Compute dh, dw and db of a loss, so that what differentiates them is right; native may have made them."""
-    input, w, b, upstream, target, weight, pos_weight, *given = asked.tensors
+    input, w, b, upstream, target, weight, pos_weight, row_weight, *given = asked.tensors
     kind, reduction, number, tile_rows, _, region, ignored = asked.numbers
+    smoothing, z_loss = asked.dropout
     assert input is not None
     assert target is not None
     assert upstream is not None
     losses: tuple[Callable[[], Loss], ...] = (
-        lambda: CrossEntropy(target, weight, ignored, asked.dropout[0]),
+        lambda: CrossEntropy(target, weight, ignored, smoothing, row_weight, z_loss),
         lambda: BinaryCrossEntropy(target, weight, pos_weight),
         lambda: SquaredError(target),
     )
@@ -244,6 +264,6 @@ def loss_gradients(asked: Asked) -> Found:
     if any(t is not None for t in given):
         dtypes = [None if t is None else t.dtype for t in (h, w, b)]
         made = in_dtypes([None if dh is None else rows(dh), *others], dtypes)
-    g = _weights(loss, g, loss.mean_now()[1] if step.reduction == "mean" else 1.0)
+    g = weights(loss, g, loss.mean_now()[1] if step.reduction == "mean" else 1.0)
     dh, dw, db = _differentiable(step, (h, w, b), g, made, asked.needed)
     return None if dh is None else dh.reshape(input.shape), dw, db

@@ -64,11 +64,18 @@ def step_for(loss: Loss, head: Head, reduction: str, tile_rows: int | None) -> S
     h, w, b, activation = head
     if tile_rows is None and few_logits(len(h), len(w), h.is_cuda):
         return None
-    held = [t for t in loss.tensors() if t is not None]
-    dtypes = {t.dtype for t in (h, w, b, *held) if t is not None and t.is_floating_point()}
+    held = {name: t for name, t in zip(loss.held, loss.tensors(), strict=True) if t is not None}
+    typed = [t for name, t in held.items() if name not in loss.of_any_dtype]
+    dtypes = {t.dtype for t in (h, w, b, *typed) if t is not None and t.is_floating_point()}
     region = autocast_dtype(h)
     mixed = torch.float64 in dtypes if region else len(dtypes) > 1
-    if mixed or not FLOATS.issuperset(dtypes) or any(t.requires_grad for t in held) or not h.numel() or not len(w):
+    if (
+        mixed
+        or not FLOATS.issuperset(dtypes)
+        or any(t.requires_grad for t in held.values())
+        or not h.numel()
+        or not len(w)
+    ):
         return None
     dtype = product_dtype(region or h.dtype, h.device)
     tiling = tiling_of_loss(h, len(w), dtype, tile_rows)

@@ -70,6 +70,8 @@ TORCH = {
     activations.sin(): torch.sin,
     activations.sin(30.0): lambda z: torch.sin(30.0 * z),
     activations.lecun_tanh(): lambda z: 1.7159 * torch.tanh(2 / 3 * z),
+    activations.softcap(): lambda z: 30.0 * torch.tanh(z / 30.0),
+    activations.softcap(0.7): lambda z: 0.7 * torch.tanh(z / 0.7),
 }
 OF_TORCH = frozenset(TORCH)
 NAMED = {activation.name: f for activation, f in TORCH.items()} | {"gelu_tanh": TORCH[activations.gelu("tanh")]}

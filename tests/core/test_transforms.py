@@ -1,4 +1,4 @@
-"""Who calls is known, and the compiler runs the formulas written here."""
+"""Who calls is known, and the compiler gets what it fuses best."""
 
 import shutil
 import subprocess
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jvp, vmap
 
-from manual_mlp import Activation, activations, dense, layer
+from manual_mlp import Activation, activations, dense
 from manual_mlp.activations import get
 from manual_mlp.transforms import caller, is_plain
 
@@ -74,13 +74,27 @@ def test_a_compiled_activation_that_ends_in_a_no_op_is_right(draw: Draw) -> None
     assert_equal(torch.autograd.grad(y.sum(), inputs), torch.autograd.grad(expected.sum(), inputs))
 
 
-def test_the_compiler_runs_the_formulas_written_here(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiler_sees_the_operations_of_torchs_layer_and_nothing_else(draw: Draw) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
     torch.compiler.reset()
     inputs = draw(5, 4), draw(7, 4), draw(7)
-    monkeypatch.setattr(layer, "gradients", lambda delta, h, w, needed: (3 * h, None, None))
-    y = torch.compile(lambda *t: dense(*t, "tanh"), fullgraph=True, backend="aot_eager")(*inputs)
+    torch.compile(lambda *t: dense(*t, "tanh"), fullgraph=True, backend=keep)(*inputs)
+    (graph,) = graphs
+    assert [node.target for node in graph.graph.nodes if node.op.startswith("call")] == [F.linear, torch.tanh]
+
+
+def test_the_compiler_takes_the_slope_that_a_users_record_says(draw: Draw) -> None:
+    torch.compiler.reset()
+    step = Activation(torch.sign, lambda z: torch.ones_like(z), torch.zeros_like)  # straight through
+    inputs = draw(5, 4), draw(7, 4), draw(7)
+    y = torch.compile(lambda *t: dense(*t, step), fullgraph=True, backend="aot_eager")(*inputs)
     (dh,) = torch.autograd.grad(y.sum(), inputs[:1])
-    assert torch.equal(dh, 3 * inputs[0])
+    assert_equal(dh, torch.ones_like(y) @ inputs[1])
 
 
 def test_the_caller_is_known() -> None:

@@ -8,7 +8,7 @@
 
 namespace manual_mlp {
 
-enum class Kind { identity, relu, sigmoid, tanh, gelu, silu, softplus, sin, by_aten };
+enum class Kind { identity, relu, sigmoid, tanh, gelu, silu, softplus, sin, softcap, by_aten };
 
 // An activation that has a number here: what Python's record of that number says.
 struct Act {
@@ -55,6 +55,14 @@ struct Tanh : Smooth<Tanh> {
   template <class V> V f(V z) const { return z.tanh(); }
   template <class V> V df(V y) const { return V(1) - y * y; }
   template <class V> V d2f(V y) const { return V(-2) * y; }
+};
+
+struct Softcap : Smooth<Softcap> {
+  double cap;
+  explicit Softcap(double c) : cap(c) {}
+  template <class V> V f(V z) const { return V(cap) * (z / V(cap)).tanh(); }
+  template <class V> V df(V y) const { return Tanh().df(y / V(cap)); }
+  template <class V> V d2f(V y) const { return V(-2) * y / V(cap * cap); }
 };
 
 struct Gelu : Smooth<Gelu> {  // z Φ(z), with the density φ
@@ -131,6 +139,7 @@ inline void with_formulas(const Act& a, const Do& act) {
     case Kind::relu: return act(Relu());
     case Kind::sigmoid: return act(Sigmoid());
     case Kind::tanh: return act(Tanh());
+    case Kind::softcap: return act(Softcap(a.params[0]));
     default: return with_formulas_of_z(a, act);
   }
 }

@@ -96,7 +96,7 @@ Left backprop(const Step& step, const Loss& loss, Reduction reduction, const Ups
   auto left = backprop(step, [&](const Tile& tile, bool free) {
     Upstream here{factor, upstream.g.defined() ? upstream.g.narrow(0, tile.start, tile.n) : Tensor()};
     const Tensor dy = free ? tile.y : at::empty_like(tile.y);
-    sums[tile.start / step.tiling.rows] = loss_and_delta(loss, tile.y, tile.start, here, value, dy);
+    sums[tile.start / step.tiling.rows] = loss_and_delta(loss, tile.y, tile.start, here, {value}, dy);
     return dy;
   });
   if (reduction != Reduction::none) {

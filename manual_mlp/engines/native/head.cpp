@@ -16,12 +16,6 @@ namespace manual_mlp {
 namespace {
 using torch::autograd::Function;
 
-// What forward makes for an upstream gradient of 1: δ of all rows, where they are one tile; else dh, dw and db.
-struct Made {
-  Tensor value, delta;
-  Three three;
-};
-
 // Passes over the rows of a layer with its loss.
 class Pass {
  public:
@@ -32,8 +26,9 @@ class Pass {
     // Raised before anything is computed.
     const Mean mean = mean_of(plan_.loss, v);
     const bool each = plan_.reduction == Reduction::none, divides = plan_.reduction == Reduction::mean;
-    const auto wide = h_.options().dtype(widened(plan_.products)).requires_grad(false);
-    if (each) values_ = at::empty(plan_.loss.by_entry() ? at::IntArrayRef{n, v} : at::IntArrayRef{n}, wide);
+    const auto wide = h_.options().dtype(widened(plan_.products));
+    if (each) values_.each = at::empty(plan_.loss.by_entry() ? at::IntArrayRef{n, v} : at::IntArrayRef{n}, wide);
+    if (plan_.stats) values_.logsumexp = at::empty({n}, wide), values_.correct = at::empty({n}, wide.dtype(at::kBool));
     *scale = upstream_.scale = divides ? mean.scale : 1;
     Made made;
     if (plan_.rows >= n) {
@@ -42,7 +37,8 @@ class Pass {
       made.three = swept(needed);
     }
     const auto dtype = plan_.region ? widened(plan_.products) : head_.h.scalar_type();
-    made.value = each ? shaped(cast(values_, dtype))
+    made.logsumexp = shaped(values_.logsumexp), made.correct = shaped(values_.correct);
+    made.value = each ? shaped(cast(values_.each, dtype))
                       : at::scalar_tensor(sum_ / (divides ? mean.count : 1), wide.dtype(dtype));
     return made;
   }
@@ -82,6 +78,7 @@ class Pass {
     };
     Three found;
     found.dh = sweep.backward(dy_of, {{needed.dw, needed.db}}, needed.dh ? -1 : 0, false);
+    if (needed.dh) found.dh = found.dh.view(head_.h.sizes());
     if (needed.dw) found.dw = sweep.dw(0);
     if (needed.db) found.db = sweep.db(0, widened(dtype));
     return found;
@@ -89,6 +86,7 @@ class Pass {
 
   // The losses of rows (N,) or entries (N, V), with the leading dimensions of the input.
   Tensor shaped(const Tensor& losses) const {
+    if (!losses.defined()) return losses;
     auto shape = head_.h.sizes().vec();
     shape.pop_back();
     if (losses.dim() == 2) shape.push_back(losses.size(1));
@@ -97,7 +95,8 @@ class Pass {
 
   const Plan& plan_;
   const Head& head_;
-  Tensor h_, values_;
+  Tensor h_;
+  Values values_;
   Upstream upstream_;
   double sum_ = 0;
 };
@@ -105,6 +104,23 @@ class Pass {
 Tensor scaled(const Tensor& t, double g, bool own) {
   if (!t.defined()) return t;
   return own ? (g == 1 ? t : t.mul_(g)) : at::mul(t, g);
+}
+
+// dh, dw and db from δ of all rows, which is overwritten if it is own, for an upstream gradient.
+Three products(Tensor delta, const Tensor& h, const Tensor& w, Needed needed, double g, bool own) {
+  const auto dtype = delta.scalar_type();
+  Three found;
+  if (needed.db) {
+    std::vector<double> db(delta.size(1));
+    add_db(delta, db.data());
+    found.db = scaled(rounded(db, {delta.size(1)}, delta.options().dtype(widened(dtype))), g, true);
+  }
+  // A narrow product is rounded once, and so δ takes its factor.
+  const bool early = g != 1 && dtype != widened(dtype);
+  if (early) delta = scaled(delta, g, own);
+  if (needed.dh) found.dh = scaled(dh_of(delta, cast(w, dtype)), early ? 1 : g, true).view(h.sizes());
+  if (needed.dw) found.dw = scaled(dw_of(delta, cast(flat(h), dtype)), early ? 1 : g, true);
+  return found;
 }
 
 // Of an operand that torch would not keep: it is read again by create_graph alone, which finds out that it has changed.
@@ -128,23 +144,22 @@ bool is_first_order(const Tensor& t) {
 // Inputs: h (*, D_in), w (D_out, D_in), b (D_out,) or none.
 struct LossFunction : Function<LossFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& h, const Tensor& w, const Optional& b, const Head& head,
-                        const Plan& plan) {
+                        const Plan& plan, Made& made) {
     Below below;
     const Needed needed{h.requires_grad(), w.requires_grad(), b && b->requires_grad()};
     const bool again = plan.again(flat(h).size(0));
     double scale;
-    Made made = Pass(plan, head).forward(again ? Needed{} : needed, &scale);
-    if (made.three.dh.defined()) made.three.dh = made.three.dh.view(h.sizes());
+    made = Pass(plan, head).forward(again ? Needed{} : needed, &scale);
     const Loss& loss = plan.loss;
     auto& data = ctx->saved_data;
     data["plan"] = std::vector<int64_t>{loss.kind, int64_t(plan.reduction), head.f->number, plan.rows,
                                         int64_t(plan.products), plan.region ? int64_t(*plan.region) : -1,
                                         loss.ignore_index};
     data["scale"] = scale;
-    if (loss.label_smoothing) data["smoothing"] = loss.label_smoothing;
+    if (loss.label_smoothing || loss.z_loss) data["shares"] = std::vector{loss.label_smoothing, loss.z_loss};
     ctx->save_for_backward({again || needed.dw ? h : Tensor(), again || needed.dh ? w : Tensor(),
-                            again && b ? *b : Tensor(), loss.target, loss.weight, loss.pos_weight, made.delta,
-                            made.three.dh, made.three.dw, made.three.db});
+                            again && b ? *b : Tensor(), loss.target, loss.weight, loss.pos_weight, loss.row_weight,
+                            made.delta, made.three.dh, made.three.dw, made.three.db});
     if (again) return made.value;
     if (!needed.dw) data["h"] = h, data["version of h"] = version(h);
     if (!needed.dh) data["w"] = w, data["version of w"] = version(w);
@@ -161,7 +176,7 @@ struct LossFunction : Function<LossFunction> {
     const Needed needed{ctx->needs_input_grad(0), ctx->needs_input_grad(1), biased && ctx->needs_input_grad(2)};
     const bool last = !torch::autograd::get_current_graph_task_keep_graph();
     const bool plain = is_first_order(upstream), create = at::GradMode::is_enabled();
-    variable_list found(5);
+    variable_list found(6);
     Three made;
     if (plain) {
       at::AutoGradMode no_grad(false);
@@ -171,10 +186,10 @@ struct LossFunction : Function<LossFunction> {
     if (create || !plain) {
       variable_list tensors{whole(saved[0], data, "h"), whole(saved[1], data, "w"),
                             biased && !saved[2].defined() ? data["b"].toTensor() : saved[2], upstream,
-                            saved[3], saved[4], saved[5], made.dh, made.dw, made.db};
-      const auto smoothing = plan.loss.label_smoothing;
-      auto numbers = data["plan"].toIntVector();
-      auto three = ask_plain({"loss_gradients", tensors, numbers, {needed.dh, needed.dw, needed.db}, {smoothing}});
+                            saved[3], saved[4], saved[5], saved[6], made.dh, made.dw, made.db};
+      const std::vector<bool> asked{needed.dh, needed.dw, needed.db};
+      const std::vector<double> shares{plan.loss.label_smoothing, plan.loss.z_loss};
+      auto three = ask_plain({"loss_gradients", tensors, data["plan"].toIntVector(), asked, shares});
       std::copy(three.begin(), three.end(), found.begin());
     } else {
       found[0] = made.dh, found[1] = made.dw, found[2] = made.db;
@@ -189,10 +204,13 @@ struct LossFunction : Function<LossFunction> {
 
   static Plan read(Data& data, const variable_list& saved) {
     const auto n = data["plan"].toIntVector();
-    Loss loss{Loss::Kind(n[0]), saved[3], saved[4], saved[5], n[6]};
-    if (data.count("smoothing")) loss.label_smoothing = data["smoothing"].toDouble();
+    Loss loss{Loss::Kind(n[0]), saved[3], saved[4], saved[5], saved[6], n[6]};
+    if (data.count("shares")) {
+      const auto shares = data["shares"].toDoubleVector();
+      loss.label_smoothing = shares[0], loss.z_loss = shares[1];
+    }
     const auto region = n[5] < 0 ? std::nullopt : std::optional(at::ScalarType(n[5]));
-    return {loss, Reduction(n[1]), n[3], at::ScalarType(n[4]), region};
+    return {loss, Reduction(n[1]), n[3], false, at::ScalarType(n[4]), region};
   }
 
   static Three first_order(const Plan& plan, const variable_list& saved, const Tensor& upstream, Needed needed,
@@ -207,24 +225,12 @@ struct LossFunction : Function<LossFunction> {
       const Head head{h, w, some(saved[2]), &act_of(data["plan"].toIntVector()[2])};
       found = Pass(plan, head).again(plan.loss.by_entry() ? upstream.reshape({n, -1}) : upstream.reshape({n}), needed);
     } else if (plan.rows >= n) {
-      const auto dtype = plan.products;
-      Tensor delta = each ? weighed(saved[6], plan.loss, upstream, last) : saved[6];
-      if (needed.db) {
-        std::vector<double> db(delta.size(1));
-        add_db(delta, db.data());
-        found.db = scaled(rounded(db, {delta.size(1)}, delta.options().dtype(widened(dtype))), g, true);
-      }
-      // A narrow product is rounded once, and so δ takes its factor.
-      const bool early = g != 1 && dtype != widened(dtype);
-      if (early) delta = scaled(delta, g, last);
-      if (needed.dh) found.dh = scaled(dh_of(delta, cast(w, dtype)), early ? 1 : g, true);
-      if (needed.dw) found.dw = scaled(dw_of(delta, cast(flat(h), dtype)), early ? 1 : g, true);
+      found = products(each ? weighed(saved[7], plan.loss, upstream, last) : saved[7], h, w, needed, g, last);
     } else {
-      found.dh = scaled(needed.dh ? saved[7] : Tensor(), g, last);
-      found.dw = scaled(needed.dw ? saved[8] : Tensor(), g, last);
-      found.db = scaled(needed.db ? saved[9] : Tensor(), g, last);
+      found.dh = scaled(needed.dh ? saved[8] : Tensor(), g, last);
+      found.dw = scaled(needed.dw ? saved[9] : Tensor(), g, last);
+      found.db = scaled(needed.db ? saved[10] : Tensor(), g, last);
     }
-    if (found.dh.defined() && h.defined()) found.dh = found.dh.view(h.sizes());
     return found;
   }
 
@@ -232,6 +238,7 @@ struct LossFunction : Function<LossFunction> {
   static Tensor weighed(const Tensor& delta, const Loss& loss, const Tensor& upstream, bool own) {
     Tensor g = upstream.reshape({delta.size(0), -1});
     if (loss.of_classes()) g = g.masked_fill((loss.target == loss.ignore_index).unsqueeze(1), 0);
+    if (loss.row_weight.defined()) g = g.masked_fill((loss.row_weight == 0).unsqueeze(1), 0);
     Tensor to = own ? delta : at::empty_like(delta);
     return at::mul_out(to, delta, g);
   }
@@ -262,12 +269,16 @@ bool keeps_more(const Head& head, const Plan& plan) {
   return (plan.rows >= n ? logits : h * dh + w * dw) + h * !dw > logits;
 }
 
-Tensor loss_of(Head head, Plan plan) {
-  if (!is_recorded(head)) {
-    Below below;
-    double scale;
-    return Pass(plan, head).forward({}, &scale).value;
-  }
+Made loss_and_gradients(const Head& head, const Plan& plan, Needed needed) {
+  Below below;
+  double scale;
+  Made made = Pass(plan, head).forward(needed, &scale);
+  if (made.delta.defined()) made.three = products(made.delta, head.h, head.w, needed, 1, true);
+  return made;
+}
+
+Made loss_of(Head head, Plan plan) {
+  if (!is_recorded(head)) return loss_and_gradients(head, plan, {});
   // Copies of what torch does not keep, and so lets change before backward.
   if (plan.again(flat(head.h).size(0))) {
     if (!head.w.requires_grad()) head.h = head.h.clone();
@@ -275,7 +286,9 @@ Tensor loss_of(Head head, Plan plan) {
     if (head.b) head.b = head.b->clone();
   }
   if (plan.loss.label_smoothing && plan.loss.target.is_floating_point()) plan.loss.target = plan.loss.target.clone();
-  return LossFunction::apply(head.h, head.w, head.b, head, plan);
+  Made made;
+  made.value = LossFunction::apply(head.h, head.w, head.b, head, plan, made);
+  return made;
 }
 
 }  // namespace manual_mlp

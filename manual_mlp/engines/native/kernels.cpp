@@ -66,6 +66,9 @@ const std::map<std::string, Aten>& table() {
       {"relu", {yes, Y { at::clamp_min_out(y, z, 0); }, DELTA { return at::threshold_backward(dy, kept, 0); }}},
       {"sigmoid", {yes, Y { at::sigmoid_out(y, z); }, DELTA { return at::sigmoid_backward(dy, kept); }}},
       {"tanh", {yes, Y { at::tanh_out(y, z); }, DELTA { return at::tanh_backward(dy, kept); }}},
+      {"softcap",
+       {yes, Y { y.copy_((widen(z) / p[0]).tanh_().mul_(p[0])); },
+        DELTA { return at::tanh_backward(widen(dy), widen(kept) / p[0]).to(kept.scalar_type()); }}},
       {"gelu", {no, Y { at::gelu_out(y, z, "none"); }, DELTA { return at::gelu_backward(dy, kept, "none"); }}},
       {"gelu_tanh", {no, Y { at::gelu_out(y, z, "tanh"); }, DELTA { return at::gelu_backward(dy, kept, "tanh"); }}},
       {"silu", {no, Y { at::silu_out(y, z); }, DELTA { return at::silu_backward(dy, kept); }}},
@@ -101,6 +104,7 @@ const std::map<std::string, Aten>& table() {
 const std::map<std::string, Kind> kKinds{
     {"identity", Kind::identity}, {"relu", Kind::relu}, {"sigmoid", Kind::sigmoid},   {"tanh", Kind::tanh},
     {"gelu", Kind::gelu},         {"silu", Kind::silu}, {"softplus", Kind::softplus}, {"sin", Kind::sin},
+    {"softcap", Kind::softcap},
 };
 
 // Made at their first use, under the interpreter's lock, and never gone: nodes of a graph refer to them.

@@ -12,8 +12,9 @@ struct Loss {
   Tensor target;
   Tensor weight;      // of the classes (V,), or of entries (N or 1, V or 1); or undefined
   Tensor pos_weight;  // of entries, likewise
+  Tensor row_weight;  // of rows (N,), of any real dtype; or undefined. A row of weight 0 does not count
   int64_t ignore_index = -100;
-  double label_smoothing = 0;
+  double label_smoothing = 0, z_loss = 0;
   bool by_entry() const { return kind != cross_entropy; }
   bool of_classes() const { return kind == cross_entropy && !target.is_floating_point(); }
 };
@@ -31,10 +32,15 @@ struct Upstream {
   Tensor g;
 };
 
-// Returns the sum of the values of rows from start on, whose output is z (n, V), contiguous, on a CPU. Where they are
-// defined, values of all rows (N,) or entries (N, V), of z's dtype but float32 at least, take those of these rows in,
-// and dy (n, V), which may be z, the gradient by z.
-double loss_and_delta(const Loss& loss, const Tensor& z, int64_t start, const Upstream& upstream, const Tensor& values,
+// The values of all rows (N,) or entries (N, V); and of rows ln Σeᶻ, and whether the first of the largest z is the
+// target's. Numbers are of z's dtype, but float32 at least; what is undefined is not asked for.
+struct Values {
+  Tensor each, logsumexp, correct;
+};
+
+// Returns the sum of the values of rows from start on, whose output is z (n, V), contiguous, on a CPU. It fills in what
+// of these rows is asked for, and, if it is defined, dy (n, V), which may be z: the gradient by z.
+double loss_and_delta(const Loss& loss, const Tensor& z, int64_t start, const Upstream& upstream, const Values& values,
                       const Tensor& dy);
 
 }  // namespace manual_mlp

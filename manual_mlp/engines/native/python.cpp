@@ -47,6 +47,10 @@ bool take(PyObject* object, Optional& to) {
   return true;
 }
 
+py::object wrapped(const Tensor& t) {
+  return t.defined() ? py::reinterpret_steal<py::object>(THPVariable_Wrap(t)) : py::none();
+}
+
 const Act* take_activation(PyObject* record) {
   auto number = py::reinterpret_steal<py::object>(PyObject_GetAttr(record, handed->name.ptr()));
   if (!number) throw py::error_already_set();
@@ -145,10 +149,7 @@ PyMethodDef kDoors[] = {
 
 py::object ask(const Question& question) {
   py::tuple tensors(question.tensors.size());
-  for (size_t k = 0; k < question.tensors.size(); ++k) {
-    const Tensor& t = question.tensors[k];
-    tensors[k] = t.defined() ? py::reinterpret_steal<py::object>(THPVariable_Wrap(t)) : py::none();
-  }
+  for (size_t k = 0; k < question.tensors.size(); ++k) tensors[k] = wrapped(question.tensors[k]);
   return handed->plain[question.name](handed->asked(tensors, question.numbers, question.needed, question.dropout));
 }
 

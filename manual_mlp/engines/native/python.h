@@ -15,6 +15,8 @@ bool functions_are_overridden();
 // A plain tensor of no class of its own; or, for the optional one, None.
 bool take(PyObject* object, Tensor& to);
 bool take(PyObject* object, Optional& to);
+// None for what is undefined.
+py::object wrapped(const Tensor& t);
 // The activation that a record stands for; null for one that is not known here.
 const Act* take_activation(PyObject* record);
 // What a function of the plain engine answers; Python's lock is held.

@@ -10,7 +10,7 @@ constexpr int64_t kFewLogits = 230000;
 
 // What a loss compares with, of which nobody asks for the gradient; None leaves it undefined.
 bool take_constant(PyObject* object, Tensor& to) {
-  return object == Py_None || (take(object, to) && to.is_cpu() && !to.requires_grad());
+  return object == Py_None || (take(object, to) && to.is_cpu() && !(to.requires_grad() && at::GradMode::is_enabled()));
 }
 
 bool take_int(PyObject* object, int64_t& to) {
@@ -21,11 +21,11 @@ bool take_int(PyObject* object, int64_t& to) {
   return !overflow;
 }
 
-bool take_share(PyObject* object, double& to) {
+bool take_number(PyObject* object, double most, double& to) {
   if (!PyFloat_CheckExact(object) && !PyLong_CheckExact(object)) return false;
   to = PyFloat_AsDouble(object);
   if (PyErr_Occurred()) throw py::error_already_set();
-  return to >= 0 && to <= 1;
+  return to >= 0 && to <= most;
 }
 
 // Whether the target has as many rows as the input, and, unless it is classes, an entry for each of the output.
@@ -88,7 +88,9 @@ bool take_loss(PyObject* const* given, const Head& head, Loss& to) {
                                 : Loss::binary_cross_entropy;
   if ((to.kind == Loss::binary_cross_entropy && !is("binary_cross_entropy")) || !take_constant(given[1], to.target) ||
       !take_constant(given[2], to.weight) || !take_constant(given[3], to.pos_weight) ||
-      !take_int(given[4], to.ignore_index) || !take_share(given[5], to.label_smoothing) || !to.target.defined()) {
+      !take_constant(given[4], to.row_weight) || !take_int(given[5], to.ignore_index) ||
+      !take_number(given[6], 1, to.label_smoothing) ||
+      !take_number(given[7], std::numeric_limits<double>::max(), to.z_loss) || !to.target.defined()) {
     return false;
   }
   if (to.target.scalar_type() == at::kByte) to.target = to.target.to(at::kLong);
@@ -105,43 +107,75 @@ bool take_loss(PyObject* const* given, const Head& head, Loss& to) {
              (to.weight.defined() && (to.weight.dim() != 1 || to.weight.size(0) != head.w.size(0)))) {
     return false;
   }
+  if (to.row_weight.defined()) {
+    if (to.by_entry() || !fits(to.row_weight, head, true) || to.row_weight.is_complex()) return false;
+    to.row_weight = to.row_weight.reshape(-1);
+  }
   to.target = classes ? to.target.reshape(-1) : flat(to.target);
   return true;
 }
 
 namespace {
 
-// head(input, weight, bias, activation, reduction, chunk_rows, loss, target, weight, pos_weight, ignore_index,
-// label_smoothing) -> the loss or None
-PyObject* head_door(PyObject*, PyObject* const* given, Py_ssize_t) {
-  HANDLE_TH_ERRORS
-  Head head;
-  Plan plan;
-  const bool autocast = at::autocast::is_autocast_enabled(at::kCPU);
+// From input, weight, bias, activation, reduction, chunk_rows, what take_loss takes, and return_stats.
+bool take_head(PyObject* const* given, Head& head, Plan& plan) {
   if (functions_are_overridden() || !take(given[0], head.h) || !take(given[1], head.w) || !take(given[2], head.b) ||
       !head.h.is_cpu()) {
-    Py_RETURN_NONE;
+    return false;
   }
   const auto products = products_dtype(head.h, head.w, head.b);
+  plan.stats = given[14] == Py_True;
   if (!products || !(head.f = take_activation(given[3])) || !take_reduction(given[4], plan.reduction) ||
       !take_int(given[5], plan.rows) || (given[5] != Py_None && plan.rows < 1) ||
-      !take_loss(given + 6, head, plan.loss)) {
-    Py_RETURN_NONE;
+      !take_loss(given + 6, head, plan.loss) || (plan.stats && plan.loss.by_entry())) {
+    return false;
   }
   plan.products = product_dtype(*products);
-  if (autocast) plan.region = products;
+  if (at::autocast::is_autocast_enabled(at::kCPU)) plan.region = products;
   const int64_t v = head.w.size(0), n = head.h.numel() / head.w.size(1);
   if (given[5] == Py_None) {
     const Question large{"rows_of_loss", {flat(head.h)}, {v, int64_t(plan.products)}, {}};
     plan.rows = n * v < kFewLogits ? n : ask(large).cast<int64_t>();
   }
-  if (is_recorded(head) && keeps_more(head, plan)) Py_RETURN_NONE;
-  Tensor value;
+  return true;
+}
+
+// head(the fifteen of take_head) -> None, the loss, or (loss, logsumexp, correct)
+PyObject* head_door(PyObject*, PyObject* const* given, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  Head head;
+  Plan plan;
+  if (!take_head(given, head, plan) || (is_recorded(head) && keeps_more(head, plan))) Py_RETURN_NONE;
+  const bool stats = plan.stats;
+  Made made;
   {
     py::gil_scoped_release released;
-    value = loss_of(std::move(head), std::move(plan));
+    made = loss_of(std::move(head), std::move(plan));
   }
-  return THPVariable_Wrap(std::move(value));
+  py::object value = wrapped(made.value);
+  if (stats) value = py::make_tuple(value, wrapped(made.logsumexp), wrapped(made.correct));
+  return value.release().ptr();
+  END_HANDLE_TH_ERRORS
+}
+
+// head_made(the same, need_dh, need_dw, need_db) -> None, or (loss, dh, dw, db) and then logsumexp and correct, if they
+// are asked for: recorded nowhere, for a caller below autograd.
+PyObject* head_made_door(PyObject*, PyObject* const* given, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  at::NoGradGuard no_grad;
+  Head head;
+  Plan plan;
+  const Needed needed{given[15] == Py_True, given[16] == Py_True, given[17] == Py_True};
+  if (!take_head(given, head, plan) || (needed.any() && plan.reduction == Reduction::none)) Py_RETURN_NONE;
+  Made made;
+  {
+    py::gil_scoped_release released;
+    made = loss_and_gradients(head, plan, needed);
+  }
+  py::list found;
+  for (const Tensor& t : {made.value, made.three.dh, made.three.dw, made.three.db}) found.append(wrapped(t));
+  if (plan.stats) found.append(wrapped(made.logsumexp)), found.append(wrapped(made.correct));
+  return py::tuple(found).release().ptr();
   END_HANDLE_TH_ERRORS
 }
 
@@ -149,6 +183,7 @@ PyObject* head_door(PyObject*, PyObject* const* given, Py_ssize_t) {
 
 PyMethodDef kHeadDoors[] = {
     {"head", (PyCFunction)(void*)head_door, METH_FASTCALL, nullptr},
+    {"head_made", (PyCFunction)(void*)head_made_door, METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 

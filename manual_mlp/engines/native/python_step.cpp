@@ -20,12 +20,9 @@ bool take_step(PyObject* const* given, Step& to) {
 }
 
 PyObject* wrap(const Left& left, py::object value) {
-  const auto of = [](const Tensor& t) {
-    return t.defined() ? py::reinterpret_steal<py::object>(THPVariable_Wrap(t)) : py::none();
-  };
   py::list gradients;
-  for (const auto& [p, grad] : left.gradients) gradients.append(py::make_tuple(of(p), of(grad)));
-  return py::make_tuple(std::move(value), of(left.output), of(left.dh), gradients).release().ptr();
+  for (const auto& [p, grad] : left.gradients) gradients.append(py::make_tuple(wrapped(p), wrapped(grad)));
+  return py::make_tuple(std::move(value), wrapped(left.output), wrapped(left.dh), gradients).release().ptr();
 }
 
 // backprop_by(input, chain, tiling, return_output, of_tile): of_tile(y, start, free) makes the gradient by rows y.
@@ -38,7 +35,7 @@ PyObject* backprop_by(PyObject*, PyObject* const* given, Py_ssize_t) {
   const auto outside = c10::impl::tls_local_dispatch_key_set();
   const auto objective = [&](const Tile& tile, bool free) {
     c10::impl::ForceDispatchKeyGuard as_outside(outside);
-    const auto dy = of_tile(py::reinterpret_steal<py::object>(THPVariable_Wrap(tile.y)), tile.start, free);
+    const auto dy = of_tile(wrapped(tile.y), tile.start, free);
     return Tensor(THPVariable_Unpack(dy.ptr())).contiguous();
   };
   return wrap(backprop(step, objective), py::none());
@@ -70,8 +67,8 @@ bool take_upstream(PyObject* gradient, const Step& step, const Loss& loss, Reduc
   return true;
 }
 
-// backprop(input, chain, tiling, return_output, loss, target, weight, pos_weight, ignore_index, label_smoothing,
-// reduction, gradient) -> (value, output, dh, gradients that are not added) or None
+// backprop(input, chain, tiling, return_output, loss, target, weight, pos_weight, row_weight, ignore_index,
+// label_smoothing, z_loss, reduction, gradient) -> (value, output, dh, gradients that are not added) or None
 PyObject* backprop_door(PyObject*, PyObject* const* given, Py_ssize_t) {
   HANDLE_TH_ERRORS
   Step step;
@@ -79,8 +76,8 @@ PyObject* backprop_door(PyObject*, PyObject* const* given, Py_ssize_t) {
   Reduction reduction;
   Upstream upstream;
   if (!take_step(given, step) || !take_loss(given + 4, {step.input, step.layers.back().w, {}, nullptr}, loss) ||
-      !take_reduction(given[10], reduction) ||
-      !take_upstream(given[11], step, loss, reduction, upstream)) {
+      !take_reduction(given[12], reduction) ||
+      !take_upstream(given[13], step, loss, reduction, upstream)) {
     Py_RETURN_NONE;
   }
   const auto dtype = at::autocast::is_autocast_enabled(at::kCPU) ? at::kFloat : step.output;
@@ -97,7 +94,7 @@ PyObject* backprop_door(PyObject*, PyObject* const* given, Py_ssize_t) {
       value = value.reshape(shape);
     }
   }
-  return wrap(left, py::reinterpret_steal<py::object>(THPVariable_Wrap(value)));
+  return wrap(left, wrapped(value));
   END_HANDLE_TH_ERRORS
 }
 
