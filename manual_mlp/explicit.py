@@ -28,6 +28,10 @@ from manual_mlp.transforms import Caller, by_itself, called_as_it_is, caller, ha
 NOTHING = "expected a parameter, or the input, that requires grad; there is none"
 
 
+@by_itself(
+    "backprop adds to .grad, which no graph shows; without fullgraph=True it runs between two graphs, and outside of the "
+    "compiled function it breaks none"
+)
 def backprop(
     mlp: nn.Module,
     input: Tensor,
@@ -100,9 +104,6 @@ def backprop(
     way = (None if who == "torch" else _Network.of(mlp, input, tile_rows)) or _Called.of(mlp, input, who)
     value, output = way.step(criterion, gradient, return_output)
     return value if output is None or not return_output else (value, output)
-
-
-by_itself(backprop, "...")
 
 
 def _natively(

@@ -7,7 +7,7 @@ that is always right: the composite, and no shortcut.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import wraps
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,10 @@ from torch.utils import _device
 _core = torch._C
 _functorch: Any = getattr(_core, "_functorch", None)
 _autograd: Any = getattr(_core, "_autograd", None)
-_dynamo: Any = getattr(_core, "_dynamo", None)
+_frames: Any = getattr(getattr(_core, "_dynamo", None), "eval_frame", None)
 _module: Any = nn.modules.module
 _call = nn.Module.__call__
+Function_ = TypeVar("Function_", bound=Callable[..., Any])
 ORDINARY = frozenset((Tensor, nn.Parameter, type(None)))
 DEVICE_MODE: Any = getattr(_device, "DeviceContext", type(None))  # the mode of a default device
 _WithoutClasses = getattr(_core, "DisableTorchFunctionSubclass", nullcontext)
@@ -117,6 +118,7 @@ def needed_now(ctx: Any, count: int, absent: Sequence[int] = ()) -> list[bool]:
 def below_functions(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Let no class of a cotangent take torch's functions by their names: torch's own nodes do not ask it either."""
 
+    @by_itself("compiled autograd calls this backward pass as it is, and goes on behind it")
     @wraps(backward)
     def run(ctx: Any, *cotangents: Tensor | None) -> Any:
         if all(type(t) in ORDINARY for t in cotangents):
@@ -124,22 +126,25 @@ def below_functions(backward: Callable[..., Any]) -> Callable[..., Any]:
         with _WithoutClasses():
             return backward(ctx, *cotangents)
 
-    return by_itself(run, "the backward pass of a layer runs as it is; compiled autograd goes on behind it")
+    return run
 
 
-def by_itself(function: Callable[..., Any], why: str) -> Callable[..., Any]:
-    """Let a compiler break its graph around each call of the function, and look at nothing that it calls.
+def by_itself(why: str) -> Callable[[Function_], Function_]:
+    """Let a compiler break its graph around each call of a function, and follow nothing that it calls.
 
-    ``torch.compiler.disable`` sets the same marks, and imports the compiler to do so: seconds.
+    ``torch.compiler.disable`` does the same, and imports the compiler: seconds. Without the private names the compiler
+    is left to run into what it cannot follow.
     """
-    vars(function).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=why)
-    try:
-        frames = _dynamo.eval_frame
-        skip = frames._FrameAction.SKIP
-        frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
-    except AttributeError:
-        pass
-    return function
+
+    def mark(function: Function_) -> Function_:
+        vars(function).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=why)
+        try:
+            _leave_out(function)
+        except AttributeError:
+            pass
+        return function
+
+    return mark
 
 
 def last_pass() -> bool:
@@ -258,6 +263,11 @@ def _transforms() -> list[Any]:
 
 def _is_batch(t: Tensor) -> bool:
     return _functorch.is_legacy_batchedtensor(t)  # type: ignore[no-any-return]
+
+
+def _leave_out(function: Any) -> None:
+    skip = _frames._FrameAction.SKIP
+    _frames.set_code_exec_strategy(function.__code__, _frames._FrameExecStrategy(skip, skip))
 
 
 def _keeps_graph() -> bool:
