@@ -29,8 +29,8 @@ NOTHING = "expected a parameter, or the input, that requires grad; there is none
 
 
 @by_itself(
-    "backprop adds to .grad, which no graph shows; without fullgraph=True it runs between two graphs, and outside of the "
-    "compiled function it breaks none"
+    "backprop adds to .grad, which no graph shows; without fullgraph=True it runs between two graphs, and outside of "
+    "the compiled function it breaks none"
 )
 def backprop(
     mlp: nn.Module,

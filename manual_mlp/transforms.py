@@ -5,7 +5,7 @@ that is always right: the composite, and no shortcut.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import wraps
 from typing import Any, Literal, TypeVar
 
@@ -138,10 +138,8 @@ def by_itself(why: str) -> Callable[[Function_], Function_]:
 
     def mark(function: Function_) -> Function_:
         vars(function).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=why)
-        try:
+        with suppress(AttributeError):
             _leave_out(function)
-        except AttributeError:
-            pass
         return function
 
     return mark

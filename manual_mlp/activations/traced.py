@@ -13,7 +13,7 @@ Map = Callable[[Tensor], Tensor]
 
 
 def traced(f: Map, df: Map, z: Tensor) -> Tensor:
-    """Compute f(z), whose derivative is f′, whatever autograd would make of f; for an export, by f's operations alone."""
+    """Compute f(z), whose derivative is f′, whatever autograd would make of f; an export is of f alone."""
     if is_exporting():
         return f(z)
     return _TracedFunction.apply(z, f, df)  # type: ignore[no-any-return]

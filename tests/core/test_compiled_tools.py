@@ -1,4 +1,4 @@
-"""Fake tensors under transforms, backprop in what is compiled, and compiled autograd: torch's own answers, or one break."""
+"""Fake tensors under transforms, backprop in what is compiled, and compiled autograd: torch's answers, or one break."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +26,8 @@ from manual_mlp import (
 )
 from manual_mlp.engines import native
 
+# torch's compilers read .grad of tensors of their own, whatever the layer.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 V = 11
 Answer = Callable[..., Any]
 
@@ -118,8 +120,6 @@ def stepped(inside: bool, by_hand: bool) -> tuple[Any, list[int], list[Tensor], 
     return step, counts, [p.detach() for p in mlp.parameters()], losses
 
 
-# Of the loss that torch's own step reads behind its break.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("inside", [False, True], ids=["optimizer outside", "optimizer inside"])
 def test_a_compiled_step_by_hand_trains_as_torchs_and_compiles_no_more(inside: bool) -> None:
     _, torchs_counts, *torchs = stepped(inside, by_hand=False)
