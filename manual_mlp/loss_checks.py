@@ -12,7 +12,7 @@ from manual_mlp.activations import IDENTITY, Activation
 from manual_mlp.checks import check_tensor
 from manual_mlp.formulas.cross_entropy import Options
 from manual_mlp.precision import autocasting
-from manual_mlp.transforms import has_class
+from manual_mlp.transforms import has_class, while_tracing
 
 
 def check_smoothing(label_smoothing: float) -> None:
@@ -39,7 +39,14 @@ def capping(softcap: float | None) -> Activation:
         raise TypeError(f"expected softcap to be a number or None, got {softcap!r}")
     if not 0 < softcap < inf:
         raise ValueError(f"expected softcap above 0, and finite, got {softcap}")
+    _make_known(float(softcap))
     return activations.softcap(float(softcap))
+
+
+@while_tracing
+def _make_known(cap: float) -> bool:
+    # A compiler can look a record up, and not make one.
+    return activations.softcap(cap) is not None
 
 
 def shift_of(shift: bool | int) -> int:

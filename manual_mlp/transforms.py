@@ -228,17 +228,23 @@ def _unwrapped(t: Tensor | None) -> Tensor | None:
     return t
 
 
+def while_tracing(function: Function_) -> Function_:
+    """Let a compiler run a function while it traces, and take the answer for a constant.
+
+    ``torch.compiler.assume_constant_result`` sets this same mark, and imports the compiler to do so: seconds.
+    """
+    vars(function).update(_dynamo_marked_constant=True)
+    return function
+
+
+# The compiler cannot trace the question, but it enters the transforms itself while it traces.
+@while_tracing
 def _transforming_while_compiling() -> bool:
     try:
         # torch 2.11 takes the first for True wherever it traces it.
         return torch.compiler.is_exporting() or transforming()
     except AttributeError:
         return True
-
-
-# The compiler cannot trace the question, but it enters the transforms itself while it traces, so the answer is a
-# constant. torch.compiler.assume_constant_result sets this same mark, and imports the compiler to do so: seconds.
-_transforming_while_compiling._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _no_function_is_right() -> bool:
