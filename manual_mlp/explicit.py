@@ -24,11 +24,15 @@ from manual_mlp.sweep.passes import Trace, backward, forward, masks_of
 from manual_mlp.sweep.sums import Total, accumulate, finish, sums_of
 from manual_mlp.sweep.tiles import Sweep, Tile
 from manual_mlp.sweep.tiling import shared_tiling, tiling_of
-from manual_mlp.transforms import Caller, called_as_it_is, caller, has_class, traced
+from manual_mlp.transforms import Caller, by_itself, called_as_it_is, caller, has_class, traced
 
 NOTHING = "expected a parameter, or the input, that requires grad; there is none"
 
 
+@by_itself(
+    "backprop adds to .grad, which no graph shows; without fullgraph=True it runs between two graphs, and outside of "
+    "the compiled function it breaks none"
+)
 def backprop(
     mlp: nn.Module,
     input: Tensor,
@@ -88,11 +92,6 @@ def backprop(
         RuntimeError: nothing requires grad; or the call is inside a ``torch.func`` transform, forward mode,
             ``torch.compile(fullgraph=True)`` or ``torch.inference_mode``.
     """
-    if torch.compiler.is_dynamo_compiling():
-        # Not as a decorator, which would import the compiler with this package.
-        given = {"gradient": gradient, "return_output": return_output}
-        by_itself: Any = torch.compiler.disable(backprop)  # type: ignore[no-untyped-call]
-        return by_itself(mlp, input, target, loss, reduction, tile_rows, **given, **options)  # type: ignore[no-any-return]
     warn_of_own_gradients(mlp)
     if native.doors is not None and isinstance(loss, str):
         quick = _natively(mlp, input, tile_rows, (loss, target, options), (reduction, gradient, return_output))

@@ -5,7 +5,7 @@ that is always right: the composite, and no shortcut.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import wraps
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +17,7 @@ from torch.utils import _device
 _core = torch._C
 _functorch: Any = getattr(_core, "_functorch", None)
 _autograd: Any = getattr(_core, "_autograd", None)
+_frames: Any = getattr(getattr(_core, "_dynamo", None), "eval_frame", None)
 _module: Any = nn.modules.module
 _call = nn.Module.__call__
 ORDINARY = frozenset((Tensor, nn.Parameter, type(None)))
@@ -117,6 +118,7 @@ def needed_now(ctx: Any, count: int, absent: Sequence[int] = ()) -> list[bool]:
 def below_functions(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Let no class of a cotangent take torch's functions by their names: torch's own nodes do not ask it either."""
 
+    @by_itself("compiled autograd calls this backward pass as it is, and goes on behind it")
     @wraps(backward)
     def run(ctx: Any, *cotangents: Tensor | None) -> Any:
         if all(type(t) in ORDINARY for t in cotangents):
@@ -125,6 +127,22 @@ def below_functions(backward: Callable[..., Any]) -> Callable[..., Any]:
             return backward(ctx, *cotangents)
 
     return run
+
+
+def by_itself(why: str) -> Callable[[F], F]:
+    """Let a compiler break its graph around each call of a function, and follow nothing that it calls.
+
+    ``torch.compiler.disable`` does the same, and imports the compiler: seconds. Without the private names the compiler
+    is left to run into what it cannot follow.
+    """
+
+    def mark(function: F) -> F:
+        vars(function).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=why)
+        with suppress(AttributeError):
+            _leave_out(function)
+        return function
+
+    return mark
 
 
 def last_pass() -> bool:
@@ -247,6 +265,11 @@ def _transforms() -> list[Any]:
 
 def _is_batch(t: Tensor) -> bool:
     return _functorch.is_legacy_batchedtensor(t)  # type: ignore[no-any-return]
+
+
+def _leave_out(function: Any) -> None:
+    skip = _frames._FrameAction.SKIP
+    _frames.set_code_exec_strategy(function.__code__, _frames._FrameExecStrategy(skip, skip))
 
 
 def _keeps_graph() -> bool:

@@ -143,6 +143,15 @@ def test_the_mark_of_a_compile_time_constant_is_the_one_torch_sets() -> None:
     assert vars(marked).items() <= vars(transforms._transforming_while_compiling).items()
 
 
+@pytest.mark.parametrize("name", [None, "set_code_exec_strategy", "_FrameAction", "_FrameExecStrategy"])
+def test_what_runs_by_itself_has_the_marks_that_torch_sets(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
+    if name:
+        without(monkeypatch, name)
+    marked = transforms.by_itself("why")(lambda x: x + 1)
+    assert vars(marked).items() <= vars(torch.compiler.disable(lambda x: x, reason="why")).items()
+    assert marked(1) == 2
+
+
 @pytest.mark.parametrize(
     "register", ["forward_pre_hook", "forward_hook", "full_backward_hook", "full_backward_pre_hook"]
 )
@@ -207,6 +216,9 @@ PRIVATE = {
     "_is_tracing": "_core",
     "is_functorch_wrapped_tensor": "_functorch",
     "get_unwrapped": "_functorch",
+    "set_code_exec_strategy": "_frames",
+    "_FrameAction": "_frames",
+    "_FrameExecStrategy": "_frames",
 }
 
 

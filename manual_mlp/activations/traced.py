@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.autograd import Function
+from torch.compiler import is_exporting
 
 from manual_mlp.precision import cast, widen
 
@@ -12,7 +13,9 @@ Map = Callable[[Tensor], Tensor]
 
 
 def traced(f: Map, df: Map, z: Tensor) -> Tensor:
-    """Compute f(z), whose derivative is f′, whatever autograd would make of f."""
+    """Compute f(z), whose derivative is f′, whatever autograd would make of f; an export is of f alone."""
+    if is_exporting():
+        return f(z)
     return _TracedFunction.apply(z, f, df)  # type: ignore[no-any-return]
 
 

@@ -63,7 +63,8 @@ class RowLoss(ABC):
 
     def mean(self) -> tuple[Tensor | float, Tensor | float]:
         """Return what a mean divides the sum of the values by, and what it multiplies their gradient by."""
-        count = self.target.numel() if self.by_entry else len(self.target)
+        # An export takes len() for a constant.
+        count = self.target.numel() if self.by_entry else self.target.size(0)
         return count, 1 / max(count, 1)
 
     def mean_now(self) -> tuple[Tensor | float, Tensor | float]:
