@@ -2,12 +2,14 @@
 
 from typing import Any, Literal, SupportsIndex, overload
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from manual_mlp.engines import native
 from manual_mlp.formulas.cross_entropy import Options, Stats
 from manual_mlp.head.plan import Head
+from manual_mlp.head.traced import usual_logits
 from manual_mlp.loss_checks import capping, chunk_rows_of, shifted
 from manual_mlp.losses import LOSSES, Criterion
 from manual_mlp.output import loss_of_head
@@ -128,9 +130,14 @@ def linear_cross_entropy(
         TypeError: dtypes differ or are not those named here.
         IndexError: a class is out of range (on a CPU; CUDA reports it as torch does, by an assertion).
     """
+    if is_dynamo_compiling() and not (shift or return_stats or z_loss or label_smoothing or chunk_rows or options):
+        usual = row_weight is None and softcap is None and ignore_index is None and input.dim() == 2
+        logits = usual_logits(input, linear_weight, linear_bias, target, weight) if usual else None
+        if logits is not None:
+            return F.cross_entropy(logits, target, weight, reduction=reduction)
     input, target, row_weight = shifted(shift, input, target, row_weight)
     activation, chunk_rows = capping(softcap), chunk_rows_of(options, chunk_rows, input, linear_weight)
-    if not torch.compiler.is_dynamo_compiling() and native.doors is not None:
+    if not is_dynamo_compiling() and native.doors is not None:
         of = ("cross_entropy", target, weight, None, row_weight, ignore_index, label_smoothing, z_loss, return_stats)
         found = native.doors.head(input, linear_weight, linear_bias, activation, reduction, chunk_rows, *of)
         if found is not None:

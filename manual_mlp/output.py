@@ -2,8 +2,9 @@
 
 from typing import Any
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from manual_mlp.activations import IDENTITY, Activation, get
 from manual_mlp.activations.entrywise import value as entrywise
@@ -17,6 +18,7 @@ from manual_mlp.head.logits import loss_of_logits
 from manual_mlp.head.operations import by_operation, loss_by_operation
 from manual_mlp.head.plan import Head, step_for
 from manual_mlp.head.sharded import sharded_loss
+from manual_mlp.head.traced import usual_logits
 from manual_mlp.losses import LOSSES, Criterion
 from manual_mlp.transforms import Caller, caller
 
@@ -58,7 +60,12 @@ def linear_binary_cross_entropy(
         ValueError: shapes or devices do not fit together, or an option is out of range.
         TypeError: dtypes differ or are not floating point.
     """
-    if not torch.compiler.is_dynamo_compiling() and native.doors is not None:
+    usual = weight is None and pos_weight is None and chunk_rows is None and target.dtype is input.dtype
+    if usual and is_dynamo_compiling():
+        logits = usual_logits(input, linear_weight, linear_bias, target)
+        if logits is not None:
+            return F.binary_cross_entropy_with_logits(logits, target, reduction=reduction)
+    if not is_dynamo_compiling() and native.doors is not None:
         of = ("binary_cross_entropy", target, weight, pos_weight, None, None, 0.0, 0.0, False)
         value = native.doors.head(input, linear_weight, linear_bias, IDENTITY, reduction, chunk_rows, *of)
         if value is not None:
@@ -104,7 +111,11 @@ def dense_squared_error(
     """
     if not isinstance(activation, Activation):
         activation = get(activation)
-    if not torch.compiler.is_dynamo_compiling() and native.doors is not None:
+    if is_dynamo_compiling() and chunk_rows is None and target.dtype is input.dtype:
+        z = usual_logits(input, weight, bias, target)
+        if z is not None:
+            return 0.5 * F.mse_loss(activation.traced(z), target, reduction=reduction)
+    if not is_dynamo_compiling() and native.doors is not None:
         of = ("squared_error", target, None, None, None, None, 0.0, 0.0, False)
         value = native.doors.head(input, weight, bias, activation, reduction, chunk_rows, *of)
         if value is not None:

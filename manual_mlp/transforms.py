@@ -48,7 +48,7 @@ def caller(*operands: Tensor | None) -> Caller:
         except AttributeError:
             return "composite"
         # torch 2.15 is wrong for compile(grad(grad)) and crashes for compile(vmap(grad)).
-        return "composite" if _transforming_while_compiling() else "compiler"
+        return "composite" if composed_while_compiling() else "compiler"
     if torch.compiler.is_exporting():
         return "composite"
     for t in operands:
@@ -237,7 +237,8 @@ def _unwrapped(t: Tensor | None) -> Tensor | None:
 
 # The compiler cannot trace the question, but it enters the transforms itself while it traces.
 @constant
-def _transforming_while_compiling() -> bool:
+def composed_while_compiling() -> bool:
+    """Tell whether a compiler traces inside a transform, or exports: torch's operations themselves are asked for."""
     try:
         # torch 2.11 takes the first for True wherever it traces it.
         return torch.compiler.is_exporting() or transforming()
