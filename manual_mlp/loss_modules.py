@@ -81,8 +81,8 @@ class LinearCrossEntropyLoss(nn.Module):
         - Input: :math:`(*, D)`; :math:`(*, T, D)` with a shift
         - Target: :math:`(*)`, or :math:`(*, V)` for probabilities
         - Row weights: :math:`(*)`, or None
-        - Output: scalar; :math:`(*)` if ``reduction`` is ``"none"``, where T is T − shift; with ``return_stats``, that and
-          the statistics :math:`(*)`.
+        - Output: scalar; :math:`(*)` if ``reduction`` is ``"none"``, where T is T − shift; with ``return_stats``,
+          that and the statistics :math:`(*)`.
 
     Raises:
         ValueError: a size is negative, or an option is out of range.
