@@ -109,6 +109,23 @@ def test_statistics_come_under_autocast(device: str, chunk_rows: int | None, reg
     torch.testing.assert_close(seen.logsumexp, F.linear(h, w).logsumexp(-1).detach(), rtol=5e-2, atol=5e-2)
 
 
+@few_chunks
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_an_ignored_row_is_not_right_and_smoothed_probabilities_are_seen(
+    device: str, chunk_rows: int | None, smoothing: float
+) -> None:
+    h, w = torch.eye(D, device=device, dtype=torch.float64), torch.eye(D, device=device, dtype=torch.float64)
+    w.requires_grad_()
+    t, options = torch.arange(D, device=device), {"label_smoothing": smoothing, "chunk_rows": chunk_rows}
+    lse = F.linear(h, w).logsumexp(-1).detach()
+    _, seen = linear_cross_entropy(h, w, t, return_stats=True, ignore_index=0, **options)
+    assert seen.correct.tolist() == [False, True, True, True]
+    torch.testing.assert_close(seen.logsumexp, lse)
+    _, seen = linear_cross_entropy(h, w, F.one_hot(t, D).double(), return_stats=True, **options)
+    assert seen.correct.all()
+    torch.testing.assert_close(seen.logsumexp, lse)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_a_backward_pass_leaves_the_statistics_alone(device: str, reduction: str) -> None:
     h, w = torch.randn(N, D, device=device), torch.randn(V, D, device=device, requires_grad=True)

@@ -93,7 +93,7 @@ def test_torchs_own_value_of_many_classes_overflows_in_float16_and_loses_digits_
     torch.manual_seed(0)
     z, t = scale * torch.randn(N, V), torch.randint(V, (N,))
     assert F.cross_entropy(z.half(), t, label_smoothing=smoothing).isinf()
-    z, t = scale * torch.randn(256, 1000, dtype=torch.float64), torch.randint(1000, (256,))
+    z, t = scale * torch.randn(220, 1000, dtype=torch.float64), torch.randint(1000, (220,))
     truth, eps = F.cross_entropy(z, t, label_smoothing=smoothing), torch.finfo(torch.bfloat16).eps
     assert abs(F.cross_entropy(z.bfloat16(), t, label_smoothing=smoothing).double() / truth - 1) > eps
     h, eye = z.bfloat16().requires_grad_(), torch.eye(1000, dtype=torch.bfloat16)
@@ -152,7 +152,7 @@ def test_the_other_losses_of_many_entries_neither_overflow_nor_round_away(
 def test_logits_that_exist_in_half_precision_are_kept_as_they_are(
     device: str, dtype: torch.dtype, reduction: str
 ) -> None:
-    n, v = 256, 4096
+    n, v = 4096, 4096
     h, w = (torch.randn(*s, device=device).to(dtype).requires_grad_() for s in ((n, D), (v, D)))
     t, module = torch.randint(v, (n,), device=device), LinearCrossEntropyLoss(D, 1, reduction=reduction, dtype=dtype)
     module.linear.weight = nn.Parameter(w.detach())
