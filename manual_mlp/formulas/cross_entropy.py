@@ -11,13 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manual_mlp.formulas.losses import Loss, flush_, total_of
+from manual_mlp.formulas.losses import Loss, exp_, total_of
 from manual_mlp.precision import autocasting, cast, widen, widened
 from manual_mlp.transforms import operations_are_watched
 
 aten = torch.ops.aten
-
-
 Subtract = Callable[[Tensor], Tensor]  # takes the target rows a off, in place
 
 
@@ -94,7 +92,7 @@ class CrossEntropy(Loss):
             values, total, subtract = F.nll_loss(log_p, t, reduction="none"), None, _one_hot(t)
         else:
             values, total, subtract = self._compared(log_p, lse, at)
-        return values, delta_of_softmax(_exp_(log_p), total, subtract) if need_dy else None
+        return values, delta_of_softmax(exp_(log_p), total, subtract) if need_dy else None
 
     def reduced(self, y: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
         (log_p, lse), t = self._logarithms(y, slice(None), y), self.target
@@ -105,7 +103,7 @@ class CrossEntropy(Loss):
                 share = self._share(log_p)
                 if epsilon:
                     value = (1 - epsilon) * value - share * scale * log_p.sum()
-                delta = delta_of_softmax(_exp_(log_p), None, _one_hot(t, 1 - epsilon, share))
+                delta = delta_of_softmax(exp_(log_p), None, _one_hot(t, 1 - epsilon, share))
                 delta = delta.mul_(scale) if mean else delta
                 return value, delta if g is None else delta.mul_(g)
         values, dy = self._values(log_p, lse, slice(None), True)
@@ -124,7 +122,7 @@ class CrossEntropy(Loss):
         """Return p, in the memory of y, its factor (n, 1) in δ, and what takes a off."""
         log_p, lse = self._logarithms(y, at, y)
         _, total, subtract = self._compared(log_p, lse, at)
-        return _exp_(log_p), total, subtract
+        return exp_(log_p), total, subtract
 
     def _logarithms(self, y: Tensor, at: slice, out: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Compute ln p, and ln Σeᶻ (n, 1) where somebody wants it."""
@@ -274,17 +272,16 @@ class CrossEntropy(Loss):
 
     def _together(self, log_p: Tensor, lse: Tensor, y: Tensor, reduction: str) -> Tensor:
         """Compute the loss of all rows y from ln p and ln Σeᶻ (N, 1)."""
-        values, *_ = self._compared(log_p, lse, slice(None))
+        return self._of_values(self._compared(log_p, lse, slice(None))[0], y, reduction)
+
+    def _of_values(self, values: Tensor, y: Tensor, reduction: str) -> Tensor:
+        """Compute the loss of all rows y from their values."""
         result = values if reduction == "none" else values.sum()
         if reduction == "mean":
             count, some = self.mean()[0], None if self.row_weight is None else self._some_count()
             mean = result / (count if some is None else torch.where(some, count, 1.0))
             result = cast(mean if some is None else torch.where(some, mean, torch.nan), result.dtype)
         return self.as_torchs(result, y)
-
-
-def _exp_(log_p: Tensor) -> Tensor:
-    return flush_(log_p).exp_()
 
 
 def delta_of_softmax(p: Tensor, total: Tensor | None, subtract: Subtract) -> Tensor:

@@ -259,6 +259,11 @@ def flush_(z: Tensor) -> Tensor:
     return z if z.dtype == torch.float64 else torch.threshold_(z, -64.0, -torch.inf)
 
 
+def exp_(log_p: Tensor) -> Tensor:
+    """Compute an exponential, flushed, in place."""
+    return flush_(log_p).exp_()
+
+
 def flush_shares_(p: Tensor) -> Tensor:
     """Let shares of a softmax that come of no exponential at hand, but of a product, come out as 0 below e⁻⁶⁴ too."""
     return p if p.dtype == torch.float64 else torch.threshold_(p, 1.6e-28, 0.0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from manual_mlp.formulas.cross_entropy import CrossEntropy, Subtract, delta_of_softmax
-from manual_mlp.formulas.losses import Loss, flush_, flush_shares_
+from manual_mlp.formulas.losses import Loss, exp_, flush_shares_
 from manual_mlp.precision import cast, widen
 
 
@@ -74,10 +74,7 @@ class ShardedCrossEntropy(CrossEntropy):
         if self.seen is not None:
             self._see(lse.detach(), each, places, slice(None))
         values, _ = self._squared(values, total, lse, slice(None))
-        result = values if reduction == "none" else values.sum()
-        if reduction == "mean":
-            result = cast(result / self.mean()[0], result.dtype)
-        return self.as_torchs(result, y)
+        return self._of_values(values, y, reduction)
 
     def quick_composite(self, y: Tensor, reduction: str) -> Tensor:
         return self.composite(y, reduction)
@@ -90,7 +87,7 @@ class ShardedCrossEntropy(CrossEntropy):
         largest, place = self._largest(y)
         y = y.sub_(_finite(largest)[:, None])
         cost, total, subtract = self._part.compared(y, at)
-        e = flush_(y).exp_()
+        e = exp_(y)
         known = torch.stack([largest, place, self._told(at, y.dtype), e.sum(-1), cost, total[:, 0]], -1)
         each, places, told, sums, costs, totals = self.share.gather(known).unbind(-1)  # (processes, n)
         top = each.amax(0)
