@@ -13,6 +13,7 @@ from manual_mlp.loss_checks import (
     check_class_weight,
     check_smoothing,
     check_torchs_options,
+    check_whole,
     check_z_loss,
     ignored_class,
     shift_of,
@@ -68,7 +69,9 @@ class LinearCrossEntropyLoss(nn.Module):
 
     It takes torch's place: the same arguments (no ``out_features``, and ``chunk_rows`` beside ``options``) and the same
     state_dict, with ``linear.weight``, ``linear.bias`` and, if it was given, ``weight``. Where ``linear`` was replaced,
-    hooked or parametrised (an adapter, say), it is called as it is, and all logits exist at once.
+    hooked or parametrised (an adapter, say), it is called as it is, and all logits exist at once. So it is under
+    ``ColwiseParallel``, whose ``output_layouts`` have to be ``Replicate()``; a weight that was cut along its classes
+    without hooks, by ``distribute_tensor``, is taken as :func:`manual_mlp.linear_cross_entropy` takes it.
 
     Args:
         in_features: D.
@@ -139,7 +142,9 @@ class LinearCrossEntropyLoss(nn.Module):
         if not (is_one_of((nn.Linear, Linear), linear) and called_as_it_is(linear)) or modules_are_watched():
             input, target, options["row_weight"] = shifted(self.shift, input, target, row_weight)
             criterion = Criterion(LOSSES["cross_entropy"], target, reduction, options, self.return_stats)
-            return loss_of_output(linear(input), criterion, self.capped)  # type: ignore[no-any-return]
+            y = linear(input)
+            check_whole(y, linear)
+            return loss_of_output(y, criterion, self.capped)  # type: ignore[no-any-return]
         options |= {"linear_bias": linear.bias, "reduction": reduction, "chunk_rows": self.chunk_rows}
         options |= {"softcap": self.capped, "shift": self.shift, "return_stats": self.return_stats}
         return linear_cross_entropy(  # type: ignore[no-any-return]
