@@ -134,7 +134,7 @@ def _signed(activation: Activation, name: str, params: tuple[Any, ...], factory:
         return activation
     signed = replace(activation, name=name, params=params)
     object.__setattr__(signed, "maker", factory)
-    if factory.__module__.startswith(f"{__package__}."):
+    if (factory.__module__ or "").startswith(f"{__package__}."):
         object.__setattr__(signed, "traced", signed.f)  # torch's own operations, whose derivatives are the record's
     return signed
 
