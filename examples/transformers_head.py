@@ -62,9 +62,9 @@ def batches(steps, device):
 
 
 def held(step, device):
-    """Run a step, and return the seconds and the bytes of new tensors held at each of its allocations, from a profiler.
+    """Run a step, and list when it allocates or frees memory, and the bytes of new tensors that it holds from then on.
 
-    What was there before is not counted, nor is what the step leaves there.
+    torch's profiler tells. What was there before the step is not counted, and must not be freed by it.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would announce itself
     with torch.autograd.profiler.profile(profile_memory=True) as profiler:

@@ -270,9 +270,10 @@ def test_in_float16_a_sum_beyond_its_numbers_is_divided_before_it_is_rounded(dev
     labels = torch.randint(V, (40, 1000), device=device)
     theirs = torchs(hidden.double(), head_of(name, device, torch.float16).double(), labels)
     assert theirs * 40 * 999 > 65504
-    mine = lm_loss(hidden, head, labels, num_items_in_batch=torch.tensor(40 * 999))
-    assert mine.dtype is torch.float16
-    torch.testing.assert_close(mine.double(), theirs, rtol=2e-3, atol=0)
+    for items in (40 * 999, 10**7):
+        mine = lm_loss(hidden, head, labels, num_items_in_batch=torch.tensor(items))
+        assert mine.dtype is torch.float16
+        torch.testing.assert_close(mine.double(), theirs * 40 * 999 / items, rtol=2e-3, atol=0)
 
 
 @some_heads
