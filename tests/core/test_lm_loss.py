@@ -352,6 +352,26 @@ def test_a_compiler_leaves_the_answers_as_they_are(draw: Draw, device: str, name
     torch.testing.assert_close(mine, plain, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("items", ["none", "numbers", "tensors"])
+def test_a_compiled_loss_is_one_operation_and_a_number_of_items_compiles_it_once_more(device: str, items: str) -> None:
+    head, graphs = nn.Linear(D, V, device=device), []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append({str(node.target) for node in graph.graph.nodes})
+        return graph
+
+    def step(hidden: Tensor, labels: Tensor, items: Any) -> Any:
+        return lm_loss(hidden, head, labels, num_items_in_batch=items, chunk_rows=3)
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, backend=keep)
+    hidden, labels = torch.randn(B, T, D, device=device, requires_grad=True), torch.randint(V, (B, T), device=device)
+    for k in (5, 6, 7, 8):
+        compiled(hidden, labels, {"none": None, "numbers": k, "tensors": torch.tensor(k)}[items]).backward()
+    assert len(graphs) == 1 + (items == "numbers")
+    assert all("manual_mlp.linear_loss.default" in graph for graph in graphs)
+
+
 @some_heads
 @pytest.mark.parametrize("transform", ["grad", "hessian", "jvp", "per sample"])
 def test_transforms_have_the_answers_of_the_heads_logits(draw: Draw, device: str, name: str, transform: str) -> None:
