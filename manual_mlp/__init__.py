@@ -4,6 +4,7 @@ from manual_mlp import activations
 from manual_mlp.activations import Activation
 from manual_mlp.cross_entropy import linear_cross_entropy
 from manual_mlp.explicit import backprop
+from manual_mlp.language import lm_loss
 from manual_mlp.layer import dense
 from manual_mlp.loss_modules import DenseSquaredError, LinearCrossEntropyLoss
 from manual_mlp.modules import MLP, Dense, Linear
@@ -23,6 +24,7 @@ __all__ = [
     "dense_squared_error",
     "linear_binary_cross_entropy",
     "linear_cross_entropy",
+    "lm_loss",
 ]
 
 

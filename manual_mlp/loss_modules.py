@@ -6,24 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from manual_mlp.checks import check_options
-from manual_mlp.cross_entropy import linear_cross_entropy
 from manual_mlp.formulas.cross_entropy import Stats
+from manual_mlp.language import loss_of
 from manual_mlp.loss_checks import (
     capping,
     check_class_weight,
     check_smoothing,
     check_torchs_options,
-    check_whole,
     check_z_loss,
     ignored_class,
     shift_of,
-    shifted,
 )
-from manual_mlp.losses import LOSSES, Criterion
 from manual_mlp.modules import ActivationLike, Dense, Linear, check_size
-from manual_mlp.output import dense_squared_error, loss_of_output
-from manual_mlp.sequential import is_one_of
-from manual_mlp.transforms import called_as_it_is, modules_are_watched
+from manual_mlp.output import dense_squared_error
 
 
 class DenseSquaredError(Dense):
@@ -131,25 +126,20 @@ class LinearCrossEntropyLoss(nn.Module):
         self.return_stats, self.chunk_rows, self.options = return_stats, chunk_rows, options
 
     def forward(self, input: Tensor, target: Tensor, row_weight: Tensor | None = None) -> Tensor | tuple[Tensor, Stats]:
-        linear, reduction = self.linear, self.reduction
         options: dict[str, Any] = {
             "weight": self.weight,
+            "reduction": self.reduction,
             "ignore_index": self.ignore_index,
             "label_smoothing": self.label_smoothing,
             "row_weight": row_weight,
             "z_loss": self.z_loss,
+            "softcap": self.capped,
+            "shift": self.shift,
+            "return_stats": self.return_stats,
+            "chunk_rows": self.chunk_rows,
+            "options": self.options,
         }
-        if not (is_one_of((nn.Linear, Linear), linear) and called_as_it_is(linear)) or modules_are_watched():
-            input, target, options["row_weight"] = shifted(self.shift, input, target, row_weight)
-            criterion = Criterion(LOSSES["cross_entropy"], target, reduction, options, self.return_stats)
-            y = linear(input)
-            check_whole(y, linear)
-            return loss_of_output(y, criterion, self.capped)  # type: ignore[no-any-return]
-        options |= {"linear_bias": linear.bias, "reduction": reduction, "chunk_rows": self.chunk_rows}
-        options |= {"softcap": self.capped, "shift": self.shift, "return_stats": self.return_stats}
-        return linear_cross_entropy(  # type: ignore[no-any-return]
-            input, linear.weight, target, **options, options=self.options
-        )
+        return loss_of(self.linear, input, target, **options)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         told = "reduction", "ignore_index", "label_smoothing", "chunk_rows", "z_loss", "softcap", "shift"

@@ -60,9 +60,8 @@ def linear_binary_cross_entropy(
         ValueError: shapes or devices do not fit together, or an option is out of range.
         TypeError: dtypes differ or are not floating point.
     """
-    usual = weight is None and pos_weight is None and chunk_rows is None and target.dtype is input.dtype
-    if usual and is_dynamo_compiling():
-        logits = usual_logits(input, linear_weight, linear_bias, target)
+    if is_dynamo_compiling() and weight is None and pos_weight is None and chunk_rows is None:
+        logits = usual_logits(input, linear_weight, linear_bias, target, of_classes=False)
         if logits is not None:
             return F.binary_cross_entropy_with_logits(logits, target, reduction=reduction)
     if not is_dynamo_compiling() and native.doors is not None:
@@ -111,8 +110,8 @@ def dense_squared_error(
     """
     if not isinstance(activation, Activation):
         activation = get(activation)
-    if is_dynamo_compiling() and chunk_rows is None and target.dtype is input.dtype:
-        z = usual_logits(input, weight, bias, target)
+    if is_dynamo_compiling() and chunk_rows is None:
+        z = usual_logits(input, weight, bias, target, of_classes=False)
         if z is not None:
             return 0.5 * F.mse_loss(activation.traced(z), target, reduction=reduction)
     if not is_dynamo_compiling() and native.doors is not None:

@@ -1,6 +1,7 @@
 """The examples as a user runs them, and the derivatives that they take."""
 
 import importlib.util
+import inspect
 import math
 import os
 import re
@@ -18,7 +19,8 @@ from manual_mlp import MLP, activations
 from patience import SECONDS
 
 FOLDER = Path(__file__).parent.parent / "examples"
-POISSON, SIREN = FOLDER / "poisson_pinn.py", FOLDER / "siren_sdf.py"
+POISSON, SIREN, LLAMA = (FOLDER / f"{name}.py" for name in ("poisson_pinn", "siren_sdf", "transformers_head"))
+every_script = pytest.mark.parametrize("script", [POISSON, SIREN, LLAMA], ids=lambda script: script.stem)
 
 
 def load(script):
@@ -33,6 +35,12 @@ def poisson():
 @pytest.fixture(scope="module")
 def siren():
     return load(SIREN)
+
+
+@pytest.fixture(scope="module")
+def llama():
+    pytest.importorskip("transformers")
+    return load(LLAMA)
 
 
 @pytest.fixture
@@ -95,6 +103,54 @@ def test_the_siren_comes_close_to_the_true_distance(tmp_path):
     assert number("mean error against the true distance", out) < 0.01
     assert number("over the box: mean", out) < 0.1
     assert_is_a_picture(tmp_path / "s.png")
+
+
+def test_a_llama_has_the_same_losses_with_lm_loss_and_holds_less(tmp_path):
+    pytest.importorskip("transformers")
+    out = run(LLAMA, tmp_path / "l.png", "--steps", 4)
+    rows = [list(map(float, row)) for row in re.findall(r"^ +(\d+) +([\d.]+) +([\d.]+)$", out, re.MULTILINE)]
+    assert [row[0] for row in rows] == [1, 2, 3, 4]
+    assert all(abs(theirs - ours) < 1e-4 for _, theirs, ours in rows)
+    assert rows[0][1] > rows[-1][1] + 1
+    assert number("largest difference of the losses", out) < 1e-4
+    theirs, ours = map(float, re.search(r"MB at most +([\d.]+) +([\d.]+)", out).groups())
+    logits = 4 * 128 * 32_000 * 4 / 1e6
+    assert theirs > 2 * logits
+    assert ours < logits
+    assert_is_a_picture(tmp_path / "l.png")
+
+
+@pytest.mark.parametrize("head", ["bare", "adapted"])
+def test_the_gradients_of_a_llama_are_those_of_its_own_loss(llama, head):
+    torch.manual_seed(0)
+    model = llama.llama(vocabulary=307, width=16).double()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    tokens = torch.randint(307, (2, 9))
+    if head == "adapted":  # an adapter beside the head, as those who tune a model have it
+        adapter = nn.Linear(16, 307, bias=False, dtype=torch.float64)
+        model.lm_head.register_forward_hook(lambda module, args, output: output + adapter(args[0]))
+    pairs = [(loss(model, tokens), loss) for loss in (llama.loss_of_head, llama.loss_of_model)]
+    # transformers computes the loss of its logits in float32.
+    torch.testing.assert_close(pairs[0][0], pairs[1][0], rtol=1e-6, atol=1e-6, check_dtype=False)
+    for a, b in zip(*(torch.autograd.grad(value, list(model.parameters())) for value, _ in pairs), strict=True):
+        assert_close(a, b, 1e-6)
+
+
+def test_what_changes_in_the_script_of_the_llama_is_five_lines(llama):
+    body = inspect.getsource(llama.loss_of_head).split('"""\n')[-1]
+    assert len([line for line in body.splitlines() if line.strip()]) == 5
+
+
+def test_what_a_step_holds_is_counted_at_its_most_and_to_its_end(llama):
+    def step():
+        large = torch.ones(10**6)
+        del large
+        return torch.ones(10**5)
+
+    times, held = llama.held(step, "cpu")
+    assert max(held) == 4 * 10**6
+    assert held[-1] == 0
+    assert times == sorted(times)
 
 
 def test_untrained_networks_miss_these_bounds_by_far(poisson, siren):
@@ -213,7 +269,7 @@ def test_normals_are_unit_outward_and_square_to_the_boundary(siren):
     assert siren.true_distance(torch.zeros(1, 2)).item() == pytest.approx(-0.45, abs=1e-3)
 
 
-@pytest.mark.parametrize("script", [POISSON, SIREN], ids=lambda script: script.stem)
+@every_script
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
@@ -236,7 +292,7 @@ def test_bad_flags_are_one_line_with_status_2(main, tmp_path, script, flags, exp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("script", [POISSON, SIREN], ids=lambda script: script.stem)
+@every_script
 def test_what_is_missing_is_said_before_training(main, monkeypatch, script):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(script, "--device", "cuda")[::2] == (2, "error: expected a CUDA device for --device cuda, got none\n")
@@ -247,7 +303,16 @@ def test_what_is_missing_is_said_before_training(main, monkeypatch, script):
     assert err == "error: expected matplotlib, for the picture, got none: pip install 'manual_mlp[examples]'\n"
 
 
-@pytest.mark.parametrize("script", [POISSON, SIREN], ids=lambda script: script.stem)
+def test_a_missing_transformers_is_said_before_training(main, monkeypatch):
+    pytest.importorskip("matplotlib")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else find(name))
+    status, out, err = main(LLAMA)
+    assert (status, out) == (2, "")
+    assert err == "error: expected transformers, for the model, got none: pip install 'manual_mlp[examples]'\n"
+
+
+@every_script
 def test_the_picture_in_the_repository_is_whole_and_small(script):
     pytest.importorskip("matplotlib")
     assert_is_a_picture(script.with_suffix(".png"))

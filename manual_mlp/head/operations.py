@@ -7,6 +7,7 @@ of float16), ``manual_mlp::linear_loss_backward`` makes the output once more.
 
 from __future__ import annotations
 
+import sys
 from ast import literal_eval
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from manual_mlp.activations import Activation
 from manual_mlp.activations.registry import ENTRIES
@@ -140,8 +140,29 @@ def _activation(name: str, params: tuple[str, ...]) -> Activation:
     return ENTRIES[name].make(*map(literal_eval, params))
 
 
+def _asked(arguments: Sequence[Any]) -> Asked:
+    # Who counts is told how to. To import the counter takes a while, and Triton with it.
+    if "torch.utils.flop_counter" in sys.modules:
+        _tell_flops()
+    return Asked(*arguments)
+
+
+@lru_cache(maxsize=1)
+def _tell_flops() -> None:
+    """Tell how many operations z, dh and dw take: of shapes, in place of tensors."""
+    from torch.utils.flop_counter import register_flop_formula
+
+    def flops(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
+        asked = Asked(*shapes)
+        (n, d_in), (d_out, _) = asked.h, asked.w  # type: ignore[misc]
+        return 2 * n * d_in * d_out * (1 + asked.needed[0] + asked.needed[1])  # type: ignore[has-type]
+
+    register_flop_formula(torch.ops.manual_mlp.linear_loss)(flops)
+    register_flop_formula(torch.ops.manual_mlp.linear_loss_backward)(lambda g, *shapes, **_: flops(*shapes))
+
+
 def _compute(*arguments: Any) -> tuple[Tensor, ...]:
-    asked = Asked(*arguments)
+    asked = _asked(arguments)
     needed = [False] * 3 if asked.again else asked.needed
     value, *made, logsumexp, correct = _natively(asked, needed) or _plainly(asked, needed)
     return _present(asked, [value, *_in_dtypes(asked, made), logsumexp, correct])
@@ -166,7 +187,7 @@ def _plainly(asked: Asked, needed: list[bool]) -> Sequence[Tensor | None]:
 
 
 def _compute_again(g: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    asked = Asked(*arguments)
+    asked = _asked(arguments)
     loss = asked.made()
     scale = loss.mean_now()[1] if asked.reduction == "mean" else 1.0
     with torch.no_grad():
@@ -190,7 +211,7 @@ def _like(asked: Asked, needed: Sequence[bool]) -> list[Tensor]:
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
-    asked = Asked(*arguments)
+    asked = _asked(arguments)
     h, rows = asked.h, asked.h.shape[:1]
     apart = (*rows, *asked.w.shape[:1]) if asked.by_entry else tuple(rows)
     dtype = h.dtype if asked.region is None else widened(asked.products)
@@ -199,6 +220,11 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     kinds = (widened(h.dtype), torch.bool) if asked.stats else (h.dtype, h.dtype)
     made = _like(asked, [False] * 3 if asked.again else asked.needed)
     return value, *made, *(h.new_empty(seen, dtype=kind) for kind in kinds)
+
+
+def _fake_again(_: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    asked = _asked(arguments)
+    return tuple(_like(asked, asked.needed))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -243,11 +269,6 @@ def _under_autocast(kind: str) -> None:
     _LIBRARY.impl("linear_loss", run, f"Autocast{kind.upper()}")  # type: ignore[no-untyped-call]
 
 
-def _flops(h: Sequence[int], w: Sequence[int], needed: Sequence[bool]) -> int:
-    """Count the operations of z, dh and dw."""
-    return 2 * h[0] * h[1] * w[0] * (1 + needed[0] + needed[1])
-
-
 _SIX, _THREE = (f"({', '.join(['Tensor'] * count)})" for count in (6, 3))
 linear_loss: Any = torch.library.custom_op(
     "manual_mlp::linear_loss", _compute, mutates_args=(), schema=f"({_ARGUMENTS}) -> {_SIX}"
@@ -256,19 +277,8 @@ linear_loss_backward: Any = torch.library.custom_op(
     "manual_mlp::linear_loss_backward", _compute_again, mutates_args=(), schema=f"(Tensor g, {_ARGUMENTS}) -> {_THREE}"
 )
 linear_loss.register_fake(_fake)
-linear_loss_backward.register_fake(lambda _, *arguments: tuple(_like(Asked(*arguments), arguments[-2])))
+linear_loss_backward.register_fake(_fake_again)
 linear_loss.register_autograd(_backward, setup_context=_keep)
 _LIBRARY = torch.library.Library("manual_mlp", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _kind in ("cpu", "cuda"):
     _under_autocast(_kind)
-
-
-@register_flop_formula(torch.ops.manual_mlp.linear_loss)
-def _(h: Sequence[int], w: Sequence[int], *rest: Any, out_shape: Any = None, **_: Any) -> int:
-    asked = Asked(*(h, w), *rest)  # type: ignore[arg-type]
-    return _flops(h, w, asked.needed)
-
-
-@register_flop_formula(torch.ops.manual_mlp.linear_loss_backward)
-def _(g: Sequence[int], h: Sequence[int], w: Sequence[int], *rest: Any, out_shape: Any = None, **_: Any) -> int:
-    return _flops(h, w, Asked(*(h, w), *rest).needed)  # type: ignore[arg-type]

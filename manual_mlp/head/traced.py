@@ -11,11 +11,13 @@ from manual_mlp.sweep.tiling import FEW_LOGITS, FEW_LOGITS_OF_CUDA
 from manual_mlp.transforms import composed_while_compiling
 
 
-def usual_logits(h: Tensor, w: Tensor, b: Tensor | None, target: Tensor, *weights: Tensor | None) -> Tensor | None:
+def usual_logits(
+    h: Tensor, w: Tensor, b: Tensor | None, target: Tensor, weight: Tensor | None = None, of_classes: bool = True
+) -> Tensor | None:
     """Compute few logits (*, V), if these fit together and are of one dtype, float32 or float64; else None.
 
-    The target is classes or numbers, and the weights are of the classes. Where a class of tensors is among these, its
-    own operations are called, except those of a weight that is cut.
+    The weight is of the classes; the target is numbers, or classes. Where a class of tensors is among these, its own
+    operations are called, except those of a weight that is cut.
     """
     rows, classes, dtype = h.shape[:-1], w.shape[:1], h.dtype
     if (
@@ -24,12 +26,12 @@ def usual_logits(h: Tensor, w: Tensor, b: Tensor | None, target: Tensor, *weight
         or dtype.itemsize < 4
         or h.shape[-1:] != w.shape[1:]
         or (b is not None and (b.shape != classes or b.dtype is not dtype))
-        or any(t is not None and (t.shape != classes or t.dtype is not dtype) for t in weights)
+        or (weight is not None and (weight.shape != classes or weight.dtype is not dtype))
         or hasattr(w, "device_mesh")
     ):
         return None
-    of_classes = target.dtype is not dtype
-    if of_classes and (target.dtype.itemsize != 8 or target.is_floating_point() or target.is_complex()):
+    of_classes = of_classes and target.dtype.itemsize == 8 and not (target.is_floating_point() or target.is_complex())
+    if not of_classes and target.dtype is not dtype:
         return None
     if target.shape != (rows if of_classes else (*rows, *classes)) or composed_while_compiling():
         return None
