@@ -71,8 +71,8 @@ class Pass {
       if (!free && needed.any() && !beside.defined()) beside = at::empty_like(tile.y);
       const Tensor dy = beside.defined() ? beside.narrow(0, 0, tile.n) : tile.y;
       const Tensor g = upstream_.g.defined() ? upstream_.g.narrow(0, tile.start, tile.n) : Tensor();
-      const Upstream here{upstream_.scale, g};
-      sum_ += loss_and_delta(plan_.loss, tile.y, tile.start, here, values_, needed.any() ? dy : Tensor());
+      const Tensor to = needed.any() ? dy : Tensor();
+      sum_ += loss_and_delta(plan_.loss, tile.y, tile.start, {upstream_.scale, g}, values_, to);
       return dy;
     };
     Three found;
@@ -92,8 +92,7 @@ class Pass {
 };
 
 Tensor scaled(const Tensor& t, double g, bool own) {
-  if (!t.defined()) return t;
-  return own ? (g == 1 ? t : t.mul_(g)) : at::mul(t, g);
+  return !t.defined() || (own && g == 1) ? t : own ? t.mul_(g) : at::mul(t, g);
 }
 
 // dh, dw and db from δ of all rows, which is overwritten if it is own, for an upstream gradient.
@@ -145,7 +144,8 @@ struct LossFunction : Function<LossFunction> {
     data["plan"] = std::vector<int64_t>{loss.kind, int64_t(plan.reduction), head.f->number, plan.rows,
                                         int64_t(plan.products), plan.region ? int64_t(*plan.region) : -1,
                                         loss.ignore_index};
-    data["factors"] = std::vector{scale, loss.label_smoothing, loss.z_loss};
+    data["scale"] = scale;
+    if (loss.label_smoothing || loss.z_loss) data["shares"] = std::vector{loss.label_smoothing, loss.z_loss};
     ctx->save_for_backward({again || needed.dw ? h : Tensor(), again || needed.dh ? w : Tensor(),
                             again && b ? *b : Tensor(), loss.target, loss.weight, loss.pos_weight, loss.row_weight,
                             made.delta, made.three.dh, made.three.dw, made.three.db});
@@ -176,9 +176,8 @@ struct LossFunction : Function<LossFunction> {
       variable_list tensors{whole(saved[0], data, "h"), whole(saved[1], data, "w"),
                             biased && !saved[2].defined() ? data["b"].toTensor() : saved[2], upstream,
                             saved[3], saved[4], saved[5], saved[6], made.dh, made.dw, made.db};
-      const std::vector<bool> asked{needed.dh, needed.dw, needed.db};
-      const std::vector<double> shares{plan.loss.label_smoothing, plan.loss.z_loss};
-      auto three = ask_plain({"loss_gradients", tensors, data["plan"].toIntVector(), asked, shares});
+      auto three = ask_plain({"loss_gradients", tensors, data["plan"].toIntVector(),
+                              {needed.dh, needed.dw, needed.db}, {plan.loss.label_smoothing, plan.loss.z_loss}});
       std::copy(three.begin(), three.end(), found.begin());
     } else {
       found[0] = made.dh, found[1] = made.dw, found[2] = made.db;
@@ -193,10 +192,10 @@ struct LossFunction : Function<LossFunction> {
 
   static Plan read(Data& data, const variable_list& saved) {
     const auto n = data["plan"].toIntVector();
-    const auto factors = data["factors"].toDoubleVector();
-    const Loss loss{Loss::Kind(n[0]), saved[3], saved[4], saved[5], saved[6], n[6], factors[1], factors[2]};
-    const auto region = n[5] < 0 ? std::nullopt : std::optional(at::ScalarType(n[5]));
-    return {loss, Reduction(n[1]), n[3], false, at::ScalarType(n[4]), region};
+    const auto shares = data.count("shares") ? data["shares"].toDoubleVector() : std::vector{0.0, 0.0};
+    const Loss loss{Loss::Kind(n[0]), saved[3], saved[4], saved[5], saved[6], n[6], shares[0], shares[1]};
+    return {loss, Reduction(n[1]), n[3], false, at::ScalarType(n[4]),
+            n[5] < 0 ? std::nullopt : std::optional(at::ScalarType(n[5]))};
   }
 
   static Three first_order(const Plan& plan, const variable_list& saved, const Tensor& upstream, Needed needed,
@@ -205,7 +204,7 @@ struct LossFunction : Function<LossFunction> {
     const bool each = plan.reduction == Reduction::none;
     const int64_t n = target.size(0);
     // No upstream gradient, not even NaN, reaches the layer from a mean over no row.
-    const double g = each || data["factors"].toDoubleVector()[0] == 0 ? 1 : upstream.item<double>();
+    const double g = each || data["scale"].toDouble() == 0 ? 1 : upstream.item<double>();
     Three found;
     if (plan.again(n)) {
       const Head head{h, w, some(saved[2]), &act_of(data["plan"].toIntVector()[2])};

@@ -124,8 +124,7 @@ struct OfRow {
   double value, lse;
 };
 
-// Those of logits z, the largest of which is top; and δ times g, where dy is not null. e has room for a row, and may be
-// dy.
+// Those of logits z, whose largest is top; and δ times g, where dy is not null. e, with room for a row, may be dy.
 template <class T, class Spread>
 OfRow row_of_logits(const T* z, Wide<T> top, T* dy, Wide<T>* e, int64_t v, const Hard& hard, const Spread& spread,
                     double g, double zeta) {

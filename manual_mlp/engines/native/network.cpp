@@ -26,17 +26,12 @@ struct Form {
     }
   }
   explicit Form(AutogradContext* ctx) : numbers(ctx->saved_data["form"].toIntVector()) {
-    if (!seed()) return;
-    dropout = ctx->saved_data["dropout"].toDoubleVector();
-    numbers[4] = ctx->saved_data["seed"].toInt();
+    if (seed()) dropout = ctx->saved_data["dropout"].toDoubleVector(), numbers[4] = ctx->saved_data["seed"].toInt();
   }
   void save(AutogradContext* ctx) const {
     auto form = numbers;
-    if (seed()) {
-      // Compiled autograd takes the numbers of a list for constants, and the seed is another at each step.
-      ctx->saved_data["seed"] = std::exchange(form[4], 0);
-      ctx->saved_data["dropout"] = dropout;
-    }
+    // Compiled autograd takes the numbers of a list for constants, and the seed is another at each step.
+    if (seed()) ctx->saved_data["seed"] = std::exchange(form[4], 0), ctx->saved_data["dropout"] = dropout;
     ctx->saved_data["form"] = form;
   }
   int64_t size() const { return numbers[0]; }
