@@ -25,7 +25,6 @@ ORDINARY = frozenset((Tensor, nn.Parameter, type(None)))
 DEVICE_MODE: Any = getattr(_device, "DeviceContext", type(None))  # the mode of a default device
 _WithoutClasses = getattr(_core, "DisableTorchFunctionSubclass", nullcontext)
 
-
 F = TypeVar("F", bound=Callable[..., Any])
 Caller = Literal["eager", "compiler", "transform", "composite", "torch"]
 """Which form of a Function serves the caller.
@@ -127,7 +126,6 @@ def below_functions(backward: Callable[..., Any]) -> Callable[..., Any]:
         else:
             with _WithoutClasses():
                 found = backward(ctx, *cotangents)
-        # What C++ asks in a node's place is no node either, and may have None.
         return found if isinstance(ctx, _Node) or not hasattr(ctx, "next_functions") else _whole(ctx, found)
 
     return run
@@ -144,8 +142,7 @@ def _whole(ctx: Any, found: Any) -> Any:
         like = node._input_metadata[k]
         return torch.zeros(tuple(like.shape), dtype=like.dtype, device=like.device)
 
-    all_found = found if isinstance(found, tuple) else (found,)
-    return tuple(map(whole, all_found, ctx.needs_input_grad))
+    return tuple(map(whole, found if isinstance(found, tuple) else (found,), ctx.needs_input_grad))
 
 
 def by_itself(why: str) -> Callable[[F], F]:
