@@ -20,10 +20,10 @@ _autograd: Any = getattr(_core, "_autograd", None)
 _frames: Any = getattr(getattr(_core, "_dynamo", None), "eval_frame", None)
 _module: Any = nn.modules.module
 _call = nn.Module.__call__
+_Node = torch.autograd.function.BackwardCFunction
 ORDINARY = frozenset((Tensor, nn.Parameter, type(None)))
 DEVICE_MODE: Any = getattr(_device, "DeviceContext", type(None))  # the mode of a default device
 _WithoutClasses = getattr(_core, "DisableTorchFunctionSubclass", nullcontext)
-
 
 F = TypeVar("F", bound=Callable[..., Any])
 Caller = Literal["eager", "compiler", "transform", "composite", "torch"]
@@ -122,11 +122,27 @@ def below_functions(backward: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(backward)
     def run(ctx: Any, *cotangents: Tensor | None) -> Any:
         if all(type(t) in ORDINARY for t in cotangents):
-            return backward(ctx, *cotangents)
-        with _WithoutClasses():
-            return backward(ctx, *cotangents)
+            found = backward(ctx, *cotangents)
+        else:
+            with _WithoutClasses():
+                found = backward(ctx, *cotangents)
+        return found if isinstance(ctx, _Node) or not hasattr(ctx, "next_functions") else _whole(ctx, found)
 
     return run
+
+
+def _whole(ctx: Any, found: Any) -> Any:
+    """Put zeros where a gradient that is asked for is None: compiled autograd adds up whatever comes."""
+    edges = iter([(node, k) for node, k in ctx.next_functions if node is not None])
+
+    def whole(t: Tensor | None, need: bool) -> Tensor | None:
+        node, k = next(edges) if need else (None, 0)
+        if t is not None or node is None:
+            return t
+        like = node._input_metadata[k]
+        return torch.zeros(tuple(like.shape), dtype=like.dtype, device=like.device)
+
+    return tuple(map(whole, found if isinstance(found, tuple) else (found,), ctx.needs_input_grad))
 
 
 def by_itself(why: str) -> Callable[[F], F]:

@@ -171,13 +171,16 @@ class CrossEntropy(Loss):
         if weight is not None:
             weight = cast(weight, log_p.dtype)
         share = self._share(log_p)
-        values = F.nll_loss(log_p, t, weight, reduction="none", ignore_index=self.ignore_index)
         known, column, total = (of_all[at] for of_all in self._classes())
         total = cast(total, log_p.dtype)
         hard = total if not epsilon else (1 - epsilon) * total
         u = self._row_weights(at, log_p.dtype)
-        if self.row_weight is not None:
-            values = values * u[:, 0]
+        if torch.compiler.is_exporting():
+            # torch 2.14 takes what nll_loss has for each row for one number in its ONNX export.
+            values = torch.where(known, -(total * log_p.gather(1, column))[:, 0], 0.0)
+        else:
+            values = F.nll_loss(log_p, t, weight, reduction="none", ignore_index=self.ignore_index)
+            values = values if self.row_weight is None else values * u[:, 0]
 
         def subtract(rows: Tensor) -> Tensor:
             return rows.scatter_(1, column, rows.gather(1, column) - hard)

@@ -85,6 +85,38 @@ def test_a_transform_of_fake_tensors_answers_as_torchs_layer(transform: str, lay
     assert {kind for kind, *_ in ours} == {FakeTensor}
 
 
+FAKE_LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "squared": (
+        lambda x, w, b, n, c: dense_squared_error(x, w, b, n, "tanh"),
+        lambda x, w, b, n, c: 0.5 * F.mse_loss(F.linear(x, w, b).tanh(), n, reduction="sum"),
+    ),
+    "binary": (
+        lambda x, w, b, n, c: linear_binary_cross_entropy(x, w, n, linear_bias=b),
+        lambda x, w, b, n, c: F.binary_cross_entropy_with_logits(F.linear(x, w, b), n),
+    ),
+    "classes": (
+        lambda x, w, b, n, c: linear_cross_entropy(x, w, c, linear_bias=b),
+        lambda x, w, b, n, c: F.cross_entropy(F.linear(x, w, b), c),
+    ),
+    "shares": (
+        lambda x, w, b, n, c: linear_cross_entropy(x, w, n, linear_bias=b, reduction="none"),
+        lambda x, w, b, n, c: F.cross_entropy(F.linear(x, w, b), n, reduction="none"),
+    ),
+}
+
+
+@pytest.mark.parametrize("transform", ["jacrev", "jvp", "jvp(jvp)"])
+@pytest.mark.parametrize("loss", FAKE_LOSSES)
+def test_a_transform_of_a_fake_loss_answers_as_torchs(transform: str, loss: str) -> None:
+    with FakeTensorMode():
+        given = torch.randn(3, 4), torch.randn(3), torch.rand(5, 3), torch.randint(3, (5,))
+        ours, torchs = (
+            described(TRANSFORMS[transform](lambda x, f=f: f(x, *given))(torch.randn(5, 4))) for f in FAKE_LOSSES[loss]
+        )
+    assert ours == torchs
+    assert {kind for kind, *_ in ours} == {FakeTensor}
+
+
 # backprop in a compiled step.
 
 

@@ -109,6 +109,10 @@ struct GradientsFunction : Function<GradientsFunction> {
     if (needed[0] && w_tilde.defined()) cotangents[0] = dh_of(delta, in(w_tilde)).view(h.sizes());  // (S4)
     if (needed[1] && h_tilde.defined()) cotangents[1] = dw_of(delta, in(flat(h_tilde)));            // (S5)
     if (needed[4]) cotangents[4] = q.view(dz.sizes());
+    // No engine runs this node: compiled autograd does, and adds up whatever comes.
+    for (size_t k = 0; k < saved.size() && !torch::autograd::get_current_node(); ++k) {
+      if (needed[k] && !cotangents[k].defined()) cotangents[k] = at::zeros_like(saved[k]);
+    }
     return cotangents;
   }
 
