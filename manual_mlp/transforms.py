@@ -251,7 +251,6 @@ def _unwrapped(t: Tensor | None) -> Tensor | None:
     return t
 
 
-# The compiler cannot trace the question, but it enters the transforms itself while it traces.
 @constant
 def composed_while_compiling() -> bool:
     """Tell whether a compiler traces inside a transform, or exports: torch's operations themselves are asked for."""

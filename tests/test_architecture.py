@@ -239,7 +239,7 @@ def test_native_is_no_more_than_one_reads() -> None:
 
 
 def test_native_grows_no_longer() -> None:
-    assert 0 < lines_of_native() <= 2956
+    assert 0 < lines_of_native() <= 2960
 
 
 def test_one_file_of_native_at_most_includes_all_of_torch() -> None:

@@ -175,12 +175,11 @@ class CrossEntropy(Loss):
         total = cast(total, log_p.dtype)
         hard = total if not epsilon else (1 - epsilon) * total
         u = self._row_weights(at, log_p.dtype)
+        values = F.nll_loss(log_p, t, weight, reduction="none", ignore_index=self.ignore_index)
+        values = values if self.row_weight is None else values * u[:, 0]
         if torch.compiler.is_exporting():
             # torch 2.14 takes what nll_loss has for each row for one number in its ONNX export.
             values = torch.where(known, -(total * log_p.gather(1, column))[:, 0], 0.0)
-        else:
-            values = F.nll_loss(log_p, t, weight, reduction="none", ignore_index=self.ignore_index)
-            values = values if self.row_weight is None else values * u[:, 0]
 
         def subtract(rows: Tensor) -> Tensor:
             return rows.scatter_(1, column, rows.gather(1, column) - hard)
@@ -225,10 +224,7 @@ class CrossEntropy(Loss):
         return plain and len(self.target) > 0 and int(self.target.min()) >= 0
 
     def _is_hard(self) -> bool:
-        """Tell whether all classes and rows count alike, and the target can be looked at.
-
-        A tracer forbids it, and a GPU waits.
-        """
+        """Tell whether classes and rows count alike, and the target can be looked at: tracers forbid it, a GPU waits."""
         t = self.target
         looked_at = type(t) is Tensor and t.is_cpu and not operations_are_watched()
         alike = self.weight is None and self.row_weight is None and not self.z_loss

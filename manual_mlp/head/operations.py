@@ -153,9 +153,9 @@ def _tell_flops() -> None:
     from torch.utils.flop_counter import register_flop_formula
 
     def flops(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
-        asked = Asked(*shapes)
-        (n, d_in), (d_out, _) = asked.h, asked.w  # type: ignore[misc]
-        return 2 * n * d_in * d_out * (1 + asked.needed[0] + asked.needed[1])  # type: ignore[has-type]
+        asked: Any = Asked(*shapes)
+        count: int = 2 * asked.h[0] * asked.h[1] * asked.w[0] * (1 + asked.needed[0] + asked.needed[1])
+        return count
 
     register_flop_formula(torch.ops.manual_mlp.linear_loss)(flops)
     register_flop_formula(torch.ops.manual_mlp.linear_loss_backward)(lambda g, *shapes, **_: flops(*shapes))
