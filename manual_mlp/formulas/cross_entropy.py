@@ -224,7 +224,7 @@ class CrossEntropy(Loss):
         return plain and len(self.target) > 0 and int(self.target.min()) >= 0
 
     def _is_hard(self) -> bool:
-        """Tell whether classes and rows count alike, and the target can be looked at: tracers forbid it, a GPU waits."""
+        """Tell whether classes and rows count alike, and a target may be looked at: tracers forbid it, a GPU waits."""
         t = self.target
         looked_at = type(t) is Tensor and t.is_cpu and not operations_are_watched()
         alike = self.weight is None and self.row_weight is None and not self.z_loss

@@ -127,13 +127,14 @@ def compiled_once(f: Map, dtype: torch.dtype | None = None) -> Map:
 
 def autocast_inside(f: Map, inputs: Inputs, dtype: torch.dtype) -> Any:
     """Compile a region of autocast with what is in it."""
-    return first_order(compiled_once(f, dtype), inputs)
+    with torch._dynamo.config.patch(recompile_limit=64):
+        return first_order(compiled_once(f, dtype), inputs)
 
 
 def autocast_around(f: Map, inputs: Inputs, dtype: torch.dtype) -> Any:
     """Call what is compiled in a region of autocast."""
     t = leaves(inputs)
-    with torch.autocast(inputs[0].device.type, dtype):
+    with torch.autocast(inputs[0].device.type, dtype), torch._dynamo.config.patch(recompile_limit=64):
         y = compiled_once(f)(*t)
     return y, torch.autograd.grad(head(y), t)
 
@@ -142,8 +143,11 @@ def backward_compiled(f: Map, inputs: Inputs) -> Any:
     """Let compiled autograd take the backward pass."""
     t = leaves(inputs)
     y = f(*t)
-    with compiled_autograd._enable(torch.compile(backend="aot_eager"), dynamic=False):
-        head(y).backward()
+    with warnings.catch_warnings():
+        # It looks at gradients of tensors of its own.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+        with compiled_autograd._enable(torch.compile(backend="aot_eager"), dynamic=False):
+            head(y).backward()
     return y, [x.grad for x in t]
 
 
