@@ -130,8 +130,9 @@ def linear_cross_entropy(
         TypeError: dtypes differ or are not those named here.
         IndexError: a class is out of range (on a CPU; CUDA reports it as torch does, by an assertion).
     """
-    if is_dynamo_compiling() and not (shift or return_stats or z_loss or label_smoothing or chunk_rows or options):
-        usual = row_weight is None and softcap is None and ignore_index is None and input.dim() == 2
+    if is_dynamo_compiling() and not (shift or return_stats) and z_loss == label_smoothing == 0:
+        usual = row_weight is None and softcap is None and ignore_index is None and chunk_rows is None
+        usual = usual and options is None and input.dim() == 2 and reduction in ("mean", "sum", "none")
         logits = usual_logits(input, linear_weight, linear_bias, target, weight) if usual else None
         if logits is not None:
             return F.cross_entropy(logits, target, weight, reduction=reduction)

@@ -6,6 +6,7 @@ from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from manual_mlp import activations
 from manual_mlp.activations import IDENTITY, Activation
@@ -31,14 +32,17 @@ def check_z_loss(z_loss: float) -> None:
         raise ValueError(f"expected z_loss from 0 up, and finite, got {z_loss}")
 
 
-def capping(softcap: float | Activation | None) -> Activation:
-    """Find what caps the logits, if it is not found already, or raise an error unless a cap can be reached."""
+def capping(softcap: float | None) -> Activation:
+    """Find what caps the logits, or raise an error unless there is a cap that can be reached."""
     if softcap is None:
         return IDENTITY
-    if isinstance(softcap, Activation):
-        return softcap
     if not hasattr(softcap, "__float__"):
         raise TypeError(f"expected softcap to be a number or None, got {softcap!r}")
+    if is_dynamo_compiling():
+        from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+        # A cap that changes is compiled for anew.
+        softcap = guard_scalar(softcap)
     if not 0 < softcap < inf:
         raise ValueError(f"expected softcap above 0, and finite, got {softcap}")
     _find(float(softcap))

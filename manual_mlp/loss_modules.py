@@ -112,6 +112,7 @@ class LinearCrossEntropyLoss(nn.Module):
         check_options(reduction, chunk_rows)
         check_smoothing(label_smoothing)
         check_z_loss(z_loss)
+        capping(softcap)
         check_class_weight(weight, num_classes)
         check_torchs_options(options)
         self.linear = Linear(
@@ -121,8 +122,6 @@ class LinearCrossEntropyLoss(nn.Module):
         self.ignore_index = ignored_class(ignore_index)
         self.reduction, self.label_smoothing = reduction, label_smoothing
         self.z_loss, self.softcap, self.shift = z_loss, softcap, shift_of(shift)
-        # A compiled graph would take a number that differs between modules for one that it cannot know.
-        self.capped = capping(softcap)
         self.return_stats, self.chunk_rows, self.options = return_stats, chunk_rows, options
 
     def forward(self, input: Tensor, target: Tensor, row_weight: Tensor | None = None) -> Tensor | tuple[Tensor, Stats]:
@@ -133,7 +132,7 @@ class LinearCrossEntropyLoss(nn.Module):
             "label_smoothing": self.label_smoothing,
             "row_weight": row_weight,
             "z_loss": self.z_loss,
-            "softcap": self.capped,
+            "softcap": self.softcap,
             "shift": self.shift,
             "return_stats": self.return_stats,
             "chunk_rows": self.chunk_rows,

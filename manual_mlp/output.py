@@ -8,7 +8,7 @@ from torch.compiler import is_dynamo_compiling
 
 from manual_mlp.activations import IDENTITY, Activation, get
 from manual_mlp.activations.entrywise import value as entrywise
-from manual_mlp.checks import check_layer, check_options
+from manual_mlp.checks import REDUCTIONS, check_layer, check_options
 from manual_mlp.composite import torchs_activation, torchs_layer
 from manual_mlp.engines import native
 from manual_mlp.formulas.cross_entropy import Stats
@@ -60,7 +60,8 @@ def linear_binary_cross_entropy(
         ValueError: shapes or devices do not fit together, or an option is out of range.
         TypeError: dtypes differ or are not floating point.
     """
-    if is_dynamo_compiling() and weight is None and pos_weight is None and chunk_rows is None:
+    usual = weight is None and pos_weight is None and chunk_rows is None
+    if is_dynamo_compiling() and usual and reduction in REDUCTIONS:
         logits = usual_logits(input, linear_weight, linear_bias, target, of_classes=False)
         if logits is not None:
             return F.binary_cross_entropy_with_logits(logits, target, reduction=reduction)
@@ -110,7 +111,7 @@ def dense_squared_error(
     """
     if not isinstance(activation, Activation):
         activation = get(activation)
-    if is_dynamo_compiling() and chunk_rows is None:
+    if is_dynamo_compiling() and chunk_rows is None and reduction in REDUCTIONS:
         z = usual_logits(input, weight, bias, target, of_classes=False)
         if z is not None:
             return 0.5 * F.mse_loss(activation.traced(z), target, reduction=reduction)

@@ -4,6 +4,7 @@ import inspect
 import keyword
 import re
 import sys
+from ast import literal_eval
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -136,7 +137,14 @@ def _signed(activation: Activation, name: str, params: tuple[Any, ...], factory:
     object.__setattr__(signed, "maker", factory)
     if (factory.__module__ or "").startswith(f"{__package__}."):
         object.__setattr__(signed, "traced", signed.f)  # torch's own operations, whose derivatives are the record's
+    with suppress(ValueError):  # of an infinite argument
+        if _arguments(repr(signed)) == list(params):
+            object.__setattr__(signed, "spelled", repr(signed))
     return signed
+
+
+def _arguments(spelled: str) -> Any:
+    return literal_eval(f"[{spelled.partition('(')[2][:-1]}]")
 
 
 class Entrywise(nn.Module):
@@ -204,6 +212,11 @@ def to_module(activation: Activation) -> nn.Module:
         with suppress(AssertionError):  # nn.Hardtanh refuses bounds that are equal, which F.hardtanh takes
             return entry.module(*activation.params)
     return Entrywise(activation)
+
+
+def of_spelled(spelled: str) -> Activation:
+    """Find the record that a name and arguments spell, such as ``elu(1.0)``."""
+    return ENTRIES[spelled.partition("(")[0]].make(*_arguments(spelled))
 
 
 def entry_of(activation: Activation) -> Entry | None:

@@ -246,7 +246,10 @@ def loss_gradients(asked: Asked) -> Found:
         lambda: BinaryCrossEntropy(target, weight, pos_weight),
         lambda: SquaredError(target),
     )
-    loss, h, of_region = losses[kind](), rows(input), DTYPES.get(region)
+    loss, of_region = losses[kind](), DTYPES.get(region)
+    # Where grad mode is off, a copy of the rows would be a constant.
+    with torch.enable_grad():
+        h = rows(input)
     step = Step(
         loss,
         ("none", "mean", "sum")[reduction],

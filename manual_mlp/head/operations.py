@@ -8,16 +8,15 @@ of float16), ``manual_mlp::linear_loss_backward`` makes the output once more.
 from __future__ import annotations
 
 import sys
-from ast import literal_eval
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
-from manual_mlp.activations import Activation
-from manual_mlp.activations.registry import ENTRIES
+from manual_mlp.activations.registry import of_spelled
 from manual_mlp.composite import Found
 from manual_mlp.engines import engine_for, native
 from manual_mlp.formulas.cross_entropy import CrossEntropy
@@ -29,7 +28,7 @@ from manual_mlp.sweep.tiling import few_logits, tiling_of_loss
 
 _ARGUMENTS = (
     "Tensor h, Tensor w, Tensor? b, Tensor target, Tensor? weight, Tensor? pos_weight, Tensor? row_weight, str loss, "
-    "str activation, str[] params, str reduction, int? chunk_rows, int ignore_index, float label_smoothing, "
+    "str activation, str reduction, int? chunk_rows, int ignore_index, float label_smoothing, "
     "float z_loss, ScalarType? region, bool[] needed, bool stats"
 )
 _KINDS: dict[type[Loss], str] = {
@@ -51,7 +50,6 @@ class Asked(NamedTuple):
     row_weight: Tensor | None
     loss: str
     activation: str
-    params: list[str]
     reduction: str
     chunk_rows: int | None
     ignore_index: int
@@ -83,6 +81,8 @@ class Asked(NamedTuple):
 
     def made(self) -> Loss:
         """Make the loss."""
+        if self.loss not in _KINDS.values():
+            raise ValueError(f"expected a loss among {', '.join(_KINDS.values())}, got {self.loss!r}")
         if self.loss == "squared_error":
             return SquaredError(self.target)
         if self.loss == "binary_cross_entropy":
@@ -93,7 +93,7 @@ class Asked(NamedTuple):
     def step(self, loss: Loss) -> Step:
         """Plan the tiles."""
         tiling = tiling_of_loss(self.h, len(self.w), self.products, self.chunk_rows)
-        activation = _activation(self.activation, tuple(self.params))
+        activation = of_spelled(self.activation)
         return Step(loss, self.reduction, activation, tiling, self.products, self.region, self.again)
 
 
@@ -130,14 +130,9 @@ def loss_by_operation(head: Head, loss: Any, reduction: str, chunk_rows: int | N
     tensors = [getattr(loss, name, None) for name in ("target", "weight", "pos_weight", "row_weight")]
     numbers = (loss.ignore_index, loss.label_smoothing, loss.z_loss) if classes else (-100, 0.0, 0.0)
     needed = [grad and t is not None and t.requires_grad for t in (h, w, b)]
-    how = _KINDS[type(loss)], activation.name, [repr(p) for p in activation.params], reduction, chunk_rows
+    how = _KINDS[type(loss)], activation.spelled, reduction, chunk_rows
     value, _, _, _, *seen = linear_loss(h, w, b, *tensors, *how, *numbers, None, needed, stats)
     return [value, *seen]
-
-
-@lru_cache(maxsize=256)
-def _activation(name: str, params: tuple[str, ...]) -> Activation:
-    return ENTRIES[name].make(*map(literal_eval, params))
 
 
 def _asked(arguments: Sequence[Any]) -> Asked:
@@ -163,15 +158,23 @@ def _tell_flops() -> None:
 
 def _compute(*arguments: Any) -> tuple[Tensor, ...]:
     asked = _asked(arguments)
+    if any(_has_tangent(t) for t in arguments[:7]):
+        raise RuntimeError(
+            "expected a loss in chunks without tangents: no compiled graph has them; call what is not compiled"
+        )
     needed = [False] * 3 if asked.again else asked.needed
     value, *made, logsumexp, correct = _natively(asked, needed) or _plainly(asked, needed)
     return _present(asked, [value, *_in_dtypes(asked, made), logsumexp, correct])
 
 
+def _has_tangent(t: Tensor | None) -> bool:
+    return t is not None and unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
+
+
 def _natively(asked: Asked, needed: list[bool]) -> Sequence[Tensor | None] | None:
     if native.doors is None:
         return None
-    head = asked.h, asked.w, asked.b, _activation(asked.activation, tuple(asked.params))
+    head = asked.h, asked.w, asked.b, of_spelled(asked.activation)
     of = asked.loss, asked.target, asked.weight, asked.pos_weight, asked.row_weight
     numbers = asked.ignore_index, asked.label_smoothing, asked.z_loss
     with torch.autocast(asked.h.device.type, asked.region, enabled=asked.region is not None):
@@ -237,6 +240,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _backward(ctx: Any, g: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     *tensors, dh, dw, db = ctx.saved_tensors
     asked = Asked(*tensors, *ctx.rest)
+    if any(need and not told for need, told in zip(ctx.needs_input_grad, asked.needed, strict=False)):
+        raise RuntimeError(f"expected needed to tell of every operand that requires grad, got {asked.needed}")
     found: Sequence[Tensor | None] = (None,) * 3
     if g is None:
         pass

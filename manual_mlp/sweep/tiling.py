@@ -115,7 +115,7 @@ def tiling_of_loss(h: Tensor, d_out: int, dtype: torch.dtype, rows: int | None =
     """Choose a tiling for the rows h (N, D_in) of a layer with its loss, whose products are in a dtype."""
     n, d_in = h.shape
     if rows is not None:
-        return Tiling(min(rows, n))
+        return Tiling(max(1, min(rows, n)))
     return tiling_for(Work(n, (d_in, d_out), dtype, torch.get_num_threads() if h.is_cpu else 0, loss=True))
 
 

@@ -315,3 +315,21 @@ def test_a_cap_that_is_new_is_compiled_in_one_graph_and_another_recompiles_nothi
     step = torch.compile(linear_cross_entropy, backend=counter, fullgraph=True)
     loss = step(h, w, t, softcap=3.0625)
     torch.testing.assert_close(loss, linear_cross_entropy(h, w, t, softcap=3.0625))
+
+
+@pytest.mark.parametrize("chunk_rows", [None, 2])
+def test_a_batch_of_upstream_gradients_reaches_rows_that_are_no_view(chunk_rows: int | None, draw: Draw) -> None:
+    inputs, t = (draw(2, 3, 4), draw(7, 4)), torch.randint(7, (2, 3))
+    asked = (linear_cross_entropy(*inputs, t, shift=1, chunk_rows=chunk_rows),)
+    expected = (F.cross_entropy(F.linear(inputs[0][:, :-1], inputs[1]).flatten(0, 1), t[:, 1:].flatten()),)
+    g = torch.rand(3, dtype=torch.float64)
+    found, torchs = (torch.autograd.grad(loss, inputs, g, is_grads_batched=True) for loss in (asked, expected))
+    torch.testing.assert_close(found, torchs, rtol=1e-10, atol=1e-12)
+
+
+def test_a_modules_cap_can_be_changed() -> None:
+    module, h, t = LinearCrossEntropyLoss(4, 7, softcap=3.0), torch.randn(5, 4), torch.randint(7, (5,))
+    module.softcap = 0.5
+    torch.testing.assert_close(module(h, t), linear_cross_entropy(h, module.linear.weight, t, softcap=0.5))
+    with pytest.raises(ValueError, match="expected softcap above 0"):
+        LinearCrossEntropyLoss(4, 7, softcap=0.0)

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from linear_losses import D, V, classes, derivatives, every_reduction
 from manual_mlp import Activation, dense_squared_error, linear_binary_cross_entropy, linear_cross_entropy
 from manual_mlp.engines import native
+from manual_mlp.head.operations import Asked
 
 N = 16
 Draw = Callable[..., Tensor]
@@ -261,3 +263,42 @@ def test_export_and_transforms_get_no_operation_of_ours(draw: Draw) -> None:
     gradient = torch.func.grad(lambda h: Head()(h, w, t))
     assert OPERATION not in graph_of(lambda h: gradient(h), h)
     torch.testing.assert_close(gradient(h), torch.autograd.grad(Head()(h, w, t), h)[0])
+
+
+def test_tangents_are_refused_where_a_compiled_graph_would_lose_them(draw: Draw) -> None:
+    inputs, t = tuple(x.detach() for x in (draw(N, D), draw(V, D), draw(V))), classes(N)
+    loss = compiled(entropy, chunk_rows=2)
+    loss(*inputs, t)
+    with forward_ad.dual_level():
+        assert torch.equal(loss(*inputs, t), entropy(*inputs, t, chunk_rows=2))
+        with pytest.raises(RuntimeError, match="expected a loss in chunks without tangents"):
+            loss(forward_ad.make_dual(inputs[0], torch.ones_like(inputs[0])), *inputs[1:], t)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_cap_that_changes_is_compiled_for_anew(dynamic: bool | None, draw: Draw) -> None:
+    torch.compiler.reset()
+    inputs, t = (draw(N, D), draw(V, D), draw(V)), classes(N)
+
+    def capped(cap: float) -> Any:
+        return entropy(*inputs, t, softcap=cap, chunk_rows=2)
+
+    run: Any = torch.compile(capped, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for cap in (2.0, 3.0, 4):
+        torch.testing.assert_close(run(cap), capped(cap), rtol=1e-12, atol=1e-12)
+
+
+def test_no_rows_and_no_gradient_make_no_chunk(draw: Draw, engine: str) -> None:
+    h, w, b = (x.detach() for x in (draw(0, D), draw(V, D), draw(V)))
+    options: dict[str, Any] = {"chunk_rows": 3, "reduction": "sum"}
+    assert compiled(entropy, **options)(h, w, b, classes(1)[:0]) == 0
+
+
+def test_the_operation_judges_what_it_is_told(draw: Draw) -> None:
+    inputs, t = (draw(N, D), draw(V, D), draw(V)), classes(N)
+    asked = Asked(*arguments_of(entropy, *inputs, t, chunk_rows=2))
+    with pytest.raises(ValueError, match=r"expected a loss among .*, got 'nope'"):
+        OPERATION(*asked._replace(loss="nope"))
+    value, *_ = OPERATION(*asked._replace(needed=[True, False, True]))
+    with pytest.raises(RuntimeError, match="expected needed to tell of every operand that requires grad"):
+        value.backward()
