@@ -68,15 +68,15 @@ def quiet() -> None:
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
 
 
-def fill(name: str, quick: bool, device: str) -> Row:
-    """Judge every provider in one mode."""
+def fill(name: str, quick: bool, device: str, columns: bool = True) -> Row:
+    """Judge every provider in one mode, and those of the columns that are compiled first."""
     mode, row = MODES[name], defaultdict(list)
     for subject in subjects(quick):
         if mode.compiles and not (compiles(name, subject) and (not quick or is_quick(subject))):
             continue
         for provider, candidate in ((OURS, subject), (TORCHS, subject.of_torch())):
             row[provider].append(Case(subject.name, subject.activation, judge(mode, candidate, device)))
-        if not mode.compiles and is_compiled(subject):
+        if columns and not mode.compiles and is_compiled(subject):
             verdicts = judge_compiled(mode, subject, device)
             for provider, verdict in zip((COMPILED_OURS, COMPILED_TORCHS), verdicts, strict=True):
                 row[provider].append(Case(subject.name, subject.activation, verdict))
@@ -249,11 +249,17 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where the page is written")
     parser.add_argument("--quick", action="store_true", help=f"{', '.join(FEW)} instead of every activation")
     parser.add_argument("--mode", default="", help="only the modes whose name contains this")
+    parser.add_argument(
+        "--compiled",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also the modes that compile, and the columns of what is compiled first, which take long",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
     args = parser.parse_args()
 
-    names = [name for name in MODES if args.mode in name]
+    names = [name for name, mode in MODES.items() if args.mode in name and (args.compiled or not mode.compiles)]
     if not names:
         parser.error(f"no mode's name contains {args.mode!r}")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -264,7 +270,7 @@ def main() -> int:
     order = sorted(names, key=lambda name: not MODES[name].compiles)
     done: dict[str, Row] = {}
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"), quiet) as pool:
-        work = {pool.submit(fill, name, args.quick, args.device): name for name in order}
+        work = {pool.submit(fill, name, args.quick, args.device, args.compiled): name for name in order}
         for future in as_completed(work):
             done[work[future]] = future.result()
             if sys.stderr.isatty():
