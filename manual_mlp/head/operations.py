@@ -114,7 +114,7 @@ def by_operation(head: Head, loss: Loss, reduction: str, chunk_rows: int | None)
     dtypes = {t.dtype for t in typed if t is not None and t.is_floating_point()}
     alike = torch.float64 not in dtypes if torch.is_autocast_enabled(h.device.type) else len(dtypes) == 1
     return (
-        activation.maker is not None
+        activation.spelled != ""
         and type(loss) in _KINDS
         and alike
         and dtypes <= FLOATS
@@ -147,13 +147,17 @@ def _tell_flops() -> None:
     """Tell how many operations z, dh and dw take: of shapes, in place of tensors."""
     from torch.utils.flop_counter import register_flop_formula
 
-    def flops(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
+    def of_all(*shapes: Any, **_: Any) -> int:
         asked: Any = Asked(*shapes)
         count: int = 2 * asked.h[0] * asked.h[1] * asked.w[0] * (1 + asked.needed[0] + asked.needed[1])
         return count
 
-    register_flop_formula(torch.ops.manual_mlp.linear_loss)(flops)
-    register_flop_formula(torch.ops.manual_mlp.linear_loss_backward)(lambda g, *shapes, **_: flops(*shapes))
+    def of_forward(*shapes: Any, **_: Any) -> int:
+        asked = Asked(*shapes)
+        return of_all(*asked._replace(needed=[False] * 3 if asked.reduction == "none" else asked.needed))
+
+    register_flop_formula(torch.ops.manual_mlp.linear_loss)(of_forward)
+    register_flop_formula(torch.ops.manual_mlp.linear_loss_backward)(lambda g, *shapes, **_: of_all(*shapes))
 
 
 def _compute(*arguments: Any) -> tuple[Tensor, ...]:
