@@ -51,7 +51,7 @@ def answers(work: Callable[[int], Any], folder: Path, ranks: int = RANKS) -> lis
 
 
 def _work(rank: int, work: Callable[[int], Any], port: int, folder: str, ranks: int) -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(max(1, 4 // ranks))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
     torch.save(work(rank), Path(folder) / f"{rank}.pt")

@@ -420,10 +420,11 @@ OTHERS: dict[str, Callable[[], float]] = {
 
 
 def cases(ranks: int, every_case: bool) -> dict[str, Callable[[], float]]:
-    """Draw from the product of all values, and of that so many that every pair occurs."""
+    """Draw from the product of all values so many that every pair occurs, or twice as many."""
     chance = random.Random(ranks)
     drawn = [tuple(chance.choice(of) for of in DRAWN.values()) for _ in range(800)]
-    chosen = drawn if every_case else [drawn[k] for k in covering(drawn)]
+    least = covering(drawn)
+    chosen = [drawn[k] for k in (range(2 * len(least)) if every_case else least)]
     return {str(row): partial(as_one_process, dict(zip(DRAWN, row, strict=True))) for row in chosen} | OTHERS
 
 
