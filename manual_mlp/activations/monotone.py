@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from manual_mlp.activations.record import Activation
 from manual_mlp.activations.registry import register
-from manual_mlp.precision import cast, widen
 
 aten = torch.ops.aten
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -113,7 +112,7 @@ def softcap(cap: float = 30.0) -> Activation:
         raise ValueError(f"expected cap above 0, and finite, got {cap}")
 
     def f(z: Tensor) -> Tensor:
-        return cast(torch.tanh(widen(z) / cap) * cap, z.dtype)
+        return torch.tanh(z / cap) * cap
 
     def df_y(y: Tensor) -> Tensor:
         t = y / cap

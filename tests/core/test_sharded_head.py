@@ -120,9 +120,11 @@ def as_one_process(case: dict[str, Any]) -> float:
     rows = ROWS if many else (N,)
     h, w, b, weight, rho = drawn((*rows, D), (classes, D), (classes,), (classes,), rows)
     t = target_of(case["target"], classes, rows)
+    rho = rho.abs()
+    rho.view(-1)[0] = 0
     options = {
         "weight": weight.exp() if case["weight"] else None,
-        "row_weight": rho.relu() if case["row weight"] else None,
+        "row_weight": rho if case["row weight"] else None,
         "label_smoothing": case["smoothing"],
         "z_loss": case["z-loss"],
         "softcap": case["softcap"],
