@@ -169,7 +169,7 @@ def _ours(who: Caller, head: Head, criterion: Criterion, chunk_rows: int | None)
     if who == "eager" and (step := step_for(loss, of_rows, reduction, chunk_rows)):
         seen = loss.watched(of_rows.h) if criterion.stats else None
         return _answer(loss_of_step(step, of_rows), seen, head.h)
-    if who == "compiler" and by_operation(of_rows, loss, reduction, chunk_rows):
+    if who == "compiler" and by_operation(of_rows, loss, chunk_rows):
         value, *stats = loss_by_operation(of_rows, loss, reduction, chunk_rows, criterion.stats)
         return _answer(value, Stats(*stats) if criterion.stats else None, head.h)
     y = of_rows.output(who)

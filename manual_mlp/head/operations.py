@@ -97,7 +97,7 @@ class Asked(NamedTuple):
         return Step(loss, self.reduction, activation, tiling, self.products, self.region, self.again)
 
 
-def by_operation(head: Head, loss: Loss, reduction: str, chunk_rows: int | None) -> bool:
+def by_operation(head: Head, loss: Loss, chunk_rows: int | None) -> bool:
     """Tell whether a compiler is to leave the loss whole; without a question whose answer depends on a dynamic size."""
     # Not before a compiler is there: it imports much.
     from torch.fx.experimental.symbolic_shapes import statically_known_true
