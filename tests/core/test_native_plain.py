@@ -94,7 +94,8 @@ def test_a_layer_of_many_rows_is_as_exact_as_plain(activation: Any, precision: s
     mine, plain = both(lambda: compute(*operands))
     with native.without():
         truth = compute(*(t.double() for t in operands), region=None, dy=dy.double())
-    assert_as_exact(mine, plain, truth)
+    # In half precision a result that is rounded right is off by as much as half a step, however lucky plain was.
+    assert_as_exact(mine, plain, truth, rounding=torch.finfo(region or dtype).eps / 2)
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
