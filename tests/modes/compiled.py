@@ -92,10 +92,15 @@ def often(f: Map) -> Map:
     g = compiled(f)
 
     def call(*t: Tensor) -> Tensor:
-        with torch._dynamo.config.patch(recompile_limit=64):
+        with unlimited():
             return g(*t)
 
     return call
+
+
+def unlimited() -> Any:
+    """Let one piece of code be compiled for every activation there is, one after another."""
+    return torch._dynamo.config.patch(recompile_limit=1 << 12, accumulated_recompile_limit=1 << 12)
 
 
 def around(run: Callable[[Map, Inputs], Any]) -> Callable[[Map, Inputs], Any]:
@@ -127,14 +132,14 @@ def compiled_once(f: Map, dtype: torch.dtype | None = None) -> Map:
 
 def autocast_inside(f: Map, inputs: Inputs, dtype: torch.dtype) -> Any:
     """Compile a region of autocast with what is in it."""
-    with torch._dynamo.config.patch(recompile_limit=64):
+    with unlimited():
         return first_order(compiled_once(f, dtype), inputs)
 
 
 def autocast_around(f: Map, inputs: Inputs, dtype: torch.dtype) -> Any:
     """Call what is compiled in a region of autocast."""
     t = leaves(inputs)
-    with torch.autocast(inputs[0].device.type, dtype), torch._dynamo.config.patch(recompile_limit=64):
+    with torch.autocast(inputs[0].device.type, dtype), unlimited():
         y = compiled_once(f)(*t)
     return y, torch.autograd.grad(head(y), t)
 
