@@ -135,10 +135,12 @@ def loss_by_operation(head: Head, loss: Any, reduction: str, chunk_rows: int | N
     return [value, *seen]
 
 
-def _asked(arguments: Sequence[Any]) -> Asked:
+def _asked(arguments: Sequence[Any], g: Tensor | None = None) -> Asked:
     # Who counts is told how to. To import the counter takes a while, and Triton with it.
     if "torch.utils.flop_counter" in sys.modules:
         _tell_flops()
+    if any(t is not None and unpack_dual(t).tangent is not None for t in (*arguments[:7], g)):  # type: ignore[no-untyped-call]
+        raise RuntimeError("expected a loss in chunks without tangents, which no compiled graph has")
     return Asked(*arguments)
 
 
@@ -162,17 +164,9 @@ def _tell_flops() -> None:
 
 def _compute(*arguments: Any) -> tuple[Tensor, ...]:
     asked = _asked(arguments)
-    if any(_has_tangent(t) for t in arguments[:7]):
-        raise RuntimeError(
-            "expected a loss in chunks without tangents: no compiled graph has them; call what is not compiled"
-        )
     needed = [False] * 3 if asked.again else asked.needed
     value, *made, logsumexp, correct = _natively(asked, needed) or _plainly(asked, needed)
     return _present(asked, [value, *_in_dtypes(asked, made), logsumexp, correct])
-
-
-def _has_tangent(t: Tensor | None) -> bool:
-    return t is not None and unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _natively(asked: Asked, needed: list[bool]) -> Sequence[Tensor | None] | None:
@@ -194,12 +188,16 @@ def _plainly(asked: Asked, needed: list[bool]) -> Sequence[Tensor | None]:
 
 
 def _compute_again(g: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    asked = _asked(arguments)
+    asked = _asked(arguments, g)
     loss = asked.made()
     scale = loss.mean_now()[1] if asked.reduction == "mean" else 1.0
     with torch.no_grad():
         made = gradients_again(asked.step(loss), asked.operands, weights(loss, g, scale), asked.needed)
     return _present(asked, _in_dtypes(asked, made))
+
+
+def _upstream(g: Tensor, of: Tensor) -> Tensor:
+    return g.clone()
 
 
 def _in_dtypes(asked: Asked, made: Sequence[Tensor | None]) -> Found:
@@ -254,6 +252,10 @@ def _backward(ctx: Any, g: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     elif asked.again:
         found = linear_loss_backward(g, *asked)
     else:
+        # Only by what backward keeps a compiler sees that second derivatives are asked for, and refuses them. The
+        # parameters are there anyway.
+        for of in [t for t in (asked.w, asked.b) if t is not None and t.requires_grad] or [asked.h]:
+            g = linear_loss_upstream(g, of)
         found = [cast(t * g, t.dtype) for t in (dh, dw, db)]
     pairs = zip(found, asked.needed, strict=True)
     return *(t if need else None for t, need in pairs), *(None,) * (len(asked) - 3)
@@ -288,6 +290,11 @@ linear_loss_backward: Any = torch.library.custom_op(
 linear_loss.register_fake(_fake)
 linear_loss_backward.register_fake(_fake_again)
 linear_loss.register_autograd(_backward, setup_context=_keep)
+linear_loss_upstream: Any = torch.library.custom_op(
+    "manual_mlp::linear_loss_upstream", _upstream, mutates_args=(), schema="(Tensor g, Tensor of) -> Tensor"
+)
+linear_loss_upstream.register_fake(_upstream)
+linear_loss_upstream.register_vmap(lambda _, dims, g, of: (linear_loss_upstream(g, of), dims[0]))
 _LIBRARY = torch.library.Library("manual_mlp", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _kind in ("cpu", "cuda"):
     _under_autocast(_kind)

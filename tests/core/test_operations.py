@@ -302,3 +302,16 @@ def test_the_operation_judges_what_it_is_told(draw: Draw) -> None:
     value, *_ = OPERATION(*asked._replace(needed=[True, False, True]))
     with pytest.raises(RuntimeError, match="expected needed to tell of every operand that requires grad"):
         value.backward()
+
+
+@every_case
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_second_derivatives_of_a_compiled_loss_are_refused(name: str, reduction: str, draw: Draw) -> None:
+    loss, operands, target, options = drawn(name, draw)
+    options = options | {"reduction": reduction, "chunk_rows": 4}
+    torch._dynamo.reset()
+    value = torch.compile(lambda *t: loss(*t, target, **options), fullgraph=True, backend="aot_eager")(*operands)
+    # With an upstream gradient that is a constant: nothing but what backward keeps leads to the operands.
+    first = torch.autograd.grad(value, operands, torch.ones_like(value), create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        torch.autograd.grad(sum(d.sin().sum() for d in first) + value.sum(), operands)
