@@ -196,8 +196,8 @@ def _compute_again(g: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return _present(asked, _in_dtypes(asked, made))
 
 
-def _upstream(g: Tensor, of: Tensor) -> Tensor:
-    return g.clone()
+def _nothing(g: Tensor, of: Tensor) -> Tensor:
+    return torch.zeros_like(g)
 
 
 def _in_dtypes(asked: Asked, made: Sequence[Tensor | None]) -> Found:
@@ -255,7 +255,7 @@ def _backward(ctx: Any, g: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         # Only by what backward keeps a compiler sees that second derivatives are asked for, and refuses them. The
         # parameters are there anyway.
         for of in [t for t in (asked.w, asked.b) if t is not None and t.requires_grad] or [asked.h]:
-            g = linear_loss_upstream(g, of)
+            g = g + linear_loss_nothing(g, of)
         found = [cast(t * g, t.dtype) for t in (dh, dw, db)]
     pairs = zip(found, asked.needed, strict=True)
     return *(t if need else None for t, need in pairs), *(None,) * (len(asked) - 3)
@@ -290,11 +290,11 @@ linear_loss_backward: Any = torch.library.custom_op(
 linear_loss.register_fake(_fake)
 linear_loss_backward.register_fake(_fake_again)
 linear_loss.register_autograd(_backward, setup_context=_keep)
-linear_loss_upstream: Any = torch.library.custom_op(
-    "manual_mlp::linear_loss_upstream", _upstream, mutates_args=(), schema="(Tensor g, Tensor of) -> Tensor"
+linear_loss_nothing: Any = torch.library.custom_op(
+    "manual_mlp::linear_loss_nothing", _nothing, mutates_args=(), schema="(Tensor g, Tensor of) -> Tensor"
 )
-linear_loss_upstream.register_fake(_upstream)
-linear_loss_upstream.register_vmap(lambda _, dims, g, of: (linear_loss_upstream(g, of), dims[0]))
+linear_loss_nothing.register_fake(_nothing)
+linear_loss_nothing.register_vmap(lambda _, dims, g, of: (linear_loss_nothing(g, of), dims[0]))
 _LIBRARY = torch.library.Library("manual_mlp", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _kind in ("cpu", "cuda"):
     _under_autocast(_kind)
