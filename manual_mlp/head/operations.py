@@ -104,7 +104,8 @@ def by_operation(head: Head, loss: Loss, chunk_rows: int | None) -> bool:
 
     h, w, b, activation = head
     logits, held = h.shape[0] * w.shape[0], [t for t in loss.tensors() if t is not None]
-    if chunk_rows is None and statically_known_true(few_logits(h.shape[0], w.shape[0], h.is_cuda)):
+    few = chunk_rows is None and statically_known_true(few_logits(h.shape[0], w.shape[0], h.is_cuda))
+    if few or h.is_meta:
         return False
     # Of frozen operands, torch may keep less than dh or dw.
     made = h.numel() if h.requires_grad else w.numel() if w.requires_grad else 0
@@ -252,8 +253,7 @@ def _backward(ctx: Any, g: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     elif asked.again:
         found = linear_loss_backward(g, *asked)
     else:
-        # Only by what backward keeps a compiler sees that second derivatives are asked for, and refuses them. The
-        # parameters are there anyway.
+        # A compiler refuses second derivatives only where backward keeps what requires grad: a parameter is there.
         for of in [t for t in (asked.w, asked.b) if t is not None and t.requires_grad] or [asked.h]:
             g = g + linear_loss_nothing(g, of)
         found = [cast(t * g, t.dtype) for t in (dh, dw, db)]
