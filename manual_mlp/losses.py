@@ -40,6 +40,8 @@ class Known(NamedTuple):
         gradient: ``(y, target)`` to that; None where it is shares − target.
         cost: ``(y, target)``, both ``(N, D_out)``, to J, their sum, in operations that take complex numbers; None for
             torch's own.
+        written: J, ∂J/∂Y and the shares as formulas of Y and of T, the target, in the syntax of
+            :mod:`manual_mlp.explain.expressions`, for a page that computes them; None where there are none.
     """
 
     check: Callable[..., None]
@@ -52,6 +54,7 @@ class Known(NamedTuple):
     slope: str = "what the loss says"
     gradient: Callable[[Tensor, Tensor], Tensor] | None = None
     cost: Callable[[Tensor, Tensor], Tensor] | None = None
+    written: tuple[str, str, str] | None = None
 
     def gradient_of(self, y: Tensor, target: Tensor) -> Tensor:
         """Compute ∂J/∂Y as a reader would write it."""
@@ -111,6 +114,7 @@ LOSSES: dict[str, Known] = {
         "over rows. A softmax turns a row into shares p; step 9 takes it apart",
         slope="p − Y*,   p = softmax(Y)",
         cost=_cost_of_softmax,
+        written=("sum(sum1(T) * lse(Y) - sum1(T * Y))", "softmax(Y) - T", "softmax(Y)"),
     ),
     "squared_error": Known(
         check_squared_error,
@@ -119,6 +123,7 @@ LOSSES: dict[str, Known] = {
         words="half the sum of the squared differences of Y and `Y*`",
         slope="Y − Y*",
         cost=lambda y, target: 0.5 * (y - target).square().sum(),
+        written=("sum((Y - T)**2) / 2", "Y - T", "Y"),
     ),
     "binary_cross_entropy": Known(
         check_binary_cross_entropy,
@@ -130,6 +135,7 @@ LOSSES: dict[str, Known] = {
         "yes, and J adds up minus the logarithm of the share of the right answer",
         slope="p − Y*,   p = sigmoid(Y)",
         cost=lambda y, target: (((1 + (-y).exp()).log() + y) - target * y).sum(),
+        written=("sum(softplus(Y) - T * Y)", "sigmoid(Y) - T", "sigmoid(Y)"),
     ),
 }
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+
+from manual_mlp.explain.expressions import Tree
 
 _BACKTICK = "\ue000"  # of Unicode's private use
 ALL_SHOWN = 6  # rows and columns of a matrix: where there are more, the first few
@@ -67,17 +70,57 @@ Values: TypeAlias = Tensor | Refused
 
 
 @dataclass(frozen=True)
+class Slot:
+    """A number in a sentence.
+
+    Attributes:
+        tree: what it is.
+        form: how it is written, as :func:`manual_mlp.explain.words.written` says.
+        text: as it is written now.
+    """
+
+    tree: Tree
+    form: str
+    text: str
+
+
+class Live(str):
+    """A text that holds numbers. A page computes them anew.
+
+    Attributes:
+        pieces: its parts in their order.
+    """
+
+    pieces: tuple[str | Slot, ...]
+
+    def __new__(cls, pieces: Sequence[str | Slot]) -> Live:
+        made = super().__new__(cls, "".join(part if isinstance(part, str) else part.text for part in pieces))
+        made.pieces = tuple(pieces)
+        return made
+
+
+@dataclass(frozen=True)
 class Text:
-    """A paragraph of plain words. What stands between backticks is a formula."""
+    """A paragraph of plain words. What stands between backticks is a formula.
+
+    Attributes:
+        only: "script" for what is true of a page with its script alone.
+    """
 
     text: str
+    only: str = ""
 
 
 @dataclass(frozen=True)
 class Heading:
-    """The head of a part of a step."""
+    """The head of a part of a step.
+
+    Attributes:
+        switch: the name of the mistake that it is about, which a page lets its reader make.
+    """
 
     text: str
+    switch: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,6 +143,10 @@ class Matrix:
         values: (R, C), or why there are none.
         rows, columns: the letters; an empty one labels nothing.
         mark: (R, C), true for the entries that the text speaks of.
+        tree: what the values are, or None: then a page leaves them as they are.
+        marked: what ``mark`` is, likewise: not 0 where an entry is marked.
+        when: how many rows of a batch it takes for this matrix, and for the sign before it, to be there.
+        shown: whether there are so many.
     """
 
     name: str
@@ -107,6 +154,10 @@ class Matrix:
     rows: str = "n"
     columns: str = "l"
     mark: Tensor | None = None
+    tree: Tree = None
+    marked: Tree = None
+    when: int = 1
+    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -136,6 +187,9 @@ class Tile:
     caption: str
     values: Tensor
     labels: tuple[str, str] = ("", "")
+    tree: Tree = None
+    when: int = 1
+    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -150,6 +204,43 @@ class Tiles:
     says: str
     parts: tuple[Tile | str, ...]
     images: bool = False
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A picture: f, and a point with its slope for each entry of Z, (N, D_out)."""
+
+    says: str
+    z: Tensor
+    y: Tensor
+    slope: Tensor
+    line: Tensor  # (M, 2), points of f
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A question that the reader answers.
+
+    Attributes:
+        answer: the number, or the index of the right choice, now.
+        tree: what the answer is.
+        step: where it is told.
+    """
+
+    question: str
+    answer: float
+    tree: Tree
+    hint: str
+    step: int
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OfF:
+    """Which function f is, and its formula where there is one."""
+
+    name: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -196,6 +287,9 @@ class Check:
         error: the largest difference of two entries, or None where they could not be compared.
         allowed: the largest error that passes.
         reason: how it ended, in words, where numbers would not tell.
+        got: what is compared, or None where only Python can.
+        want: what should have the same values; or, with ``by``, slopes of the same values.
+        by: the name of what the slopes are by.
     """
 
     name: str
@@ -203,6 +297,9 @@ class Check:
     error: float | None
     allowed: float
     reason: str = ""
+    got: Tree = None
+    want: Tree = None
+    by: str = ""
 
     @property
     def passed(self) -> bool:
@@ -210,7 +307,23 @@ class Check:
         return self.error is not None and self.error <= self.allowed < math.inf
 
 
-Block: TypeAlias = Text | Heading | Formula | Numbers | Table | Tiles | Boxes | Bars | Areas | Check
+@dataclass(frozen=True)
+class When:
+    """Blocks that are there under a condition.
+
+    Attributes:
+        tree: not 0 where they are there; None for what only Python computes, which is there until a number is changed.
+        shown: whether they are there now.
+    """
+
+    tree: Tree
+    shown: bool
+    blocks: tuple[Block, ...]
+
+
+Block: TypeAlias = (
+    Text | Heading | Formula | Numbers | Table | Tiles | Curve | Boxes | Bars | Areas | Check | When | Exercise | OfF
+)
 
 
 @dataclass(frozen=True)
@@ -222,9 +335,14 @@ class Step:
     blocks: tuple[Block, ...]
 
     @property
+    def shown(self) -> tuple[Block, ...]:
+        """List the blocks that are there now."""
+        return tuple(_shown(self.blocks))
+
+    @property
     def checks(self) -> list[Check]:
         """List the step's checks."""
-        return [block for block in self.blocks if isinstance(block, Check)]
+        return [block for block in self.shown if isinstance(block, Check)]
 
     @property
     def failed(self) -> list[Check]:
@@ -235,6 +353,14 @@ class Step:
     def name(self) -> str:
         """Return what the step is called where it fails."""
         return f"step {self.number}, {self.title}"
+
+
+def _shown(blocks: Sequence[Block]) -> Iterator[Block]:
+    for block in blocks:
+        if not isinstance(block, When):
+            yield block
+        elif block.shown:
+            yield from _shown(block.blocks)
 
 
 def literal(text: str) -> str:
@@ -274,3 +400,22 @@ def decimals(values: Tensor, most: int = 4) -> int:
         if torch.allclose(values, values.round(decimals=digits), rtol=0, atol=1e-12):
             return digits
     return most
+
+
+Part = TypeVar("Part", Matrix, Tile)
+
+
+def there(parts: Sequence[Part | str]) -> list[Part | str]:
+    """List the parts that are there now, without the sign before one that is not."""
+    kept: list[Part | str] = []
+    for part in parts:
+        if isinstance(part, str) or part.shown:
+            kept.append(part)
+        elif kept and isinstance(kept[-1], str):
+            kept.pop()
+    return kept
+
+
+def answer_of(exercise: Exercise) -> str:
+    """Write what is right."""
+    return exercise.choices[int(exercise.answer)] if exercise.choices else number(exercise.answer)

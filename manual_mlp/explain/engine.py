@@ -11,14 +11,15 @@ from manual_mlp.explain.formulas import MISTAKES, RIGHT, Formulas
 from manual_mlp.explain.network import Network
 from manual_mlp.explain.steps.below import below, softmax
 from manual_mlp.explain.steps.digit import Picture, digit, embedded_picture
-from manual_mlp.explain.steps.forward import nudge, shapes, total
+from manual_mlp.explain.steps.exercises import exercises
+from manual_mlp.explain.steps.forward import nudge, question, total
 from manual_mlp.explain.steps.full import batch, bias, weight
 from manual_mlp.explain.steps.mistakes import mistakes
 from manual_mlp.explain.steps.transpose import size, transpose
 from manual_mlp.explain.steps.verdict import verdict
 from manual_mlp.explain.story import Story
 
-_STEPS = (shapes, nudge, total, bias, weight, batch, transpose, size, below, softmax, verdict)
+_STEPS = (question, nudge, total, bias, weight, batch, transpose, size, below, softmax, verdict)
 
 
 def explain(
@@ -51,6 +52,7 @@ def explain(
             *(found if formulas is RIGHT else _first(Story(network, formulas, seed))),
             mistakes(right, found, _first, mistaken),
             digit(embedded_picture(seed=seed) if picture is None else picture, formulas),
+            exercises(right),
         ]
 
 

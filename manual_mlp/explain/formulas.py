@@ -1,16 +1,36 @@
-"""The formulas that the explanation computes, which are the package's own, and eight usual mistakes in them."""
+"""The formulas that the explanation computes, as data, and eight usual mistakes in them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from manual_mlp.activations import Activation
-from manual_mlp.formulas.layer import db_of, delta_of, dh_of, dw_of
+from manual_mlp.activations.registry import formulas_of, parameters_of
+from manual_mlp.explain.evaluate import evaluate
+from manual_mlp.explain.expressions import Definition, Tree, from_docstring, parse, substitute
 from manual_mlp.losses import Criterion, by_flag
+
+# Each derivative of the chain: the field of Formulas that makes it, and of what. T is Y*, S is f′(Z), S1 f′(Z1).
+CHAIN = {
+    "dY": ("cost_gradient", "Y", "T"),
+    "delta": ("delta", "dY", "Z"),
+    "dW": ("weight", "H", "delta"),
+    "G": ("stored_weight", "H", "delta"),
+    "dB": ("bias", "delta"),
+    "dH": ("input", "delta", "W"),
+    "gamma": ("delta", "dH", "Z1"),
+    "dV": ("weight", "X", "gamma"),
+    "dC": ("bias", "gamma"),
+    "dX": ("input", "gamma", "V"),
+    "dE": ("softmax", "E", "t"),
+}
 
 
 def cost(loss: str, y: Tensor, target: Tensor) -> Tensor:
@@ -23,68 +43,113 @@ def cost(loss: str, y: Tensor, target: Tensor) -> Tensor:
     return Criterion(known, target, "sum", {}).torchs(y) if known.cost is None else known.cost(y, target)
 
 
-def cost_gradient(loss: str, y: Tensor, target: Tensor) -> Tensor:
-    """Return ∂J/∂Y: Y − Y* of the squared error, p − Y* of both cross-entropies.
+def of_loss(loss: str) -> dict[str, Definition]:
+    """Return J, its slope ∂J/∂Y and the shares of a loss as functions of Y and T."""
+    known, names = by_flag(loss), ("Y", "T")
+    if known.written is None:
+        made: dict[str, Tree] = {
+            "J": ["call", lambda y, t: cost(loss, y, t), *names],
+            "slope": ["call", lambda y, t: known.make(y, t).values(y.clone(), slice(None), True)[1], *names],
+            "shares": ["call", known.shares, "Y"],
+        }
+    else:
+        made = dict(zip(("J", "slope", "shares"), map(parse, known.written), strict=True))
+    made["diagonal"] = parse("-T * (1 - softmax(Y))") if known.of_classes else made["slope"]
+    return {name: (("Y",) if name == "shares" else names, tree) for name, tree in made.items()}
 
-    Shape:
-        y, target: (N, D_out) -> (N, D_out)
+
+def of_activation(f: Activation) -> dict[str, Definition]:
+    """Return f and f′ as functions of z: by the formulas in the docstring, if the record computes the same."""
+    told, points = formulas_of(f), torch.linspace(-9.03, 9.07, 77, dtype=torch.float64)[None]
+    made: dict[str, Definition] = {}
+    for name, sign, own in (("f", "f", f.f), ("df", "f′", f.df)):
+        try:
+            tree = from_docstring(told[sign], told.get("where", ""), parameters_of(f))
+            same = torch.allclose(evaluate(tree, {"z": points}.__getitem__), own(points), rtol=1e-9, atol=1e-12)
+        except (KeyError, ValueError, RuntimeError, TypeError):
+            same = False
+        made[name] = (("z",), tree if same else ["call", own, "z"])
+    return made
+
+
+def in_words(f: Activation) -> str:
+    """Write f as its docstring has it, formulas between backticks; empty where it has none."""
+    found = formulas_of(f)
+    if "f" not in found:
+        return ""
+    where: list[str] = []
+    for letter in reversed(re.split(r", (?=\w = )", found.get("where", ""))):
+        if letter and re.search(rf"\b{letter[0]}\b", " ".join((found["f"], *where))):  # of f, and not of f′ alone
+            where.insert(0, letter)
+    where += [f"{name} = {value}" for name, value in parameters_of(f).items()]
+    told = ", ".join(f"`{part}`" for part in where)
+    return f"`f(z) = {found['f']}`" + (f", where {told}" if told else "")
+
+
+@dataclass(frozen=True)
+class Function:
+    """Hold a formula as text, and compute it where it is called.
+
+    Args:
+        text: in Python's syntax, as :mod:`manual_mlp.explain.expressions` reads it.
+        arguments: their names; one that is called ``f`` is an activation, and ``loss`` is a loss's flag.
     """
-    dy: Tensor = by_flag(loss).make(y, target).values(y.clone(), slice(None), True)[1]
-    return dy
 
+    text: str
+    arguments: tuple[str, ...]
 
-def back_through_f(dy: Tensor, z: Tensor, activation: Activation) -> Tensor:
-    """Return δ = ∂J/∂Y ⊙ f′(Z)."""
-    kept = z if activation.df_y is None else activation.f(z)
-    delta = delta_of(dy, kept, activation)
-    assert delta is not None
-    return delta
+    @cached_property
+    def tree(self) -> Tree:
+        """The formula as data."""
+        return parse(self.text)
 
+    def __call__(self, *values: Any) -> Tensor:
+        at = dict(zip(self.arguments, values, strict=True))
+        functions = (of_activation(at["f"]) if "f" in at else {}) | (of_loss(at["loss"]) if "loss" in at else {})
+        return evaluate(self.tree, at.__getitem__, functions)
 
-def stored_weight(h: Tensor, delta: Tensor) -> Tensor:
-    """Return the weight's gradient in PyTorch's layout, δᵀh.
-
-    Shape:
-        h: (N, D_in), delta: (N, D_out) -> (D_out, D_in)
-    """
-    return dw_of(delta, h)
-
-
-def weight(h: Tensor, delta: Tensor) -> Tensor:
-    """Return ∂J/∂W = Hᵀδ, (D_in, D_out)."""
-    return stored_weight(h, delta).mT
-
-
-def bias(delta: Tensor) -> Tensor:
-    """Return ∂J/∂B, the sum of δ over the rows, (D_out,)."""
-    return db_of(delta)
-
-
-def input(delta: Tensor, w: Tensor) -> Tensor:
-    """Return ∂J/∂H = δWᵀ, for the textbook's W (D_in, D_out): (N, D_in)."""
-    return dh_of(delta, w.mT)
-
-
-def through_softmax(s: Tensor, target: Tensor) -> Tensor:
-    """Return p − t, what softmax and cross-entropy together send back to what enters the softmax.
-
-    Shape:
-        s, target: (N, D_out) -> (N, D_out)
-    """
-    return cost_gradient("cross-entropy", s, target)
+    def on(self, *names: str) -> Tree:
+        """Return the formula of other names, for its arguments that are matrices."""
+        own = (name for name in self.arguments if name not in ("f", "loss"))
+        return substitute(self.tree, dict(zip(own, names, strict=True)))
 
 
 @dataclass(frozen=True)
 class Formulas:
-    """Hold the formulas of one explanation; a mistake replaces some of them."""
+    """Hold the formulas of one explanation; a mistake replaces some of them.
 
-    cost_gradient: Callable[[str, Tensor, Tensor], Tensor] = cost_gradient
-    delta: Callable[[Tensor, Tensor, Activation], Tensor] = back_through_f
-    weight: Callable[[Tensor, Tensor], Tensor] = weight
-    stored_weight: Callable[[Tensor, Tensor], Tensor] = stored_weight
-    bias: Callable[[Tensor], Tensor] = bias
-    input: Callable[[Tensor, Tensor], Tensor] = input
-    softmax: Callable[[Tensor, Tensor], Tensor] = through_softmax
+    Each is a :class:`Function`, which a page can compute too, or any other function of the same arguments.
+    """
+
+    cost_gradient: Callable[[str, Tensor, Tensor], Tensor] = Function("slope(Y, T)", ("loss", "Y", "T"))
+    delta: Callable[[Tensor, Tensor, Activation], Tensor] = Function("dY * df(Z)", ("dY", "Z", "f"))
+    weight: Callable[[Tensor, Tensor], Tensor] = Function("H.T @ delta", ("H", "delta"))
+    stored_weight: Callable[[Tensor, Tensor], Tensor] = Function("delta.T @ H", ("H", "delta"))
+    bias: Callable[[Tensor], Tensor] = Function("sum0(delta)", ("delta",))
+    input: Callable[[Tensor, Tensor], Tensor] = Function("delta @ W.T", ("delta", "W"))
+    softmax: Callable[[Tensor, Tensor], Tensor] = Function("softmax(E) - t", ("E", "t"))
+
+    def chain(self, loss: str, f: Activation, suffix: str = "") -> dict[str, Tree]:
+        """Return a tree for each derivative, which are called by their names with a suffix."""
+        extra: dict[str, tuple[Any, ...]] = {"cost_gradient": (loss,), "delta": (f,)}
+        made: dict[str, Tree] = {}
+        for name, (field, *of) in CHAIN.items():
+            names, formula = [one + suffix if one in CHAIN else one for one in of], getattr(self, field)
+            if isinstance(formula, Function):
+                made[name + suffix] = formula.on(*names)
+            else:
+                made[name + suffix] = ["call", _bound(formula, field, extra), *names]
+        return made
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """List the fields that are not as they should be."""
+        return tuple(field.name for field in fields(self) if getattr(self, field.name) != field.default)
+
+
+def _bound(formula: Callable[..., Tensor], field: str, extra: Mapping[str, tuple[Any, ...]]) -> Callable[..., Tensor]:
+    before, after = (extra.get(field, ()) if field == one else () for one in ("cost_gradient", "delta"))
+    return lambda *values: formula(*before, *values, *after)
 
 
 RIGHT = Formulas()
@@ -110,12 +175,9 @@ class Mistake:
     formulas: Formulas
 
 
-def _mistake(name: str, wrong: str, right: str, why: str, **formulas: Callable[..., Tensor]) -> Mistake:
-    return Mistake(name, wrong, right, why, next(iter(formulas)), replace(RIGHT, **formulas))
-
-
-def _diagonal_softmax(z: Tensor, target: Tensor) -> Tensor:
-    return -target * (1 - torch.softmax(z, 1))
+def _mistake(name: str, wrong: str, right: str, why: str, **formulas: str) -> Mistake:
+    made = {field: Function(text, getattr(RIGHT, field).arguments) for field, text in formulas.items()}
+    return Mistake(name, wrong, right, why, next(iter(formulas)), replace(RIGHT, **made))
 
 
 MISTAKES = {
@@ -127,7 +189,7 @@ MISTAKES = {
             "∂J/∂W = Hᵀ δ",
             "H stands in the formula, so H is written down. But the sum runs over the rows of H, and only a transpose "
             "puts those where a matrix product sums.",
-            weight=lambda h, delta: h @ delta,
+            weight="H @ delta",
         ),
         _mistake(
             "product-for-hadamard",
@@ -135,14 +197,14 @@ MISTAKES = {
             "δ = ∂J/∂Y ⊙ f′(Z)",
             "The chain rule says “times”, and for matrices that looks like a matrix product. The matrix it means is "
             "the diagonal one of step 3.",
-            delta=lambda dy, z, f: dy @ f.df(z),
+            delta="dY @ df(Z)",
         ),
         _mistake(
             "slope-forgotten",
             "δ = ∂J/∂Y",
             "δ = ∂J/∂Y ⊙ f′(Z)",
             "The error at the output is taken for the error before f. It is so only where f is the identity.",
-            delta=lambda dy, z, f: dy,
+            delta="dY",
         ),
         _mistake(
             "slope-at-output",
@@ -150,16 +212,16 @@ MISTAKES = {
             "δ = ∂J/∂Y ⊙ f′(Z)",
             "Y is at hand and Z is not. A slope can sometimes be had from Y, as Y(1 − Y) for the sigmoid, but that is "
             "another function of Y than f′.",
-            delta=lambda dy, z, f: dy * f.df(f.f(z)),
+            delta="dY * df(f(Z))",
         ),
         _mistake(
             "mean-for-sum",
             "∂J/∂W = Hᵀ δ / N",
             "∂J/∂W = Hᵀ δ",
             "J adds up the rows. Its derivative does so too. Dividing by N is right only where J was divided by N.",
-            weight=lambda h, delta: weight(h, delta) / len(h),
-            stored_weight=lambda h, delta: stored_weight(h, delta) / len(h),
-            bias=lambda delta: bias(delta) / len(delta),
+            weight="H.T @ delta / rows(H)",
+            stored_weight="delta.T @ H / rows(H)",
+            bias="sum0(delta) / rows(delta)",
         ),
         _mistake(
             "bias-not-summed",
@@ -167,14 +229,14 @@ MISTAKES = {
             "∂J/∂B = Σₙ δₙ",
             "For one row it is δ, as the textbook says. With a batch the one bias serves all rows, and every row has "
             "its say.",
-            bias=lambda delta: delta,
+            bias="delta",
         ),
         _mistake(
             "convention-swapped",
             "weight.grad = Hᵀ δ",
             "weight.grad = δᵀ H",
             "The textbook's formula is handed to PyTorch, which stores the weight the other way round.",
-            stored_weight=lambda h, delta: weight(h, delta),
+            stored_weight="H.T @ delta",
         ),
         _mistake(
             "softmax-as-diagonal",
@@ -182,10 +244,8 @@ MISTAKES = {
             "δ = p − t",
             "Step 3 worked for an entrywise f, so its diagonal is used once more. But every pᵢ depends on all entries "
             "of Z.",
-            softmax=_diagonal_softmax,
-            cost_gradient=lambda loss, y, t: (
-                _diagonal_softmax(y, t) if loss == "cross-entropy" else cost_gradient(loss, y, t)
-            ),
+            softmax="-t * (1 - softmax(E))",
+            cost_gradient="diagonal(Y, T)",
         ),
     )
 }

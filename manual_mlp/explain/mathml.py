@@ -7,7 +7,7 @@ from html import escape
 
 from manual_mlp.explain.blocks import unprotected
 
-_LOW = str.maketrans("₀₁₂₃₄₅₆₇₈₉ᵢₖₗₙₘ", "0123456789iklnm")
+_LOW = str.maketrans("₀₁₂₃₄₅₆₇₈₉ᵢⱼₖₗₙₘ", "0123456789ijklnm")
 _HIGH = {
     "ᵀ": "<mo>⊤</mo>",
     "⁺": "<mo>+</mo>",
@@ -16,15 +16,15 @@ _HIGH = {
     "*": "<mo>*</mo>",
     "′": "<mo>′</mo>",
 }
-_ATOM = r"(?:d[A-Z]|[A-Za-zΔγεδηθΣ])(?:⁻¹|[ᵀ⁺²*′])*[₀-₉ᵢₖₗₙₘ]*"
+_ATOM = r"(?:d[A-Z]|[A-Za-zΔγεδηθΣ])(?:⁻¹|[ᵀ⁺²*′])*[₀-₉ᵢⱼₖₗₙₘ]*"
 _TOKEN = re.compile(
     rf"(?P<fraction>∂{_ATOM}/∂{_ATOM})|(?P<word>[a-z]+(?:\.[a-z]+)+|[a-z]{{2,}}(?: [a-z]{{2,}})*|softmax)"
-    rf"|(?P<atom>{_ATOM})|(?P<number>\d[\d.,]*)|(?P<close>\)[₀-₉ᵢₖₗₙₘ]+)|(?P<gap> {{2,}})|(?P<space> )|(?P<sign>.)"
+    rf"|(?P<atom>{_ATOM})|(?P<number>\d[\d.,]*)|(?P<close>\)[₀-₉ᵢⱼₖₗₙₘ]+)|(?P<gap> {{2,}})|(?P<space> )|(?P<sign>.)"
 )
 
 # A letter of the notation, or a few, that stand alone in a sentence.
 _LETTERS = re.compile(
-    r"(?<![\w.])(∂[A-Za-z]/∂[A-Zθ]|Σₙ|[A-Zpδγ][ᵢₖₗₙ]+|[HX]ᵀ[δγ]|δᵀH|δWᵀ|H[ᵀ⁺]δ?|[δγ]|H dW|dW|f′\(Zᵢ?\)|f′|"
+    r"(?<![\w.])(∂[A-Za-z]/∂[A-Zθ]|Σₙ|[A-Zpδγ][₀-₉ᵢⱼₖₗₙₘ]+|[HX]ᵀ[δγ]|δᵀH|δWᵀ|H[ᵀ⁺]δ?|[δγ]|H dW|dW|f′\(Zᵢ?\)|f′|"
     r"[HWBZYJXVCUSIθεηNfnkilpt])(?![\w(])"
 )
 

@@ -8,28 +8,74 @@ from html import escape
 
 from torch import Tensor
 
-from manual_mlp.explain.blocks import Areas, Bars, Boxes, Tile, Tiles, number
+from manual_mlp.explain.blocks import Areas, Bars, Boxes, Curve, Matrix, Tile, Tiles, number
 from manual_mlp.explain.compare import shape
 from manual_mlp.explain.mathml import typeset
+from manual_mlp.explain.trees import Trees
 
 _LEVELS = 10  # shades of a colour
 _MOST = 40  # rows and columns of a matrix that are drawn; images are drawn whole
 
 
-def tiles(picture: Tiles) -> str:
-    """Draw matrices as coloured squares."""
+def tiles(picture: Tiles, trees: Trees | None = None) -> str:
+    """Draw matrices as coloured squares.
+
+    Args:
+        trees: of a page that draws them anew when a number is changed.
+    """
     most = max((float(part.values.abs().max()) for part in picture.parts if isinstance(part, Tile)), default=0.0)
-    parts = []
-    for part in picture.parts:
+    parts, live = [], False
+    for n, part in enumerate(picture.parts):
+        after = next(tile for tile in picture.parts[n:] if isinstance(tile, Tile))
         if isinstance(part, str):
-            parts.append(f'<span class="sign">{escape(part)}</span>' if part else "")
+            inside = f'<span class="sign">{escape(part)}</span>' if part else ""
         else:
-            parts.append(_tile(part, most or 1.0, picture.images))
-    return _figure(picture.says, "".join(parts))
+            tree = part.tree if trees is not None else None
+            live |= tree is not None
+            inside = _tile(part, most or 1.0, picture.images, "" if tree is None or trees is None else trees.number(tree))
+        parts.append(from_rows(inside, after))
+    return _figure(picture.says, "".join(parts), "tiles" if live else "")
+
+
+def from_rows(inside: str, part: Matrix | Tile | None) -> str:
+    """Write a part, or the sign before it, that is there from a number of rows on."""
+    if part is None or part.when == 1:
+        return inside
+    hidden = "" if part.shown else ' hidden="hidden"'
+    return f'<span class="from" data-rows="{part.when}"{hidden}>{inside}</span>'
+
+
+def curve(picture: Curve) -> str:
+    """Draw f with a dot and a dash for each entry of Z."""
+    drawn = _drawn_curve(picture.line.tolist(), *(t.reshape(-1).tolist() for t in (picture.z, picture.y, picture.slope)))
+    svg = f'<svg viewBox="0 0 300 120" width="300" height="120" role="img" aria-label="the curve of f">{drawn}</svg>'
+    return _figure(picture.says, svg, "curve")
+
+
+def _drawn_curve(line: list[list[float]], z: list[float], y: list[float], slope: list[float]) -> str:
+    heights = [v for _, v in line if math.isfinite(v)] + y
+    top, low, wide = max(1.0, *heights), min(0.0, *heights), max(6.0, *map(abs, z))
+
+    def at(x: float, v: float) -> tuple[float, float]:
+        return 150 + 140 * x / wide, 112 - 104 * (v - low) / (top - low)
+
+    def path(points: list[tuple[float, float]]) -> str:
+        return "M" + "L".join(f"{x:.1f} {v:.1f}" for x, v in (at(*point) for point in points))
+
+    axes = path([(-wide, 0), (wide, 0)]) + path([(0, low), (0, top)])
+    marks = []
+    for x, v, rise in zip(z, y, slope, strict=True):
+        (across, up), tilt = at(x, v), -rise * 104 * wide / ((top - low) * 140)
+        run = 22 / math.hypot(1, tilt)
+        marks.append(
+            f'<path class="dash" d="M{across - run:.1f} {up - run * tilt:.1f}L{across + run:.1f} {up + run * tilt:.1f}"/>'
+            f'<circle class="dot" cx="{across:.1f}" cy="{up:.1f}" r="4"/>'
+        )
+    return f'<path class="axis" d="{axes}"/><path class="line" d="{path([(x, v) for x, v in line])}"/>{"".join(marks)}'
 
 
 def boxes(picture: Boxes) -> str:
-    """Draw arrays as rectangles, their sides to scale."""
+    """Draw arrays as rectangles, their sides to scale; H, X, Y and Z have the rows of the batch."""
     most = max(side for part in picture.parts if not isinstance(part, str) for side in part[1:])
     parts = []
     for part in picture.parts:
@@ -43,8 +89,11 @@ def boxes(picture: Boxes) -> str:
             f'role="img" aria-label="{name}, {rows} by {columns}"><rect class="box" width="{width:.4g}" '
             f'height="{height:.4g}"/></svg>'
         )
-        parts.append(f'<span class="tile">{svg}<small>{name} {rows}×{columns}</small></span>')
-    return _figure(picture.says, "".join(parts))
+        side = f"{'N' if name in 'HXYZ' else rows} {columns}"
+        parts.append(
+            f'<span class="tile" data-side="{side}" data-name="{name}">{svg}<small>{name} {rows}×{columns}</small></span>'
+        )
+    return _figure(picture.says, "".join(parts), "boxes")
 
 
 def bars(picture: Bars) -> str:
@@ -82,11 +131,12 @@ def areas(picture: Areas) -> str:
     return _figure(picture.says, svg)
 
 
-def _figure(says: str, inside: str) -> str:
-    return f'<figure><div class="parts">{inside}</div><figcaption>{typeset(says)}</figcaption></figure>'
+def _figure(says: str, inside: str, live: str = "") -> str:
+    kind = f' data-{live}=""' if live else ""
+    return f'<figure{kind}><div class="parts">{inside}</div><figcaption>{typeset(says)}</figcaption></figure>'
 
 
-def _tile(tile: Tile, most: float, image: bool) -> str:
+def _tile(tile: Tile, most: float, image: bool, number: int | str = "") -> str:
     values = tile.values if image else tile.values[:_MOST, :_MOST]
     rows, columns = values.shape
     pixel = min(26.0, max(2.0, 112 / max(rows, columns)))
@@ -98,7 +148,8 @@ def _tile(tile: Tile, most: float, image: bool) -> str:
     )
     down, right = tile.labels
     along = f' <span class="along">{down}↓ {right}→</span>' if down or right else ""
-    return f'<span class="tile">{svg}<small>{typeset(tile.caption)}{along}</small></span>'
+    live = "" if number == "" else f' data-x="{number}"'
+    return f'<span class="tile"{live}>{svg}<small>{typeset(tile.caption)}{along}</small></span>'
 
 
 def _paths(values: Tensor, most: float) -> str:

@@ -1,18 +1,52 @@
-"""What the steps share: the network, the formulas, and what they and autograd find."""
+"""What the steps share: the network, the formulas, and what they and autograd find; and how a block is made of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from manual_mlp.explain.blocks import ALL_SHOWN, Refused, Values, number
-from manual_mlp.explain.compare import attempt, autograd
-from manual_mlp.explain.formulas import RIGHT, Formulas
+from manual_mlp.explain.blocks import (
+    ALL_SHOWN,
+    Block,
+    Check,
+    Live,
+    Matrix,
+    Refused,
+    Text,
+    Tile,
+    Values,
+    When,
+)
+from manual_mlp.explain.compare import agree, autograd
+from manual_mlp.explain.evaluate import Scope
+from manual_mlp.explain.expressions import Tree, is_data, parse
+from manual_mlp.explain.formulas import RIGHT, Formulas, of_activation, of_loss
 from manual_mlp.explain.network import Network
+from manual_mlp.explain.words import say
+
+INPUTS = ("X", "V", "C", "H", "W", "B", "T")
+# T is Y*, S and S1 are slopes of f, E what enters a softmax, and t has a row for the right class of each.
+_FORWARD = {
+    "Z1": "X @ V + C",
+    "H": "f(Z1)",
+    "Z": "H @ W + B",
+    "Y": "f(Z)",
+    "S": "df(Z)",
+    "S1": "df(Z1)",
+    "J": "J(Y, T)",
+    "P": "shares(Y)",
+    "I": "eye(B)",
+    "E": "Y if ce else Z",
+    "t": "hottest(T)",
+    "p": "softmax(E)",
+    "Zr": "row(Z, r)",
+    "Er": "row(E, r)",
+    "Wt": "W.T",
+    "dWr": "row(H, r).T @ row(delta, r)",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,57 +56,46 @@ class Story:
     Attributes:
         network: the numbers.
         formulas: what the steps call.
-        seed: of the random directions.
+        seed: of the random numbers that are not the network's.
+        focus: the row, the input and the output that are looked at; those that have most to show by default.
     """
 
     network: Network
     formulas: Formulas = RIGHT
     seed: int = 0
+    focus: tuple[int, int, int] | None = None
 
     @cached_property
-    def dy(self) -> Values:
-        """∂J/∂Y by the formula, (N, D_out)."""
-        return attempt(self.formulas.cost_gradient, self.network.loss, self.network.y, self.network.target)
+    def scope(self) -> Scope:
+        """All that has a name."""
+        net = self.network
+        given = {"X": net.x, "V": net.v, "C": net.c[None], "W": net.w, "B": net.b[None], "T": net.target}
+        if not net.linked:
+            given["H"] = net.h
+        r, k, l = self.looked_at  # noqa: E741
+        flags = {"r": r, "k": k, "l": l, "e": 0, "linked": net.linked, "ce": net.loss == "cross-entropy"}
+        flags |= {"se": net.loss == "squared-error", "bce": net.loss == "binary-cross-entropy"}
+        constants = {name: torch.full((1, 1), float(value), dtype=torch.float64) for name, value in flags.items()}
+        return Scope(given | constants, definitions(self.formulas, net), of_activation(net.f) | of_loss(net.loss))
 
     @cached_property
-    def delta(self) -> Values:
-        """δ by the formula, (N, D_out)."""
-        return attempt(self.formulas.delta, self.dy, self.network.z, self.network.f)
+    def looked_at(self) -> tuple[int, int, int]:
+        """The row, the input and the output that are looked at."""
+        if self.focus is not None:
+            return self.focus
+        sizes = self.network.h.abs().sum(1) * self.true_delta.abs().sum(1)
+        return (
+            _largest(sizes),
+            _largest(self.network.h.abs().sum(0)),
+            _largest(self.true_delta.abs().sum(0)),
+        )
 
-    @cached_property
-    def dw(self) -> Values:
-        """∂J/∂W by the formula, (D_in, D_out)."""
-        return attempt(self.formulas.weight, self.network.h, self.delta)
-
-    @cached_property
-    def db(self) -> Values:
-        """∂J/∂B by the formula, (D_out,)."""
-        return self.bias(self.delta)
-
-    @cached_property
-    def dh(self) -> Values:
-        """∂J/∂H by the formula, (N, D_in)."""
-        return attempt(self.formulas.input, self.delta, self.network.w)
-
-    @cached_property
-    def gamma(self) -> Values:
-        """∂J/∂(XV + C) by the formula, the hidden layer's δ, (N, D_in)."""
-        return attempt(self.formulas.delta, self.dh, self.network.z1, self.network.f)
-
-    @cached_property
-    def dv(self) -> Values:
-        """∂J/∂V by the formula."""
-        return attempt(self.formulas.weight, self.network.x, self.gamma)
-
-    @cached_property
-    def dc(self) -> Values:
-        """∂J/∂C by the formula."""
-        return self.bias(self.gamma)
-
-    def bias(self, delta: Values) -> Values:
-        """Return a bias's gradient by the formula; of a single row it may be a row, as the textbook's B is."""
-        found = attempt(self.formulas.bias, delta)
-        return found[0] if isinstance(found, Tensor) and found.dim() == 2 and len(found) == 1 else found
+    @property
+    def is_data(self) -> bool:
+        """Whether a page can compute all of it."""
+        return all(map(is_data, self.scope.definitions.values())) and all(
+            is_data(body) for _, body in self.scope.functions.values()
+        )
 
     @cached_property
     def true_dy(self) -> Tensor:
@@ -84,68 +107,53 @@ class Story:
         """∂J/∂Z by autograd."""
         return autograd(lambda z: self.network.cost_of(self.network.f.f(z)), self.network.z)[0]
 
-    @cached_property
-    def slope(self) -> Tensor:
-        """f′(Z), (N, D_out)."""
-        return self.network.f.df(self.network.z)
+    def value(self, text: str) -> Values:
+        """Compute a formula."""
+        return self.scope.compute(parse(text))
 
-    @cached_property
-    def classes(self) -> tuple[Tensor, Tensor]:
-        """What enters a softmax, and one-hot rows of the right classes.
+    def say(self, text: str) -> Live:
+        """Write a sentence with numbers between braces."""
+        return say(text, self.scope.compute)
 
-        It is Y where J is a cross-entropy, else Z, and the largest entry of Y* is right. With one output there is a
-        second class, for which 0 enters, and whose target is ½.
-        """
-        net = self.network
-        s, target = net.y if net.loss == "cross-entropy" else net.z, net.target
-        if net.shape[2] == 1:
-            s, target = F.pad(s, (0, 1)), F.pad(target, (0, 1), value=0.5)
-        return s, F.one_hot(target.argmax(1), s.shape[1]).double()
+    def text(self, text: str) -> Text:
+        """Make a paragraph of such sentences."""
+        return Text(self.say(text))
 
-    @cached_property
-    def row(self) -> int:
-        """The row that has most to show: of those that are seen, where H and δ are largest."""
-        return _largest(self.network.h.abs().sum(1) * self.true_delta.abs().sum(1))
+    def when(self, condition: str, *blocks: Block | str) -> When:
+        """Make blocks, or paragraphs, that are there where a formula is not 0."""
+        tree, made = parse(condition), tuple(self.text(b) if isinstance(b, str) else b for b in blocks)
+        found = self.scope.compute(tree)
+        return When(tree, isinstance(found, Tensor) and bool(found.ne(0).all()), made)
 
-    @cached_property
-    def knob(self) -> tuple[int, int]:
-        """The weight that has most to show: its input k and its output l."""
-        return _largest(self.network.h.abs().sum(0)), _largest(self.true_delta.abs().sum(0))
+    def matrix(self, name: str, text: str, rows: str = "n", columns: str = "l", mark: str = "") -> Matrix:
+        """Make a matrix of a formula; of another formula come the entries that are marked."""
+        marked = self.value(mark) if mark else None
+        shown = marked.ne(0) if isinstance(marked, Tensor) else None
+        return Matrix(name, self.value(text), rows, columns, shown, parse(text), parse(mark) if mark else None)
 
-    def directions(self, *shape: int, count: int = 1) -> list[Tensor]:
-        """Draw random directions, the same for the same shape."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return [torch.randn(*shape, generator=generator, dtype=torch.float64) for _ in range(count)]
+    def tile(self, caption: str, text: str, labels: tuple[str, str] = ("", "")) -> Tile:
+        """Make a picture of a formula's entries."""
+        values = self.value(text)
+        return Tile(caption, values if isinstance(values, Tensor) else torch.zeros(1, 1), labels, parse(text))
 
+    def slope(self, name: str, got: str, of: str, by: str) -> Check:
+        """Compare a formula with the slopes of another by what has a name, which autograd finds."""
+        want = parse(of)
+        found = agree(name, self.value(got), self.scope.slopes(want, by))
+        return replace(found, got=parse(got), want=want, by=by)
 
-def row_of(values: Values, n: int) -> Values:
-    """Return one row as a matrix, (1, D)."""
-    return values if isinstance(values, Refused) else values[n : n + 1]
-
-
-def as_row(values: Values) -> Values:
-    """Return a vector as a matrix, (1, D)."""
-    return values[None] if isinstance(values, Tensor) and values.dim() == 1 else values
+    def same(self, name: str, got: str, want: str, against: str) -> Check:
+        """Compare two formulas."""
+        return replace(agree(name, self.value(got), self.value(want), against), got=parse(got), want=parse(want))
 
 
-def spelled_out(a: Tensor, b: Tensor, most: int = 4) -> str:
-    """Write a dot product term by term, and its result; of many terms the largest and the first few.
-
-    Shape:
-        a, b: (D,)
-    """
-    shown = list(range(len(a)))
-    if len(a) > most:
-        shown = sorted({*range(most - 1), int((a * b).abs().argmax())})
-    words: list[str] = []
-    for before, i in zip([-1, *shown], shown, strict=False):
-        words += ["…"] * (i > before + 1) + [f"{_factor(float(a[i]))} · {_factor(float(b[i]))}"]
-    words += ["…"] * (shown[-1] < len(a) - 1)
-    return " + ".join(words) + f" = {number(float(a @ b))}"
-
-
-def _factor(value: float) -> str:
-    return number(value) if value >= 0 else f"({number(value)})"
+def definitions(formulas: Formulas, network: Network) -> dict[str, Tree]:
+    """Return a tree for every name that is not an input; what ends in _ is right, whatever formulas are told."""
+    forward = {name: parse(text) for name, text in _FORWARD.items()}
+    if network.shape[2] == 1:
+        forward |= {"E": ["pad", forward["E"], 0], "t": parse("hottest(pad(T, 0.5))")}
+    told = formulas.chain(network.loss, network.f)
+    return forward | told | RIGHT.chain(network.loss, network.f, "_")
 
 
 def _largest(sizes: Tensor) -> int:

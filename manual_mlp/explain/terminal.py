@@ -17,18 +17,23 @@ from manual_mlp.explain.blocks import (
     Block,
     Boxes,
     Check,
+    Curve,
+    Exercise,
     Formula,
     Heading,
     Matrix,
     Numbers,
+    OfF,
     Refused,
     Step,
     Table,
     Text,
     Tile,
     Tiles,
+    answer_of,
     decimals,
     number,
+    there,
     unprotected,
 )
 from manual_mlp.explain.compare import shape
@@ -49,7 +54,7 @@ def render(steps: Iterable[Step], width: int = 80, colour: bool = False) -> str:
         lines += ["", *_wrapped(question, width, paint, _BOLD), *_wrapped(f"{answer} ({shown})", width)]
     for step in steps:
         lines += ["", paint(f"{step.number}. {step.title}", _BOLD), ""]
-        for block in step.blocks:
+        for block in step.shown:
             lines += _block(block, width, paint)
     return "\n".join(lines) + "\n"
 
@@ -87,21 +92,27 @@ def is_numeric(rows: Sequence[Sequence[str]], column: int) -> bool:
 
 def _block(block: Block, width: int, paint: Paint) -> list[str]:
     match block:
-        case Text(text):
-            return [*_wrapped(text, width), ""]
+        case Text(text, only):
+            return [] if only else [*_wrapped(text, width), ""]
+        case OfF(name, text):
+            return [*_wrapped(f"Here f is {name}" + (f": {text}." if text else "."), width), ""]
+        case Exercise(question, _, _, hint, number, choices):
+            told = f" Is it {', or '.join(choices)}?" if choices else ""
+            answer = f"({hint} Step {number}. The answer: {answer_of(block)}.)"
+            return [*_wrapped(question + told, width), *_wrapped(answer, width, paint, _DIM), ""]
         case Formula(text, tag):
             return [f"    {paint(text, _YELLOW)}" + (f"    ({tag})" if tag else ""), ""]
         case Numbers(parts):
-            return _numbers(parts, width, paint)
+            return _numbers(there(parts), width, paint)
         case Table(header, rows):
             return [*_table(header, rows, width, paint), ""]
-        case Tiles(says, _, False) | Boxes(says) | Areas(says):
+        case Tiles(says, _, False) | Boxes(says) | Areas(says) | Curve(says):
             return [*_wrapped(says, width, paint, _DIM), ""]
         case Tiles(says, parts, True):
             return _images(says, [part for part in parts if isinstance(part, Tile)], width, paint)
         case Bars(says, bars, False):
             return _bars(says, bars, paint)
-        case Heading(text):
+        case Heading(text, _):
             return ["", paint(text, _BOLD), ""]
         case Check():
             return render_check(block, width, paint)

@@ -2,62 +2,52 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from manual_mlp.explain.blocks import Boxes, Formula, Numbers, Step, Text, Tiles
+from manual_mlp.explain.story import Story
 
-from manual_mlp.explain.blocks import Boxes, Formula, Matrix, Numbers, Step, Text, Tile, Tiles, count, number
-from manual_mlp.explain.compare import DIFFERENCE, agree, attempt, autograd, central_difference, jacobian
-from manual_mlp.explain.story import Story, as_row, row_of, spelled_out
+_RATE = "0.5 / (1 + sum(dV_ * dV_) + sum(dC_ * dC_) + sum(dW_ * dW_) + sum(dB_ * dB_))"  # η: small where slopes are large
 
 
 def below(story: Story) -> Step:
     """Step 8: ∂J/∂H, and the same formulas for the hidden layer."""
-    net, n = story.network, story.row
-    width = net.x.shape[1]
-    rows, inputs, outputs = net.shape
-    _, dv, dc, *_ = autograd(net.whole_cost, net.x, net.v, net.c, net.w, net.b)
-    k = story.knob[0]
-    (direction,) = story.directions(*net.v.shape)
-    slope = central_difference(lambda v: net.whole_cost(net.x, v, net.c, net.w, net.b), net.v, direction)
-    before = float(net.cost_of(net.y))
-    after, rate = _descend(story)
-    delta = story.delta if isinstance(story.delta, Tensor) else story.true_delta
+    s, width = story, story.network.x.shape[1]
+    rows, inputs, outputs = s.network.shape
+    _, k, _ = s.looked_at
+    moved = f"f(f(X @ (V - {_RATE} * dV_) + C - {_RATE} * dC_) @ (W - {_RATE} * dW_) + B - {_RATE} * dB_)"
     return Step(
         8,
         "One layer down",
         (
-            Text(
-                f"An entry `Hₙₖ` reaches every output of its row, here {count(outputs, 'output')}, by the weights in "
-                "row k of W. So there is no I in the chain rule, and the whole sum stays:"
+            s.text(
+                "An entry `Hₙₖ` reaches every output of its row, by the weights in row k of W. So there is no I in the "
+                "chain rule, and the whole sum stays:"
             ),
             Formula("∂J/∂Hₙₖ = Σᵢ δₙᵢ Wₖᵢ = (δ Wᵀ)ₙₖ", "B2"),
-            Text(f"For n = {n + 1} and k = {k + 1}: {spelled_out(delta[n], net.w[k])}."),
+            s.text(f"For n = {{r + 1:whole}} and k = {k + 1}: {{pair(row(delta, r), row(W, k)):terms}}."),
             Numbers(
                 (
-                    Matrix("δ", story.delta, "n", "i"),
+                    s.matrix("δ", "delta", "n", "i"),
                     "·",
-                    Matrix("Wᵀ", net.w.mT, "i", "k"),
+                    s.matrix("Wᵀ", "W.T", "i", "k"),
                     "=",
-                    Matrix("∂J/∂H", story.dh, "n", "k"),
+                    s.matrix("∂J/∂H", "dH", "n", "k"),
                 )
             ),
             Text(
                 "This H did not fall from the sky. It is the output of a hidden layer, `H = f(XV + C)`, with data X of "
-                f"{count(width, 'number')} a row, a weight V and a bias C:"
+                f"{width} numbers a row, counted by m, a weight V and a bias C:"
             ),
             Boxes(
                 "The whole network, forward.",
                 (("X", rows, width), "→", ("H", rows, inputs), "→", ("Y", rows, outputs), "→", ("J", 1, 1)),
             ),
             Numbers(
-                (
-                    Matrix("X", net.x, "n", "m"),
-                    "·",
-                    Matrix("V", net.v, "m", "k"),
-                    "+",
-                    Matrix("C", net.c[None], "", "k"),
-                )
+                (s.matrix("X", "X", "n", "m"), "·", s.matrix("V", "V", "m", "k"), "+", s.matrix("C", "C", "", "k"))
+            ),
+            s.when(
+                "linked == 0",
+                "H has been given by hand, so it comes from elsewhere now. What follows is for the H of this X, V and C "
+                "no more: `γ` would be passed to a layer that is cut off.",
             ),
             Text(
                 "For the hidden layer ∂J/∂H is what ∂J/∂Y was for the layer above. So the same formulas hold again. "
@@ -68,124 +58,99 @@ def below(story: Story) -> Step:
             Formula("∂J/∂C = Σₙ γₙ", "B4"),
             Numbers(
                 (
-                    Matrix("∂J/∂H", story.dh, "n", "k"),
+                    s.matrix("∂J/∂H", "dH", "n", "k"),
                     "⊙",
-                    Matrix("f′(XV + C)", net.f.df(net.z1), "n", "k"),
+                    s.matrix("f′(XV + C)", "S1", "n", "k"),
                     "=",
-                    Matrix("γ", story.gamma, "n", "k"),
+                    s.matrix("γ", "gamma", "n", "k"),
                 )
             ),
-            Numbers(
-                (
-                    Matrix("∂J/∂V", story.dv, "m", "k"),
-                    "and",
-                    Matrix("∂J/∂C", as_row(story.dc), "", "k"),
-                )
-            ),
+            Numbers((s.matrix("∂J/∂V", "dV", "m", "k"), "and", s.matrix("∂J/∂C", "dC", "", "k"))),
             Text(
-                "That is the tutorial's whole network. Each layer takes what comes back and makes its δ, then Hᵀδ "
-                "for its weight and the sum of δ for its bias, then δWᵀ for the layer below: with more layers this "
-                "is repeated, and it is called backpropagation."
+                "That is the tutorial's whole network. Each layer takes what comes back and makes its δ, then Hᵀδ for "
+                "its weight and the sum of δ for its bias, then δWᵀ for the layer below: with more layers this is "
+                "repeated, and it is called backpropagation."
             ),
-            Text(
-                "And this is what it is for: move every parameter a little against its derivative, θ − η ∂J/∂θ. With "
-                f"`η = {number(rate)}` this takes J from {number(before, 6)} to {number(after, 6)}."
+            s.when(
+                "linked",
+                "And this is what it is for: move every parameter θ a little against its derivative, to θ − η ∂J/∂θ. "
+                f"With η = {{{_RATE}}} this takes J from {{J:6}} to {{J({moved}, T):6}}.",
+                s.slope("δWᵀ = ∂J/∂H", "dH", "J", "H"),
+                s.slope("Xᵀγ = ∂J/∂V", "dV", "J", "V"),
+                s.slope("Σₙ γₙ = ∂J/∂C", "dC", "J", "C"),
             ),
-            agree("δWᵀ = ∂J/∂H", story.dh, net.gradients[0]),
-            agree("Xᵀγ = ∂J/∂V", story.dv, dv),
-            agree("Σₙ γₙ = ∂J/∂C", story.dc, dc),
-            agree(
-                "⟨Xᵀγ, U⟩ = the slope of J along a random U",
-                attempt(lambda dv: (dv * direction).sum(), story.dv),
-                slope,
-                "central difference",
-                DIFFERENCE,
-            ),
+            s.when("linked == 0", s.slope("δWᵀ = ∂J/∂H, with H given", "dH", "J", "H")),
         ),
     )
 
 
-def _descend(story: Story) -> tuple[float, float]:
-    """Return J after a step of gradient descent, and the step's η: the largest of 1, 1/2, 1/4, … that lowers J."""
-    net = story.network
-    parameters = (net.v, net.c, net.w, net.b)
-    gradients = autograd(lambda *p: net.whole_cost(net.x, *p), *parameters)
-    before, rate = float(net.cost_of(net.y)), 1.0
-    for _ in range(20):
-        after = float(net.whole_cost(net.x, *(p - rate * g for p, g in zip(parameters, gradients, strict=True))))
-        if after < before:
-            return after, rate
-        rate /= 2
-    return before, 0.0
-
-
 def softmax(story: Story) -> Step:
     """Step 9: softmax mixes the entries of a row, and what goes back is p − t all the same."""
-    net, n = story.network, story.row
-    s, target = story.classes
-    # A share too small for a number would make 0/0 of what is 1.
-    p = torch.softmax(s, 1).clamp_min(1e-300)
-    identity = torch.eye(s.shape[1], dtype=torch.float64)
-    full = p[n, :, None] * (identity - p[n])
-    dp = -target[n] / p[n]
-    back = attempt(story.formulas.softmax, s, target)
-    (found,) = autograd(lambda s: F.cross_entropy(s, target, reduction="sum"), s)
-    answer = int(target[n].argmax())
-    of_y = net.loss == "cross-entropy"
-    enters = (
-        "In step 2 the J of this network put one behind Y, so S is Y."
-        if of_y
-        else "Forget f for a moment, and let a softmax stand in its place: S is Z."
-    )
-    alone = " It needs a second class to compare with: 0 enters for it." if net.shape[2] == 1 else ""
+    s, alone = story, story.network.shape[2] == 1
+    second = " It needs a second class to compare with: 0 enters for it." if alone else ""
+    full = "diag(row(p, r)) - row(p, r).T @ row(p, r)"
     return Step(
         9,
         "The exception that proves it",
         (
-            Text(
-                "All this rested on one thing: f works entry by entry, so its Jacobian is diagonal. A softmax does "
-                "not. It turns a row S into shares p that add up to 1, and every share depends on every entry. "
-                f"{enters}{alone} Row {n + 1}:"
+            s.text(
+                "All this rested on one thing: f works entry by entry, so its Jacobian is diagonal. A softmax does not. "
+                "It turns a row S into shares p that add up to 1, and every share depends on every entry."
+                f"{second}"
             ),
+            s.when("ce", "In step 2 the J of this network put one behind Y, so S is Y."),
+            s.when("ce == 0", "Forget f for a moment, and let a softmax stand in its place: S is Z."),
             Formula("pᵢ = exp(Sᵢ) / Σₗ exp(Sₗ)"),
             Numbers(
                 (
-                    Matrix("S", s[n : n + 1], "", "i"),
+                    s.matrix("S", "row(E, r)", "", "i"),
                     "→",
-                    Matrix("p", p[n : n + 1], "", "i"),
+                    s.matrix("p", "row(p, r)", "", "i"),
                     "and",
-                    Matrix("∂p/∂S", full, "i", "l"),
+                    s.matrix("∂p/∂S", full, "i", "l"),
                 )
             ),
             Tiles(
                 "The softmax's Jacobian is full. That of an entrywise f would be diagonal.",
-                (Tile("∂p/∂S", full, ("i", "l")), "", Tile("its diagonal alone", full * identity, ("i", "l"))),
+                (
+                    s.tile("∂p/∂S", full, ("i", "l")),
+                    "",
+                    s.tile("its diagonal alone", f"({full}) * diag(row(p, r) / row(p, r))", ("i", "l")),
+                ),
             ),
             Formula("∂pᵢ/∂Sₗ = pᵢ (Iᵢₗ − pₗ)"),
-            Text(
-                "Now the sum has all its terms. Take the cross-entropy, J = −ln p of the right class. Right is where "
-                f"`Y*` is largest, here class {answer + 1}. So `∂J/∂p` is {number(float(dp[answer]))} there, which is "
-                "−1/p, and 0 elsewhere. Multiply by the matrix and add: p cancels, and what is left is short again. "
-                "Write t for the row that is 1 at the right class and 0 elsewhere:"
+            s.text(
+                "Now the sum has all its terms. Take the cross-entropy, J = −ln p of the right class. Right is where `Y*` "
+                "is largest, here class {choice(row(t, r)) + 1:whole}. So `∂J/∂p` is {sum(-row(t, r) / row(p, r))} there, "
+                "which is −1/p, and 0 elsewhere. Multiply by the matrix and add: p cancels, and what is left is short "
+                "again. Write t for the row that is 1 at the right class and 0 elsewhere:"
             ),
             Formula("∂J/∂Sₗ = Σᵢ ∂J/∂pᵢ pᵢ (Iᵢₗ − pₗ) = pₗ − tₗ", "O2"),
             Numbers(
                 (
-                    Matrix("p", p[n : n + 1], "", "l"),
+                    s.matrix("p", "row(p, r)", "", "l"),
                     "−",
-                    Matrix("t", target[n : n + 1], "", "l"),
+                    s.matrix("t", "row(t, r)", "", "l"),
                     "=",
-                    Matrix("∂J/∂S", row_of(back, n), "", "l"),
+                    s.matrix("∂J/∂S", "row(dE, r)", "", "l"),
                 )
             ),
-            Text(
-                "This is the ∂J/∂Y of step 2, and from there f takes over."
-                if of_y
-                else "This is the δ of a layer that ends in a softmax. From there nothing is new: its ∂J/∂B sums δ, "
-                "and its ∂J/∂W is Hᵀδ."
+            s.when(
+                "ce",
+                "Where `Y*` is such a row t, this is the ∂J/∂Y of step 2, and from there f takes over.",
             ),
-            agree("pᵢ (Iᵢₗ − pₗ) = ∂p/∂S", full, jacobian(lambda row: torch.softmax(row, 0), s[n])),
-            agree("p − t of the row = the sum over i", row_of(back, n), (dp @ full)[None], "the full matrix"),
-            agree("p − t of all rows = the derivative of F.cross_entropy", back, found),
+            s.when(
+                "ce == 0",
+                "This is the δ of a layer that ends in a softmax. From there nothing is new: its ∂J/∂B sums δ, and its "
+                "∂J/∂W is Hᵀδ.",
+            ),
+            s.slope("pᵢ (Iᵢₗ − pₗ) = ∂p/∂S", full, "softmax(Er)", "Er"),
+            s.same(
+                "p − t of the row = the sum over i",
+                "row(dE, r)",
+                f"(-row(t, r) / max(row(p, r), 1e-300)) @ ({full})",
+                "the full matrix",
+            ),
+            s.slope("p − t of all rows = ∂J/∂S of the cross-entropy", "dE", "sum(lse(E) - sum1(t * E))", "E"),
         ),
     )

@@ -1,261 +1,260 @@
-"""Steps 0 to 2: shapes, one weight nudged, and the cost as a function of all outputs."""
+"""Steps 0 to 2: the question and its signs, one weight nudged, and the cost as a function of all outputs."""
 
 from __future__ import annotations
 
-import re
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from manual_mlp.activations.registry import formulas_of, parameters_of
-from manual_mlp.explain.blocks import (
-    Bars,
-    Block,
-    Boxes,
-    Formula,
-    Matrix,
-    Numbers,
-    Step,
-    Table,
-    Text,
-    Tile,
-    Tiles,
-    count,
-    low,
-    number,
-)
-from manual_mlp.explain.compare import DIFFERENCE, agree, attempt, autograd, central_difference, shape
-from manual_mlp.explain.network import Network
+from manual_mlp.layer import dense
+from manual_mlp.explain.blocks import Block, Boxes, Curve, Formula, Heading, Numbers, OfF, Step, Table, Text, Tiles, low
+from manual_mlp.explain.compare import agree
+from manual_mlp.explain.formulas import in_words
 from manual_mlp.explain.story import Story
-from manual_mlp.losses import by_flag
+from manual_mlp.losses import by_flag, flags
 
-_BARS = 12
+_FLAG = {"squared-error": "se", "cross-entropy": "ce", "binary-cross-entropy": "bce"}  # names in the scope
 
 
-def shapes(story: Story) -> Step:
-    """Step 0: what multiplies what, in the textbook's layout and in PyTorch's."""
-    net = story.network
-    rows, inputs, outputs = net.shape
-    a, b, h = net.y[0], net.target[0], net.h[0]
-    weight, dw = net.w.mT.contiguous(), net.gradients[1]
-    (stored,) = autograd(lambda weight: net.cost_of(net.f.f(F.linear(net.h, weight, net.b))), weight)
+def question(story: Story) -> Step:
+    """Step 0: the textbook's formulas for one row, what each sign means, and four products on the reader's numbers."""
+    net, s = story.network, story
+    inputs, outputs = net.w.shape
+    z, y, slope = (s.value(name) for name in ("row(Z, r)", "row(Y, r)", "row(S, r)"))
+    assert isinstance(z, Tensor)
+    assert isinstance(y, Tensor)
+    assert isinstance(slope, Tensor)
+    ends = torch.linspace(-6, 6, 97, dtype=torch.float64)
     return Step(
         0,
-        "Shapes",
+        "The question, and what its signs mean",
         (
-            Text(
-                f"A row H of {count(inputs, 'number')} enters the layer, and a row Y of {count(outputs, 'number')} "
-                f"leaves it. A batch of {count(rows, 'row')} goes through together. The layer has a weight W and a "
-                f"bias B, and a function f that works entry by entry, here {net.name_of_f}. J is one number, the cost: "
-                "it says how far Y is from what it should be, `Y*`. The question is how J changes when an entry of W "
-                "or B does: the derivatives `∂J/∂W` and `∂J/∂B`."
+            Text("A layer takes a row of numbers H and makes a row Y. A textbook gives its derivatives like this:"),
+            Formula("Y = f(HW + B)"),
+            Formula("∂J/∂B = (Y − Y*) ∗ f′(HW + B)"),
+            Formula("∂J/∂W = Hᵀ((Y − Y*) ∗ f′(HW + B))"),
+            Text("Why entry by entry? Why a transpose? First, what each sign means:"),
+            Table(
+                ("sign", "is"),
+                (
+                    ("`H`", f"the row that enters, here {inputs} numbers. Hₖ is number k"),
+                    ("`W`", "the weights: Wₖₗ says how much input k counts for output l"),
+                    ("`B`", f"the biases, one for each output, here {outputs}"),
+                    ("`HW`", "a matrix product: for each l multiply Hₖ by Wₖₗ for every k, and add"),
+                    ("`Z`", "short for HW + B, the layer before f"),
+                    ("`f`", "a function of one number, used on each entry by itself"),
+                    ("`Y`", "f(Z), the row that leaves; `Y*` is what it should be"),
+                    ("`f′`", "the slope of f: how fast f(z) rises at z. f′(Z) has one for each entry"),
+                    ("`J`", "the cost, one number: how far Y is from `Y*`"),
+                    (
+                        "`∂J/∂B`",
+                        "for each entry of B, how fast J changes if this entry is nudged and all else stands still",
+                    ),
+                    ("`∂J/∂W`", "the same for each entry of W. Each derivative is written where its entry stands"),
+                    ("`∗`, `⊙`", "entry by entry: multiply what stands in the same place"),
+                    ("`Hᵀ`", "H transposed: stood up, so that its row becomes a column"),
+                    ("`Σᵢ`", "add up what follows, for every i"),
+                    ("`δ`", "short for `∂J/∂Y ⊙ f′(Z)`, which is `(Y − Y*) ∗ f′(Z)` for the textbook's J"),
+                    ("`σ`", "the sigmoid, `σ(z) = 1/(1 + exp(−z))`, where exp(x) is e to the power x, and ln undoes it"),
+                ),
             ),
-            Formula("Z = HW + B", "F1"),
-            Formula("Y = f(Z)", "F2"),
-            *_formula_of_f(net),
-            Boxes(
-                "Sides to scale. The columns of H meet the rows of W: both are counted by k.",
-                (("H", rows, inputs), "·", ("W", inputs, outputs), "+", ("B", 1, outputs), "=", ("Z", rows, outputs)),
-            ),
+            OfF(net.name_of_f, in_words(net.f)),
+            s.text("The numbers, row {r + 1:whole} of H first:"),
+            Numbers((s.matrix("H", "row(H, r)", "", "k"), "·", s.matrix("W", "W", "k"), "+", s.matrix("B", "B", ""))),
+            Text("And what the layer makes of them, with the slope of f below each entry:"),
             Numbers(
                 (
-                    Matrix("H", net.h, "n", "k"),
-                    "·",
-                    Matrix("W", net.w, "k", "l"),
-                    "+",
-                    Matrix("B", net.b[None], "", "l"),
-                    "=",
-                    Matrix("Z", net.z, "n", "l"),
+                    s.matrix("Z", "row(Z, r)", ""),
+                    "→",
+                    s.matrix("Y", "row(Y, r)", ""),
+                    "with",
+                    s.matrix("f′(Z)", "row(S, r)", ""),
                 )
             ),
+            Curve(
+                "f, with a dot for each entry of this Z: across stands Z, up stands Y, and the dash has the slope f′(Z).",
+                z,
+                y,
+                slope,
+                torch.stack([ends, net.f.f(ends)], 1),
+            ),
+            Numbers((s.matrix("Y", "row(Y, r)", ""), "should be", s.matrix("Y*", "row(T, r)", ""))),
+            s.text("With {rows(H):row} in all, J is {J}. It is this J that everything below takes derivatives of."),
+            s.when("se == 0", "The textbook's J is half the squared error, which gives Y − `Y*`. With another J, such "
+                   "as this one, `∂J/∂Y` stands there instead: step 2 tells how fast J changes with each entry of Y."),
+            Heading("Four products"),
             Text(
-                "Letters that count: n is a row of the batch, k an input, and i and l are outputs. Four products "
-                "occur below. They are easily mixed up, for all four multiply two arrays. With the first rows of H, "
-                "Y and `Y*`:"
+                "All four multiply two arrays, and tutorials confuse them. On your numbers, with the row of Y and of "
+                "`Y*`, and with H:"
             ),
             Table(
                 ("product", "what it does", "here", "shape"),
                 (
-                    ("dot, ·", "multiply the same places, add", number(float(a @ b)), "1×1"),
-                    ("Hadamard, ⊙", "multiply the same places", _list(a * b), shape(a)),
-                    ("outer", "multiply each with each", "Hᵀ Y", shape(h[:, None] * a)),
-                    ("matrix", "dot products of rows with columns", "H W", shape(net.h @ net.w)),
+                    ("dot, `Y · Y*`", "multiply the same places, add", s.say("{row(Y, r) @ row(T, r).T}"), "1×1"),
+                    (
+                        "Hadamard, `Y ⊙ Y*`",
+                        "multiply the same places",
+                        s.say("{row(Y, r) * row(T, r):list}"),
+                        s.say("{row(Y, r):shape}"),
+                    ),
+                    (
+                        "outer, `HᵀY`",
+                        "multiply each with each",
+                        s.say("{flat(row(H, r).T @ row(Y, r)):list}"),
+                        s.say("{W:shape}"),
+                    ),
+                    (
+                        "matrix, `HW`",
+                        "dot products of rows with columns",
+                        s.say("{row(H, r) @ W:list}"),
+                        s.say("{row(Z, r):shape}"),
+                    ),
                 ),
             ),
-            Text(
-                "PyTorch stores the weight the other way round, as `weight` = `Wᵀ`. This page keeps the textbook's W. "
-                "The numbers are the same, only their places differ:"
-            ),
-            Numbers((Matrix("W", net.w, "k", "l"), "and", Matrix("weight", weight, "l", "k"))),
-            Table(
-                ("", "textbook", "shape", "PyTorch", "shape"),
+            Text("J is one number, so a derivative of J has the shape of what it is by: W has as many as it has entries."),
+            Boxes(
+                "Sides to scale, for all rows at once: the columns of H meet the rows of W, and both are counted by k.",
                 (
-                    ("input", "H", shape(net.h), "input", shape(net.h)),
-                    ("weight", "W", shape(net.w), "weight", shape(weight)),
-                    ("bias", "B", shape(net.b), "bias", str(outputs)),
-                    ("its derivative", "∂J/∂W = Hᵀδ", shape(dw), "weight.grad = δᵀH", shape(stored)),
+                    ("H", net.shape[0], inputs),
+                    "·",
+                    ("W", inputs, outputs),
+                    "+",
+                    ("B", 1, outputs),
+                    "=",
+                    ("Z", net.shape[0], outputs),
                 ),
             ),
-            Text(
-                "The last line is what the next steps find. Its shape is settled now. J is one number, so an entry "
-                f"of W has one derivative, and it is written where that entry stands: {inputs}·{outputs} of them in "
-                "all. So every derivative of J has the shape of what it is the derivative by. Checks that say “by "
-                "autograd” compare with PyTorch's own derivatives."
-            ),
-            agree("Z = HW + B = F.linear(H, weight, bias)", F.linear(net.h, weight, net.b), net.z, "PyTorch"),
-            agree("∂J/∂W, in W's shape, = the transpose of weight.grad", stored.mT, dw),
+            s.slope("f′(Z) = the slope of f", "diag(row(S, r))" if outputs > 1 else "row(S, r)", "f(Zr)", "Zr"),
+            agree("Y = f(HW + B)", s.value("Y"), dense(net.h, net.w.mT, net.b, net.f), "the package's layer"),
         ),
     )
 
 
-def _formula_of_f(net: Network) -> tuple[Text, ...]:
-    """Write f as its docstring has it; nothing where it has none."""
-    found = formulas_of(net.f)
-    if "f" not in found:
-        return ()
-    where: list[str] = []
-    for letter in reversed(re.split(r", (?=\w = )", found.get("where", ""))):
-        if letter and re.search(rf"\b{letter[0]}\b", " ".join((found["f"], *where))):  # of f, and not of f′ alone
-            where.insert(0, letter)
-    where += [f"{name} = {value}" for name, value in parameters_of(net.f).items()]
-    told = ", ".join(f"`{part}`" for part in where)
-    return (Text(f"For {net.name_of_f}, `f(z) = {found['f']}`" + (f", where {told}." if told else ".")),)
-
-
 def nudge(story: Story) -> Step:
     """Step 1: one weight nudged moves one column of Z."""
-    net = story.network
-    k, l = story.knob  # noqa: E741
-    size = 2.0**-20
-    nudged = net.w.clone()
-    nudged[k, l] += size
-    moved = ((net.h @ nudged + net.b) - net.z) / size
-    formula = torch.zeros_like(net.z)
-    formula[:, l] = net.h[:, k]
-    still = "There is no other column." if net.shape[2] == 1 else "The others stood still."
+    s, (_, k, l) = story, story.looked_at  # noqa: E741
+    alone = story.network.shape[2] == 1
+    still = "There is no other output." if alone else "The others stood still."
+    moved = "(H @ (W + basis(W, k, l) / 1048576) + B - Z) * 1048576"
     return Step(
         1,
         "One weight nudged",
         (
-            Text(
+            s.text(
                 f"Take one weight, `W{low(k, l)}`, from input {k + 1} to output {l + 1}. Raise it from "
-                f"{number(float(net.w[k, l]))} by a tiny `ε = {number(size)}`, and leave all else alone. How far did "
-                "each entry of Z move, divided by ε?"
+                f"{{at(W, k, l)}} by a tiny ε, a millionth, and leave all else alone. How far did each entry of Z "
+                "move, divided by ε? One row n of Z for each row of H:"
             ),
             Numbers(
                 (
-                    Matrix("ΔZ / ε", moved, "n", "l", formula != 0),
+                    s.matrix("ΔZ / ε", moved, mark="abs(col(H, k)) @ row(I, l)"),
                     "and",
-                    Matrix(f"column k={k + 1} of H", net.h[:, k : k + 1], "n", ""),
+                    s.matrix(f"column {k + 1} of H", "col(H, k)", "n", ""),
                 )
             ),
             Tiles(
                 f"Column {l + 1} of Z moved by column {k + 1} of H. {still}",
-                (Tile("ΔZ / ε", moved, ("n", "l")), "", Tile("H", net.h, ("n", "k"))),
+                (s.tile("ΔZ / ε", moved, ("n", "l")), "", s.tile("H", "H", ("n", "k"))),
             ),
             Text(
-                f"A weight of column {l + 1} reaches output {l + 1} and no other. In row n it is multiplied by `Hₙₖ`, "
-                f"here with k = {k + 1}, so that is how much Z moves there. As a formula:"
+                f"A weight of column {l + 1} reaches output {l + 1} and no other, and there it is multiplied by Hₖ, "
+                f"with k = {k + 1}. So that is how much Z moves. As a formula, with i for any output:"
             ),
-            Formula("∂Zₙᵢ/∂Wₖₗ = Hₙₖ Iᵢₗ"),
+            Formula("∂Zᵢ/∂Wₖₗ = Hₖ Iᵢₗ"),
             Text(
-                "`Iᵢₗ` is 1 if i and l are the same number, and 0 if they are not. Proofs write it `δᵢₗ`, or `δᵢₖ`, "
-                "whatever the letters, and call it the Kronecker delta. It only says: the other columns stand still. "
-                "This page writes I, because δ will be something else."
+                "`Iᵢₗ` is 1 if i and l are the same number, and 0 if not: the entries of the identity matrix I. Proofs "
+                "write it `δᵢₗ`, whatever the letters, and call it the Kronecker delta. This page writes I, because δ "
+                "is something else. A full proof has two of them. Differentiate the sum `Zᵢ = Σⱼ Hⱼ Wⱼᵢ + Bᵢ`, and "
+                "`∂Wⱼᵢ/∂Wₖₗ` is 1 only where both letters agree:"
             ),
-            agree("ΔZ / ε = Hₙₖ Iᵢₗ", moved, formula, "finite difference", DIFFERENCE),
+            Formula("∂Zᵢ/∂Wₖₗ = Σⱼ Hⱼ Iⱼₖ Iᵢₗ = Hₖ Iᵢₗ"),
+            Text("The first delta, `δⱼₖ`, removes the sum over j. The second, `δᵢₗ`, stays: the other outputs stand still."),
+            s.slope(
+                "Hₙₖ Iᵢₗ = ∂Zₙᵢ/∂Wₖₗ",
+                "flat(col(H, k) @ row(I, l)).T",
+                "H @ (W + e * basis(W, k, l)) + B",
+                "e",
+            ),
         ),
     )
 
 
 def total(story: Story) -> Step:
     """Step 2: a small change of J is a dot product, which is where the chain rule's sum comes from."""
-    net = story.network
-    (u,) = story.directions(*net.y.shape)
-    u = (10 * u).round() / 10
-    here = float(net.cost_of(net.y))
-    loss = by_flag(net.loss)
-    apart, gives = ("−", "=") if loss.gradient is None else ("and", "give")
-    products = attempt(lambda dy: dy * u, story.dy)
-    dot = attempt(torch.sum, products)
+    net, s = story.network, story
+    own = by_flag(net.loss)
+    known = [flag for flag in flags() if flag in _FLAG and by_flag(flag).written is not None]
     blocks: list[Block] = [
+        Text("J depends on every entry of Y, so it has a derivative by each: together `∂J/∂Y`."),
+        *(s.when(_FLAG[flag], *_slope(story, flag)) for flag in known),
+        *(() if net.loss in known else (Text(f"J is {own.words}."), Formula(f"∂J/∂Y = {own.slope}"))),
+        s.when("se", _given(story, "Y", "Y")),
+        s.when("se == 0", _given(story, "p" if own.has_shares or own.written else "Y", "P")),
         Text(
-            f"J is one number, made of the {count(net.y.numel(), 'entry')} of Y. Here it is {number(here)}, "
-            f"{loss.words}. Its derivatives by the entries of Y are"
-        ),
-        Formula(f"∂J/∂Y = {loss.slope}"),
-        Numbers(
-            (
-                Matrix("p" if loss.has_shares else "Y", loss.shares(net.y), "n", "i"),
-                apart,
-                Matrix("Y*", net.target, "n", "i"),
-                gives,
-                Matrix("∂J/∂Y", story.dy, "n", "i"),
-            )
-        ),
-        Text(
-            "Now move every entry of Y a little, each its own way: `ΔY = εU`, with any U. If the moves are small "
-            "enough, each counts for itself, by its derivative times how far it went, and they add up:"
+            "Now move every entry of Y a little, each its own way: Y + εU, with any U. If the moves are small enough, "
+            "each counts for itself, by its derivative times how far it went, and they add up:"
         ),
         Numbers(
             (
-                Matrix("∂J/∂Y", story.dy, "n", "i"),
+                s.matrix("∂J/∂Y", "dY", columns="i"),
                 "⊙",
-                Matrix("U", u, "n", "i"),
+                s.matrix("U", "moves(Y, 0)", columns="i"),
                 "=",
-                Matrix("∂J/∂Y ⊙ U", products, "n", "i"),
+                s.matrix("∂J/∂Y ⊙ U", "dY * moves(Y, 0)", columns="i"),
             )
         ),
-    ]
-    if isinstance(dot, Tensor) and isinstance(products, Tensor):
-        value = float(dot)
-        changes = [(size, (float(net.cost_of(net.y + size * u)) - here) / size) for size in (0.1, 0.01, 0.001)]
-        blocks += [
-            Text(
-                f"The sum of all entries on the right is {number(value)}. That is a dot product, of the derivatives "
-                "with the moves. And this is what J really does:"
+        s.text(
+            "The sum of all entries on the right is {sum(dY * moves(Y, 0))}. Multiply the same places, add: that is a "
+            "dot product. And this is what J really does, ΔJ being how far it moved:"
+        ),
+        Table(
+            ("ε", "ΔJ / ε", "the dot product", "apart by"),
+            tuple(
+                (
+                    size,
+                    s.say(f"{{(J(Y + {size} * moves(Y, 0), T) - J) / {size}:6}}"),
+                    s.say("{sum(dY * moves(Y, 0)):6}"),
+                    s.say(f"{{abs((J(Y + {size} * moves(Y, 0), T) - J) / {size} - sum(dY * moves(Y, 0))):6}}"),
+                )
+                for size in ("0.1", "0.01", "0.001")
             ),
-            Table(
-                ("ε", "ΔJ / ε", "∂J/∂Y · U", "apart by"),
-                tuple(
-                    (f"{size:g}", number(change, 6), number(value, 6), number(abs(change - value), 6))
-                    for size, change in changes
-                ),
-            ),
-            Bars(
-                "What each entry of Y adds to ΔJ / ε."
-                + (f" The first {_BARS} of {products.numel()}." if products.numel() > _BARS else ""),
-                tuple(
-                    (f"n={i // u.shape[1] + 1} i={i % u.shape[1] + 1}", float(products.reshape(-1)[i]))
-                    for i in range(min(_BARS, products.numel()))
-                ),
-            ),
-        ]
-    blocks += [
+        ),
         Text(
-            "So much for any move of Y. Now let one knob θ, any weight or bias, move Y. It moves entry `Yₙᵢ` by "
-            "`ε ∂Yₙᵢ/∂θ`. Put that in the place of the moves:"
+            "So much for any move of Y. Now one knob θ, any weight or bias, moves Y: entry `Yᵢ` goes by `ε ∂Yᵢ/∂θ`. Put "
+            "that in the place of U:"
         ),
-        Formula("∂J/∂θ = Σₙᵢ ∂J/∂Yₙᵢ · ∂Yₙᵢ/∂θ"),
+        Formula("∂J/∂θ = Σᵢ ∂J/∂Yᵢ · ∂Yᵢ/∂θ"),
         Text(
-            "This is the chain rule, and this is why it sums over all outputs: a knob may move all of them, and J "
-            "feels each. And yes, the sum is a dot product. How many of its terms are zero is the next step's "
-            "question. To check a derivative without calculus, nudge up and down by ε and divide the difference by "
-            "2ε: a central difference."
+            "This is the chain rule, and this is why it sums over all outputs: a knob may move each `Yᵢ`, and J depends "
+            "on every one. `∂J/∂Bₗ` sums over i for that reason alone. The sum is a dot product of two rows, ∂J/∂Y and "
+            "∂Y/∂θ. How many of its terms are 0 is the next question."
         ),
-        agree(f"∂J/∂Y = {loss.slope.partition(',   ')[0]}", story.dy, story.true_dy),
-        agree(
-            "∂J/∂Y · U = the slope of J along U",
-            dot,
-            central_difference(net.cost_of, net.y, u),
-            "central difference",
-            DIFFERENCE,
+        Text(
+            "To check a derivative without calculus, nudge up and down by ε and divide the difference of J by 2ε: a "
+            "central difference. This page does so for every derivative of J when you change a number."
         ),
+        Tiles(
+            "How J feels each entry of Y, and what each adds.",
+            (s.tile("∂J/∂Y", "dY", ("n", "i")), "", s.tile("∂J/∂Y ⊙ U", "dY * moves(Y, 0)", ("n", "i"))),
+        ),
+        s.slope("∂J/∂Y", "dY", "J", "Y"),
+        s.slope("∂J/∂Y · U = the slope of J along U", "sum(dY * moves(Y, 0))", "J(Y + e * moves(Y, 0), T)", "e"),
     ]
     return Step(2, "J feels every output", tuple(blocks))
 
 
-def _list(row: Tensor) -> str:
-    shown = [number(value) for value in row.tolist()[:3]]
-    return ", ".join(shown) + (", …" if len(row) > 3 else "")
+def _slope(story: Story, flag: str) -> tuple[Block, ...]:
+    known = by_flag(flag)
+    return story.text(f"Here J is {known.words}."), Formula(f"∂J/∂Y = {known.slope}")
+
+
+def _given(story: Story, name: str, text: str) -> Numbers:
+    s = story
+    return Numbers(
+        (
+            s.matrix(name, text, columns="i"),
+            "and",
+            s.matrix("Y*", "T", columns="i"),
+            "give",
+            s.matrix("∂J/∂Y", "dY", columns="i"),
+        )
+    )

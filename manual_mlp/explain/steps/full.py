@@ -2,272 +2,218 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from dataclasses import replace
 
-import torch
-from torch import Tensor
-
-from manual_mlp.explain.blocks import (
-    Block,
-    Formula,
-    Matrix,
-    Numbers,
-    Step,
-    Text,
-    Tile,
-    Tiles,
-    count,
-    low,
-)
-from manual_mlp.explain.compare import agree, attempt, autograd, jacobian
-from manual_mlp.explain.story import Story, as_row, row_of, spelled_out
+from manual_mlp.explain.blocks import Formula, Numbers, Part, Step, Table, Text, Tiles, low
+from manual_mlp.explain.story import Story
 
 _SHOWN = 4  # matrices of a family
-Part = TypeVar("Part", Matrix, Tile)
 
 
 def bias(story: Story) -> Step:
     """Step 3: ∂Y/∂B in full is diagonal, so that the sum leaves a Hadamard product."""
-    net, n = story.network, story.row
-    outputs = net.shape[2]
-    identity = torch.eye(outputs, dtype=torch.float64)
-    slope, dy = story.slope[n], story.true_dy[n]
-    full = slope[:, None] * identity
-    l = story.knob[1]  # noqa: E741
+    s, l, outputs = story, story.looked_at[2], story.network.shape[2]  # noqa: E741
     killed = (
-        "With one output there is one term, and nothing to kill."
+        "With one output there is one term, and nothing to remove."
         if outputs == 1
-        else "The zeros of I have killed all terms but that of i = l."
+        else "The zeros of I have removed all terms but that of i = l."
     )
     return Step(
         3,
         "∂Y/∂B in full",
         (
-            Text(
-                f"Take one row alone, row {n + 1}: Y has {count(outputs, 'entry')}, and so has B. Each entry of Y may "
-                f"depend on each entry of B. That makes {outputs}·{outputs} derivatives, a matrix: row i, column l "
-                "holds `∂Yᵢ/∂Bₗ`. Such a table of all derivatives of one array by another is called a Jacobian."
+            s.text(
+                f"Row {{r + 1:whole}} alone: Y has {{B:shape}} entries, and so has B. Each entry of Y may depend on each "
+                f"entry of B. That makes {outputs}·{outputs} derivatives, a matrix: row i, column l holds `∂Yᵢ/∂Bₗ`. "
+                "Such a table of all derivatives of one array by another is called a Jacobian."
             ),
             Numbers(
                 (
-                    Matrix("∂Y/∂B", full, "i", "l", identity.bool()),
+                    s.matrix("∂Y/∂B", "diag(row(S, r))", "i", "l", "I"),
                     ": row i is",
-                    Matrix("f′(Z)", slope[:, None], "i", ""),
+                    s.matrix("f′(Z)", "row(S, r).T", "i", ""),
                     "times row i of",
-                    Matrix("I", identity, "i", "l", identity.bool()),
+                    s.matrix("I", "I", "i", "l", "I"),
                 )
             ),
             Tiles(
                 "The Jacobian of an entrywise f, and the identity matrix: both are diagonal.",
-                (Tile("∂Y/∂B", full, ("i", "l")), "", Tile("I", identity, ("i", "l"))),
+                (s.tile("∂Y/∂B", "diag(row(S, r))", ("i", "l")), "", s.tile("I", "I", ("i", "l"))),
             ),
             Text(
-                "It is diagonal for two reasons: f works entry by entry, and a bias reaches one output. The "
-                "Kronecker delta of the proof is the identity matrix you see, entry by entry."
+                "It is diagonal for two reasons: f works entry by entry, and a bias reaches one output. So is `δᵢₖ` in a "
+                "proof an identity matrix? Yes: its entries, written one at a time."
             ),
             Formula("∂Yᵢ/∂Bₗ = f′(Zᵢ) Iᵢₗ"),
-            Text("Now the chain rule of step 2, for this row: sum over i."),
+            Text("Now the chain rule of step 2: sum over i."),
             Formula("∂J/∂Bₗ = Σᵢ ∂J/∂Yᵢ f′(Zᵢ) Iᵢₗ = ∂J/∂Yₗ f′(Zₗ)"),
-            Text(
+            s.text(
                 f"For l = {l + 1}, with `∂J/∂Yᵢ f′(Zᵢ)` first and `Iᵢₗ` second in each term: "
-                f"{spelled_out(dy * slope, identity[:, l])}. {killed} What is left multiplies entry l by entry l and "
-                "adds nothing. For all l together that is the Hadamard product. So the entrywise product is a vector "
-                "times a diagonal matrix."
+                f"{{pair(row(dY * S, r), row(I, l)):terms}}. {killed} What is left multiplies entry l by entry l and adds "
+                "nothing. For all l together that is the Hadamard product. A row times a diagonal matrix is an entrywise "
+                "product, and that is all there is to it:"
+            ),
+            Numbers(
+                (
+                    s.matrix("∂J/∂Y", "row(dY, r)", "", "i"),
+                    "·",
+                    s.matrix("∂Y/∂B", "diag(row(S, r))", "i", "l", "I"),
+                    "=",
+                    s.matrix("∂J/∂B of the row", "row(dY, r) @ diag(row(S, r))", "", "l"),
+                )
             ),
             Text(
-                "The result is used again and again, so it has a name, δ: how much J minds each entry of Z. A bias "
-                "is added to Z as it is, so for this row ∂J/∂Z and ∂J/∂B are the same."
+                "The result is used again and again, so it has a name, δ: how much J minds each entry of Z. A bias is "
+                "added to Z as it is, so for one row ∂J/∂Z and ∂J/∂B are the same."
             ),
             Formula("δ = ∂J/∂Z = ∂J/∂Y ⊙ f′(Z)", "B1"),
             Numbers(
                 (
-                    Matrix("∂J/∂Y", row_of(story.dy, n), "", "l"),
+                    s.matrix("∂J/∂Y", "row(dY, r)", "", "l"),
                     "⊙",
-                    Matrix("f′(Z)", slope[None], "", "l"),
+                    s.matrix("f′(Z)", "row(S, r)", "", "l"),
                     "=",
-                    Matrix("δ", row_of(story.delta, n), "", "l"),
+                    s.matrix("δ", "row(delta, r)", "", "l"),
                 )
             ),
-            agree("f′(Zᵢ) Iᵢₗ = ∂Y/∂B", full, jacobian(lambda b: net.f.f(net.h[n] @ net.w + b), net.b)),
-            agree("δ of the row = the sum over i", row_of(story.delta, n), (dy @ full)[None], "the full matrix"),
-            agree("δ of all rows = ∂J/∂Z", story.delta, story.true_delta),
+            s.slope("f′(Zᵢ) Iᵢₗ = ∂Y/∂B", "diag(row(S, r))" if outputs > 1 else "row(S, r)", "row(Y, r)", "B"),
+            s.same("δ of the row = the sum over i", "row(delta, r)", "row(dY_, r) @ diag(row(S, r))", "the full matrix"),
+            s.slope("δ = ∂J/∂Z", "delta", "J", "Z"),
         ),
     )
 
 
 def weight(story: Story) -> Step:
     """Step 4: ∂Y/∂W in full is mostly zeros; contracted with ∂J/∂Y it leaves an outer product."""
-    net, n = story.network, story.row
-    _, inputs, outputs = net.shape
-    k, l = story.knob  # noqa: E741
-    identity = torch.eye(outputs, dtype=torch.float64)
-    h, slope, dy = net.h[n], story.slope[n], story.true_dy[n]
-    full = torch.einsum("i,k,il->ikl", slope, h, identity)
-    index_sum = (dy[:, None, None] * full).sum(0)
-    with_identity = torch.einsum("i,i,il,k->kl", dy, slope, identity, h)
-    delta = row_of(story.delta, n)
-    product = attempt(story.formulas.weight, h[None], delta)
-    (of_row,) = autograd(lambda w: _row_cost(story, h @ w + net.b, n), net.w)
-    elsewhere = inputs * outputs * (outputs - 1)
-    d = delta[0, l] if isinstance(delta, Tensor) else dy[l] * slope[l]
+    s, (_, k, l) = story, story.looked_at  # noqa: E741
+    _, inputs, outputs = story.network.shape
+    all_of_them, elsewhere = inputs * outputs**2, inputs * outputs * (outputs - 1)
+    slices = [(f"∂Y{low(i)}/∂W", f"(row(H, r).T @ row(I, {i})) * row(S, r)") for i in range(min(_SHOWN, outputs))]
+    zeros = (
+        f"{elsewhere:,} of the {all_of_them:,} are zero whatever the numbers of the network are: a weight of column l "
+        "does not reach output i unless i = l. The chain rule of one variable gives the others:"
+        if elsewhere
+        else "With one output there is one slice, and no zero in it need be. The chain rule of one variable:"
+    )
+    everything = "row(S, r).T * kron(row(H, r), I)"
     return Step(
         4,
         "∂Y/∂W in full",
         (
-            Text(
-                f"Row {n + 1} again. Y has {count(outputs, 'entry')}, and W has {inputs}·{outputs}. Each may depend "
-                f"on each: {outputs}·{inputs}·{outputs} = {count(full.numel(), 'number')} with three indices, i, k "
-                "and l. Here they are, a matrix for each output i:"
+            s.text(
+                f"Row {{r + 1:whole}} again. Each of {outputs} entries of Y may depend on each of {inputs}·{outputs} "
+                f"entries of W: {outputs}·{inputs}·{outputs} = {all_of_them:,} numbers with three indices, i, k and l. "
+                "Here they are, a matrix for each output i:"
             ),
             Numbers(
-                tuple(Matrix(f"∂Y{low(i)}/∂W", m, "k", "l", _column(m, i)) for i, m in enumerate(full[:_SHOWN]))
+                tuple(s.matrix(name, text, "k", "l", f"abs({text})") for name, text in slices)
                 + (("…",) if outputs > _SHOWN else ())
             ),
             Tiles(
                 "Of slice i only column i can be other than zero. It is f′(Zᵢ) times H.",
-                tuple(Tile(f"∂Y{low(i)}/∂W", full[i], ("k", "l")) for i in range(min(_SHOWN, outputs))),
+                tuple(s.tile(name, text, ("k", "l")) for name, text in slices),
             ),
-            *_zeros(elsewhere, full.numel()),
+            Text(zeros),
             Formula("∂Yᵢ/∂Wₖₗ = f′(Zᵢ) Hₖ Iᵢₗ"),
             Text("Now the chain rule: for each k and l multiply by `∂J/∂Yᵢ` and sum over i."),
             Formula("∂J/∂Wₖₗ = Σᵢ ∂J/∂Yᵢ f′(Zᵢ) Hₖ Iᵢₗ = Hₖ δₗ"),
-            Text(
-                f"For k = {k + 1} and l = {l + 1}: {spelled_out(dy, full[:, k, l])}. And `Hₖ δₗ` is "
-                f"{spelled_out(h[k : k + 1], d.reshape(1))}."
+            s.text(
+                f"For k = {k + 1} and l = {l + 1}, with `∂J/∂Yᵢ` first: "
+                "{pair(row(dY, r), row(S, r) * row(I, l) * at(H, r, k)):terms}. And `Hₖ δₗ` is "
+                "{pair(at(H, r, k), at(delta, r, l)):terms}."
             ),
             Text(
-                "One number for each pair of k and l, and nothing is left to sum: an outer product. Multiply each "
-                "entry of H with each entry of δ. To write it as a matrix product, k must number rows. H is a row, "
-                "so stand it up: that is `Hᵀ`, and this is all the transpose does. So `∂Y/∂W` does not “become” "
-                "`Hᵀ`. It is the whole array above, and `Hᵀδ` is what remains when ∂J/∂Y has been multiplied in and "
-                "its zeros have dropped out."
+                "One number for each pair of k and l, and nothing is left to sum: an outer product. Multiply each entry "
+                "of H with each entry of δ. To write it as a matrix product, k must number rows. H is a row, so stand "
+                "it up: that is `Hᵀ`, and this is all the transpose does. So `∂Y/∂W` does not “become” `Hᵀ`. It is the "
+                "whole array above, and `Hᵀδ` is what remains when ∂J/∂Y has been multiplied in and its zeros have "
+                "dropped out."
             ),
             Formula("∂J/∂W = Hᵀ δ", "B3"),
             Numbers(
                 (
-                    Matrix("Hᵀ", h[:, None], "k", ""),
+                    s.matrix("Hᵀ", "row(H, r).T", "k", ""),
                     "·",
-                    Matrix("δ", delta, "", "l"),
+                    s.matrix("δ", "row(delta, r)", "", "l"),
                     "=",
-                    Matrix("∂J/∂W of this row", product, "k", "l"),
+                    s.matrix("∂J/∂W of this row", "dWr", "k", "l"),
                 )
             ),
-            Text(
-                "Three ways lead to the same matrix: the sum over i of the array above, torch.einsum with the "
-                "identity written out as one of its factors, and the product."
-            ),
-            agree(
-                "f′(Zᵢ) Hₖ Iᵢₗ = ∂Y/∂W",
-                full,
-                jacobian(lambda w: net.f.f(h @ w + net.b), net.w),
-            ),
-            agree("einsum with the identity = the sum over i", with_identity, index_sum, "the full array"),
-            agree("Hᵀδ of the row = the sum over i", product, index_sum, "the full array"),
-            agree("Hᵀδ of the row = ∂J/∂W of this row alone", product, of_row),
+            s.slope("f′(Zᵢ) Hₖ Iᵢₗ = ∂Y/∂W", everything if outputs > 1 else f"({everything}).T", "row(Y, r)", "W"),
+            s.same("Hᵀδ of the row = the sum over i", "flat(dWr)", f"row(dY_, r) @ ({everything})", "the full array"),
+            s.slope("Hᵀδ of the row = ∂J/∂W of this row alone", "dWr", "J(row(Y, r), row(T, r))", "W"),
         ),
     )
 
 
 def batch(story: Story) -> Step:
     """Step 5: over a batch the outer products add up."""
-    net = story.network
-    rows, inputs, outputs = net.shape
-    _, dw, db = net.gradients
-    delta = story.delta if isinstance(story.delta, Tensor) else story.true_delta
-    outer = [net.h[n, :, None] * delta[n] for n in range(min(_SHOWN, rows))]
-    summed = torch.einsum("nk,nl->kl", net.h, story.true_delta)
-    stored = attempt(story.formulas.stored_weight, net.h, story.delta)
-    dots = ("+", "…") if rows > _SHOWN else ()
-    rank = int(torch.linalg.matrix_rank(summed))
+    s = story
+    rows, inputs, outputs = s.network.shape
+    outer = [f"row(H, {n}).T @ row(delta, {n})" for n in range(_SHOWN)]
     return Step(
         5,
         "A batch",
         (
-            Text(
-                f"Now the whole batch, {count(rows, 'row')}. One W serves them all, so the chain rule sums over the "
-                "rows too. Each row adds its outer product:"
+            s.text(
+                "Now the whole batch, {rows(H):row}: n counts them. One W serves them all, so the chain rule sums over "
+                "the rows too. Each row adds its outer product:"
             ),
             Formula("∂J/∂Wₖₗ = Σₙ Hₙₖ δₙₗ = (Hᵀ δ)ₖₗ", "B3"),
             Numbers(
                 (
-                    *_between("+", [Matrix(f"row {n + 1}", m, "k", "l") for n, m in enumerate(outer)]),
-                    *dots,
+                    *_between([_from(n + 1, s.matrix(f"row {n + 1}", text, "k"), rows) for n, text in enumerate(outer)]),
                     "=",
-                    Matrix("the sum", summed, "k", "l"),
+                    s.matrix("the sum", "H.T @ delta_", "k"),
                 )
             ),
+            s.when(f"rows(H) > {_SHOWN}", f"The first {_SHOWN} rows are shown. The sum has all of them."),
             Tiles(
                 "An outer product of each row, and their sum.",
                 (
-                    *_between("+", [Tile(f"row {n + 1}", m, ("k", "l")) for n, m in enumerate(outer)]),
-                    *dots,
+                    *_between([_from(n + 1, s.tile(f"row {n + 1}", text), rows) for n, text in enumerate(outer)]),
                     "=",
-                    Tile("the sum", summed, ("k", "l")),
+                    s.tile("the sum", "H.T @ delta_"),
                 ),
             ),
-            Text(
-                "In the matrix of one row all rows are multiples of δ, which is called rank 1, or 0 if it is all "
-                f"zero. The rank of the sum is {rank}."
+            s.text(
+                "A matrix product does this adding by itself. It sums over the index where its factors meet. In `Hᵀδ` "
+                "that is n: the columns of Hᵀ are the rows of H, and they meet the rows of δ, {H.T:shape} times "
+                "{delta_:shape}. In `HW` it was k. So a transpose brings the index to be summed to the middle. And this "
+                "is why it is a matrix product: not with ∂J/∂Y itself, but with `δ = ∂J/∂Y ⊙ f′(Z)`."
             ),
-            Text(
-                "A matrix product does this adding by itself. It sums over the index where its factors meet. In "
-                f"`Hᵀδ` that is n: the columns of Hᵀ are the rows of H, and they meet the rows of δ, {inputs}×{rows} "
-                f"times {rows}×{outputs}. In `HW` it was k. So a transpose brings the index to be summed to the "
-                "middle. And this is why it is a matrix product: not with ∂J/∂Y itself, but with `δ = ∂J/∂Y ⊙ f′(Z)`."
-            ),
-            Numbers(
-                (
-                    Matrix("Hᵀ", net.h.mT, "k", "n"),
-                    "·",
-                    Matrix("δ", story.delta, "n", "l"),
-                    "=",
-                    Matrix("∂J/∂W", story.dw, "k", "l"),
-                )
-            ),
+            Numbers((s.matrix("Hᵀ", "H.T", "k", "n"), "·", s.matrix("δ", "delta"), "=", s.matrix("∂J/∂W", "dW", "k"))),
             Text(
                 "B is a weight whose input is always 1. Put 1 for `Hₙₖ`, and its derivative is the sum of δ over the "
                 "rows. For a single row that is δ itself, the textbook's formula."
             ),
             Formula("∂J/∂Bₗ = Σₙ δₙₗ", "B4"),
-            Numbers((Matrix("∂J/∂B", as_row(story.db), "", "l"),)),
+            Numbers((s.matrix("∂J/∂B", "dB", ""),)),
             Text(
-                f"PyTorch's weight lies the other way round, and so does its derivative, `δᵀH`, {outputs}×{inputs}. "
-                "It is the same matrix, transposed:"
+                "PyTorch stores the weight the other way round, as `weight` = `Wᵀ`, and so its derivative, `weight.grad`. "
+                "The numbers are the same, only their places differ:"
             ),
-            Numbers((Matrix("weight.grad", stored, "l", "k"),)),
-            agree("Hᵀδ = the sum of the outer products", story.dw, summed, "index sum"),
-            agree("Hᵀδ = ∂J/∂W", story.dw, dw),
-            agree("Σₙ δₙₗ = ∂J/∂B", story.db, db),
-            agree("δᵀH = weight.grad", stored, dw.mT),
+            Table(
+                ("", "textbook", "shape", "PyTorch", "shape"),
+                (
+                    ("input", "H", s.say("{H:shape}"), "input", s.say("{H:shape}")),
+                    ("weight", "W", f"{inputs}×{outputs}", "weight", f"{outputs}×{inputs}"),
+                    ("bias", "B", f"1×{outputs}", "bias", f"{outputs}"),
+                    ("its derivative", "∂J/∂W = Hᵀδ", f"{inputs}×{outputs}", "weight.grad = δᵀH", f"{outputs}×{inputs}"),
+                ),
+            ),
+            Numbers((s.matrix("weight.grad", "G", "l", "k"),)),
+            s.same("Hᵀδ = the sum of the outer products", "dW", "H.T @ delta_", "index sum"),
+            s.slope("Hᵀδ = ∂J/∂W", "dW", "J", "W"),
+            s.slope("Σₙ δₙₗ = ∂J/∂B", "dB", "J", "B"),
+            s.slope("δᵀH = weight.grad", "G", "J(f(H @ Wt.T + B), T)", "Wt"),
         ),
     )
 
 
-def _zeros(elsewhere: int, numbers: int) -> list[Block]:
-    if not elsewhere:
-        return [Text("With one output there is one slice, and no zero in it need be. The chain rule of one variable:")]
-    return [
-        Text(
-            f"{count(elsewhere, 'number')} of the {numbers:,} are zero whatever the numbers of the network are: a "
-            "weight of column l does not reach output i unless i = l. The chain rule of one variable gives the "
-            "others:"
-        )
-    ]
+def _from(when: int, part: Part, rows: int) -> Part:
+    return replace(part, when=when, shown=when <= rows)
 
 
-def _row_cost(story: Story, z: Tensor, n: int) -> Tensor:
-    """Return J for another z (D_out,) of row n."""
-    net = story.network
-    y = net.y.clone()
-    y[n] = net.f.f(z)
-    return net.cost_of(y)
-
-
-def _column(matrix: Tensor, l: int) -> Tensor:  # noqa: E741
-    mark = torch.zeros_like(matrix, dtype=torch.bool)
-    mark[:, l] = True
-    return mark
-
-
-def _between(sign: str, parts: list[Part]) -> list[Part | str]:
-    return [each for part in parts for each in (sign, part)][1:]
+def _between(parts: list[Part]) -> list[Part | str]:
+    return [each for part in parts for each in ("+", part)][1:]

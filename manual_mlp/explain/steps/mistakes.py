@@ -19,20 +19,22 @@ from manual_mlp.explain.blocks import (
     Text,
     Tile,
     Tiles,
-    Values,
+    When,
 )
-from manual_mlp.explain.compare import agree, attempt
-from manual_mlp.explain.formulas import MISTAKES, RIGHT, Formulas, Mistake
+from manual_mlp.explain.compare import agree
+from manual_mlp.explain.expressions import Tree
+from manual_mlp.explain.formulas import CHAIN, MISTAKES, Function, Mistake
 from manual_mlp.explain.network import draw_network
 from manual_mlp.explain.story import Story
 from manual_mlp.explain.terminal import result_of
 
+# The name, and the letters, of what a field makes; the right values are those of the name with _.
 _NAMES = {
-    "delta": "δ",
-    "weight": "∂J/∂W",
-    "stored_weight": "weight.grad",
-    "bias": "∂J/∂B",
-    "softmax": "δ",
+    "delta": ("delta", "δ", "nl"),
+    "weight": ("dW", "∂J/∂W", "kl"),
+    "stored_weight": ("G", "weight.grad", "lk"),
+    "bias": ("dB", "∂J/∂B", "nl"),
+    "softmax": ("dE", "δ", "nl"),
 }
 
 
@@ -51,12 +53,13 @@ def mistakes(
     failing = {(step.number, check.name) for step in right for check in step.failed}
     blocks: list[Block] = [
         Text(
-            "Each of these is written often, and some run without a complaint. So here they are made on purpose. The "
-            "steps above were computed once more with the mistake in, and their checks say where it shows."
+            "Each of these is written often, and some run without a complaint. So here they are made on purpose, and "
+            "the checks of the steps above say where each shows."
             if len(names) > 1
-            else "It is made on purpose. The steps above were computed with it, and their checks say where it shows."
+            else "It is made on purpose, and the checks of the steps above say where it shows."
         )
     ]
+    blocks.append(Text("Throw a switch: wrong numbers turn red everywhere, and so do the checks that catch it.", "script"))
     for name in names:
         blocks += _made(story, MISTAKES[name], earlier, failing)
     return Step(11, "Eight usual mistakes" if len(names) > 1 else "A usual mistake", tuple(blocks))
@@ -65,12 +68,12 @@ def mistakes(
 def _made(
     story: Story, mistake: Mistake, earlier: Callable[[Story], Sequence[Step]], failing: set[tuple[int, str]]
 ) -> list[Block]:
-    wrong = replace(story, formulas=mistake.formulas)
+    wrong = replace(story, formulas=mistake.formulas, focus=story.looked_at)
     failed = [
         (step, check) for step in earlier(wrong) for check in step.failed if (step.number, check.name) not in failing
     ]
-    right = _numbers_of(story, RIGHT, mistake.of)
-    differs = not agree("", _numbers_of(story, mistake.formulas, mistake.of), right).passed
+    name, shown, _ = _NAMES[mistake.of]
+    differs = not agree("", story.scope.compute(_wrong(mistake)), story.value(f"{name}_")).passed
     here = "" if differs else "At these sizes, and with this f, the numbers are right all the same. "
     if failed:
         step, check = failed[0]
@@ -80,45 +83,59 @@ def _made(
         found = here or "No check has caught it."
     result = "caught" if failed else "not caught" if differs else "harmless here"
     return [
-        Heading(mistake.name),
+        Heading(mistake.name, mistake.name),
         Text(mistake.why),
         Table(("", ""), (("written", mistake.wrong), ("should be", mistake.right))),
         *_numbers(story, mistake),
-        Text(found.strip()),
-        Check(mistake.name, "the steps above", float(differs and not failed), 0.0, result),
+        When(
+            None,
+            True,
+            (
+                Text(found.strip()),
+                Check(mistake.name, "the steps above", float(differs and not failed), 0.0, result),
+            ),
+        ),
     ]
+
+
+def _wrong(mistake: Mistake) -> Tree:
+    """Return what the mistake gives, if all before it is right."""
+    name, _, _ = _NAMES[mistake.of]
+    formula = getattr(mistake.formulas, mistake.of)
+    assert isinstance(formula, Function)
+    return formula.on(*(f"{one}_" if one in CHAIN else one for one in CHAIN[name][1:]))
 
 
 def _numbers(story: Story, mistake: Mistake) -> list[Block]:
     """Show what the mistake gives beside what is right; if torch refuses it, once more where all sides are equal."""
-    right, wrong = (_numbers_of(story, formulas, mistake.of) for formulas in (RIGHT, mistake.formulas))
-    name = _NAMES[mistake.of]
-    if isinstance(wrong, Refused):
-        net = replace(story, network=draw_network(3, 3, 3, story.network.f, story.network.loss, story.seed))
+    name, shown, letters = _NAMES[mistake.of]
+    tree, right = _wrong(mistake), story.matrix(f"{shown}, right", f"{name}_", *letters)
+    wrong = Matrix(f"{shown}, wrong", story.scope.compute(tree), *letters, tree=tree)
+    if isinstance(wrong.values, Refused):
+        net = draw_network(3, 3, 3, story.network.f, story.network.loss, story.seed)
+        square = _numbers(replace(story, network=net, focus=None), mistake)
         return [
-            Text(f"Here torch refuses: {wrong.reason}. That is luck."),
-            Text("With 3 rows, 3 inputs and 3 outputs nothing complains:"),
-            *_numbers(net, mistake),
+            Numbers((wrong, "and", right)),
+            When(
+                None,
+                True,
+                (
+                    Text("Torch refuses, and that is luck. With 3 rows, 3 inputs and 3 outputs nothing complains:"),
+                    *(_still(block) for block in square),
+                ),
+            ),
         ]
-    assert isinstance(right, Tensor)
-    right, wrong = (t[None] if t.dim() == 1 else t for t in (right, wrong))
+    tiles = [Tile(word, m.values, tree=m.tree) for word, m in (("wrong", wrong), ("right", right))  # type: ignore[arg-type]
+             if isinstance(m.values, Tensor)]
     return [
-        Numbers((Matrix(f"{name}, wrong", wrong, "", ""), "and", Matrix(f"{name}, right", right, "", ""))),
-        Tiles("As it was written, and as it should be.", (Tile("wrong", wrong), "", Tile("right", right))),
+        Numbers((wrong, "and", right)),
+        Tiles("As it was written, and as it should be.", (tiles[0], "", tiles[1])),
     ]
 
 
-def _numbers_of(story: Story, formulas: Formulas, field: str) -> Values:
-    """Compute what one of the formulas gives on a story's network."""
-    net, told = story.network, replace(story, formulas=formulas)
-    match field:
-        case "softmax":
-            return attempt(formulas.softmax, *told.classes)
-        case "delta":
-            return told.delta
-        case "bias":
-            return told.db
-        case "stored_weight":
-            return attempt(formulas.stored_weight, net.h, told.delta)
-        case _:
-            return told.dw
+def _still(block: Block) -> Block:
+    """Keep a block's numbers as they are: they are of another network."""
+    if isinstance(block, (Numbers, Tiles)):
+        parts = tuple(part if isinstance(part, str) else replace(part, tree=None) for part in block.parts)
+        return replace(block, parts=parts)  # type: ignore[arg-type]
+    return block

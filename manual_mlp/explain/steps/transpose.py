@@ -7,8 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from manual_mlp.explain.blocks import Areas, Bars, Block, Formula, Refused, Step, Table, Text, Values, number
-from manual_mlp.explain.compare import DIFFERENCE, agree, attempt, autograd, central_difference
+from manual_mlp.explain.blocks import Areas, Formula, Step, Table, Text, Tiles
+from manual_mlp.explain.compare import agree, attempt, autograd
 from manual_mlp.explain.story import Story
 
 _REAL = (64, 784, 128)  # rows, inputs, outputs: MNIST's images into a hidden layer
@@ -16,97 +16,73 @@ _REAL = (64, 784, 128)  # rows, inputs, outputs: MNIST's images into a hidden la
 
 def transpose(story: Story) -> Step:
     """Step 6: the adjoint identity holds for the transpose, and for no inverse."""
-    net = story.network
-    h, delta = net.h, story.true_delta
-    moves = story.directions(*net.w.shape, count=3)
-    pseudo = torch.linalg.pinv(h) @ delta
-    sides = torch.stack([(delta * (h @ move)).sum() for move in moves])
-    others = torch.stack([(pseudo * move).sum() for move in moves])
-    slopes = [central_difference(lambda w: net.cost(h, w, net.b), net.w, move) for move in moves]
-    found = attempt(lambda dw: torch.stack([(dw * move).sum() for move in moves]), story.dw)
-    off = float((others - sides).abs().max())
+    s, inputs = story, story.network.shape[1]
+    side = f"min(rows(H), {inputs})"
+    square, moved = f"head(H, {side}, {side})", f"head(moves(W, 1), {side}, cols(W))"
+    delta = f"head(delta_, {side}, cols(W))"
+    right, wrong = f"sum({square}.T @ {delta} * {moved})", f"sum(inv({square}) @ {delta} * {moved})"
     return Step(
         6,
         "Why transpose and not inverse",
         (
             Text(
                 "H took W forward, as `HW`. To go back one might want to undo that, by an inverse. But nothing is "
-                "undone. Going back asks another question: if W changes by dW, what does J feel?"
+                "undone. Going back asks another question: if W changes, what does J feel?"
             ),
             Text(
-                "A change dW of W changes Z by `H dW`. J feels a change of Z by δ: multiply the entries that stand "
-                "in the same place and add all. Write `⟨A, B⟩` for that, a dot product of two matrices. Then sort "
-                "the terms by weights:"
+                "A change U of W changes Z by `H U`. J feels a change of Z by δ: multiply the entries that stand in "
+                "the same place and add all. Write `⟨A, C⟩` for that, a dot product of two matrices. Then sort the "
+                "terms by weights:"
             ),
-            Formula("⟨δ, H dW⟩ = Σₙₗ δₙₗ Σₖ Hₙₖ dWₖₗ"),
-            Formula("= Σₖₗ (Σₙ Hₙₖ δₙₗ) dWₖₗ"),
-            Formula("= ⟨Hᵀδ, dW⟩"),
+            Formula("⟨δ, H U⟩ = Σₙₗ δₙₗ Σₖ Hₙₖ Uₖₗ"),
+            Formula("= Σₖₗ (Σₙ Hₙₖ δₙₗ) Uₖₗ"),
+            Formula("= ⟨Hᵀδ, U⟩"),
             Text(
                 "No term was changed. They were added in another order, and `Hᵀ` is the name of that order. This is "
-                "what a transpose is: it moves a matrix to the other side of a dot product. Mathematicians call it "
-                "the adjoint. Try it on three random changes. Try the pseudo-inverse `H⁺` too, the nearest that a "
-                "matrix which need not be square has to an inverse; it has the shape of `Hᵀ`:"
+                "what a transpose is: it moves a matrix to the other side of a dot product. Mathematicians call it the "
+                "adjoint. Try it on three changes:"
             ),
             Table(
-                ("dW", "⟨δ, H dW⟩", "⟨Hᵀδ, dW⟩", "⟨H⁺δ, dW⟩"),
+                ("U", "⟨δ, H U⟩", "⟨Hᵀδ, U⟩"),
                 tuple(
-                    (f"no. {i + 1}", number(float(sides[i]), 6), _entry(found, i), number(float(others[i]), 6))
-                    for i in range(len(moves))
+                    (
+                        f"no. {draw}",
+                        s.say(f"{{sum(delta_ * (H @ moves(W, {draw}))):6}}"),
+                        s.say(f"{{sum(dW * moves(W, {draw})):6}}"),
+                    )
+                    for draw in (1, 2, 3)
                 ),
             ),
-            Text(
-                f"The pseudo-inverse is off by up to {number(off)}."
-                if off > 1e-9
-                else "Here the pseudo-inverse agrees by accident: with these numbers H⁺δ and Hᵀδ are the same."
+            Tiles(
+                "The first U, and what it does to Z.",
+                (s.tile("U", "moves(W, 1)", ("k", "l")), "", s.tile("H U", "H @ moves(W, 1)", ("n", "l"))),
             ),
-            Bars(
-                "The first change: numbers that should be equal.",
-                (
-                    ("⟨δ, H dW⟩", float(sides[0])),
-                    *((("⟨Hᵀδ, dW⟩", float(found[0])),) if isinstance(found, Tensor) else ()),
-                    ("⟨H⁺δ, dW⟩", float(others[0])),
-                ),
+            s.when(
+                f"rows(H) == {inputs}",
+                "Now try the inverse. H is {H:shape}:",
             ),
-            *_inverse(story),
-            agree("⟨Hᵀδ, dW⟩ = ⟨δ, H dW⟩", found, sides, "three random dW"),
-            agree(
-                "⟨Hᵀδ, dW⟩ = the slope of J along dW",
-                found,
-                torch.tensor(slopes, dtype=torch.float64),
-                "central difference",
-                DIFFERENCE,
+            s.when(
+                f"abs(rows(H) - {inputs})",
+                f"Now try an inverse. H is {{H:shape}}, so it has none. Cut it down to {{{square}:shape}}:",
+            ),
+            s.text(
+                f"With the transpose `⟨Hᵀδ, U⟩` is {{{right}}}, as `⟨δ, H U⟩` is. With the inverse in its place it is "
+                f"{{{wrong}}}, which is off by {{abs({wrong} - {right})}}; and where it is none, H had no inverse, and its "
+                "transpose is there as ever."
+            ),
+            *(
+                s.same(f"⟨Hᵀδ, U⟩ = ⟨δ, H U⟩, no. {draw}", f"sum(dW * moves(W, {draw}))",
+                       f"sum(delta_ * (H @ moves(W, {draw})))", "the other order")
+                for draw in (1, 2, 3)
+            ),
+            s.slope(
+                "⟨Hᵀδ, U⟩ = the slope of J along U",
+                "sum(dW * moves(W, 1))",
+                "J(f(H @ (W + e * moves(W, 1)) + B), T)",
+                "e",
             ),
         ),
     )
-
-
-def _inverse(story: Story) -> list[Block]:
-    """Try the inverse on a square piece of H."""
-    rows, inputs, _ = story.network.shape
-    size = min(rows, inputs)
-    h, delta = story.network.h[:size, :size], story.true_delta[:size]
-    (move,) = story.directions(size, delta.shape[1])
-    square = f"{size}×{size}"
-    start = (
-        f"H is {square}." if rows == inputs else f"H is {rows}×{inputs}, so it has no inverse. Cut it down to {square}."
-    )
-    try:
-        inverse = torch.linalg.inv(h)
-    except RuntimeError:
-        return [Text(f"{start} This one has no inverse either, and its transpose is there as ever.")]
-    want, other = float((delta * (h @ move)).sum()), float((inverse @ delta * move).sum())
-    same = float((h.mT @ delta * move).sum())
-    verdict = "is off" if abs(other - want) > 1e-9 else "agrees by accident"
-    return [
-        Text(
-            f"{start} For a random dW `⟨δ, H dW⟩` is {number(want)}. With the transpose it is {number(same)}, and "
-            f"with the inverse {number(other)}. The inverse {verdict}."
-        )
-    ]
-
-
-def _entry(found: Values, i: int) -> str:
-    return "none" if isinstance(found, Refused) else number(float(found[i]), 6)
 
 
 def size(story: Story) -> Step:
@@ -138,7 +114,7 @@ def size(story: Story) -> Step:
             Text(
                 f"The Jacobian would hold each entry of H many times over, and {outputs - 1} zeros for each number "
                 f"that counts. The product Hᵀδ takes {rows * inputs * outputs:,} multiplications and needs nothing "
-                "but H and δ. Random numbers at this size:"
+                "but H and δ. Checked on random numbers of this size:"
             ),
             agree(f"Hᵀδ at {rows}×{inputs} → {outputs} = ∂J/∂W", attempt(story.formulas.weight, h, delta), found),
         ),

@@ -7,12 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from manual_mlp.explain.blocks import Bars, Check, Refused, Step, Table, Text, count, number
+from manual_mlp.explain.blocks import Bars, Check, Refused, Step, Table, Text, Values, When, count, number
 from manual_mlp.explain.compare import (
     DIFFERENCE,
     ROUNDING,
     agree,
-    attempt,
     autograd,
     complex_step,
     every_difference,
@@ -27,28 +26,26 @@ def verdict(story: Story) -> Step:
     """Step 10: every derivative by four ways, and how far they are apart."""
     net = story.network
     at = {"X": net.x, "V": net.v, "C": net.c, "W": net.w, "B": net.b}
-    by_hand = {
-        "W": story.dw,
-        "B": story.db,
-        "V": story.dv,
-        "C": story.dc,
-        "X": attempt(story.formulas.input, story.gamma, net.v),
-    }
-    by_autograd = dict(zip(at, autograd(net.whole_cost, *at.values()), strict=True))
+    cost: Callable[..., Tensor] = net.whole_cost
+    if not net.linked:
+        at, cost = {"H": net.h, "W": net.w, "B": net.b}, net.cost
+    by_hand = {name: _like(story.value(f"d{name}"), value) for name, value in sorted(at.items(), key=_order)}
+    by_autograd = dict(zip(at, autograd(cost, *at.values()), strict=True))
     analytic = has_complex_step(net.f) and by_flag(net.loss).cost is not None
 
     real = net.name_of_f if not has_complex_step(net.f) else net.loss
     defined = "at hand for this f." if analytic else f"not defined here: {real} takes no complex numbers."
 
     def alone(name: str) -> Callable[[Tensor], Tensor]:
-        return lambda value: net.whole_cost(*(value if other == name else at[other].to(value.dtype) for other in at))
+        return lambda value: cost(*(value if other == name else at[other].to(value.dtype) for other in at))
 
     checks: list[Check] = []
+    others: list[Check] = []
     rows: list[tuple[str, ...]] = []
     bars: list[tuple[str, float]] = []
     for name, ours in by_hand.items():
         value, label = at[name], f"∂J/∂{name}"
-        checks.append(agree(label, ours, by_autograd[name]))
+        checks.append(story.slope(label, f"d{name}", "J", name))
         ways = [("autograd", by_autograd[name].reshape(-1), torch.arange(value.numel()), ROUNDING)]
         ways.append(("central difference", *every_difference(alone(name), value), DIFFERENCE))
         if analytic:
@@ -62,7 +59,7 @@ def verdict(story: Story) -> Step:
             rows.append((label, way, number(apart), f"{last_places(got, want):,.0f}"))
             bars.append((f"{label}, {way}", apart))
             if way != "autograd":
-                checks.append(agree(f"{label}, {count(len(entries), 'entry')}", got, want, way, allowed))
+                others.append(agree(f"{label}, {count(len(entries), 'entry')}", got, want, way, allowed))
     return Step(
         10,
         "The verdict",
@@ -78,8 +75,27 @@ def verdict(story: Story) -> Step:
                 "numbers of 53 binary digits, so a few of them mean: the same but for rounding. Where large terms "
                 "cancel, what is left is off by more of its own, smaller places, and it is so by every way."
             ),
-            Table(("by hand", "beside", "apart by", "last places"), tuple(rows)),
-            Bars("Largest differences, by order of magnitude: shorter is better.", tuple(bars), logarithmic=True),
+            When(
+                None,
+                True,
+                (
+                    Table(("by hand", "beside", "apart by", "last places"), tuple(rows)),
+                    Bars(
+                        "Largest differences, by order of magnitude: shorter is better.", tuple(bars), logarithmic=True
+                    ),
+                    *others,
+                ),
+            ),
             *checks,
         ),
     )
+
+
+def _like(values: Values, at: Tensor) -> Values:
+    """Give a bias's derivative, which is a row, the bias's shape."""
+    fits = isinstance(values, Tensor) and values.numel() == at.numel() and values.shape[0] == 1
+    return values.reshape(at.shape) if fits and isinstance(values, Tensor) else values
+
+
+def _order(named: tuple[str, Tensor]) -> int:
+    return "WBVCXH".index(named[0])
