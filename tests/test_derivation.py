@@ -1,4 +1,4 @@
-"""Hold docs/derivation.md against the code: its tags, its worked numbers, its formulas."""
+"""Hold docs/derivation.md against the code: its tags, its letters, its worked numbers, its formulas."""
 
 import ast
 import builtins
@@ -6,7 +6,10 @@ import io
 import math
 import re
 import tokenize
+import unicodedata
 from collections.abc import Iterator
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,116 @@ def test_every_link_within_the_document_leads_to_a_heading() -> None:
 def section(heading: str) -> str:
     """Return what stands between a heading and the next."""
     return DOCUMENT.split(f"# {heading}\n")[1].split("\n#")[0]
+
+
+def letters(formula: str) -> set[str]:
+    """Take a formula, of LaTeX or plain, apart into its letters and those of its indices."""
+    formula = re.sub(r"\\(?:text|begin|end)\{.*?\}", " ", formula)
+    formula = re.sub(r"\\([A-Za-z]+)", lambda command: f" {greek(command[1])} ", formula.replace("ᵀ", " "))
+    spaced = "".join(f" {sign} " if unicodedata.category(sign) == "Lm" else sign for sign in formula)
+    plain = "".join(sign for sign in unicodedata.normalize("NFKD", spaced) if not unicodedata.combining(sign))
+    words = re.findall(r"[^\W\d_]+", plain)
+    # A longer word of plain text is a name, as exp is.
+    return {letter for word in words if len(word) < 3 or not word.isascii() for letter in word if word != "ln"}
+
+
+def greek(command: str) -> str:
+    """Return the letter of a command; of another, such as sum, nothing."""
+    size = "CAPITAL" if command[0].isupper() else "SMALL"
+    name = command.removeprefix("var").upper().replace("LAMBDA", "LAMDA")
+    try:
+        return "ℓ" if command == "ell" else unicodedata.lookup(f"GREEK {size} LETTER {name}")
+    except KeyError:
+        return ""
+
+
+def letters_of_formulas(text: str) -> set[str]:
+    """Collect the letters in blocks, in backticks, and in sentences, where they are Greek or have an index."""
+    text = re.sub(r"^```text\n.*?^```|\]\(.*?\)|Other texts write δᵢₗ", "", text, flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```math\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    # All letters of an index such as nlk are letters.
+    found = [re.sub(r"_\{(\w+)\}", lambda index: " ".join(index[1]), block) for block in blocks]
+    found += re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
+    found += re.findall(r"[^\W\d_]\u0307?\u0303?[ₐ-ₜᵢᵣᵤᵥⱼ]+|[α-ωΑ-Ωℓ]", text)
+    return set().union(*map(letters, found))
+
+
+def letters_told(heading: str) -> list[str]:
+    """Return the letters in the first column of a table."""
+    cells = re.findall(r"^\| (.*?) \|", section(heading), re.MULTILINE)
+    names = [name.replace("\\", "") for cell in cells for name in cell.split(", ")]
+    return [name for name in names if len(name.removesuffix("*")) == 1]
+
+
+def test_every_letter_stands_once_in_the_tables_of_letters() -> None:
+    early, late = (letters_told(heading) for heading in ("1. Four products and a delta", "Letters that come later"))
+    assert len(set(early + late)) == len(early + late)
+    first, second = DOCUMENT.split("\n## 1. ")[1].split("\n## 8. ")[0].split("\n### Letters that come later\n")
+    # Σ is told below the first table, among the signs.
+    assert letters_of_formulas(first + second.split("\n## ", 1)[1]) <= {*early, "Σ"}
+    assert letters_of_formulas(DOCUMENT) <= {*early, *late, "Σ"}
+
+
+def test_the_kronecker_delta_is_never_written_as_the_layers_error() -> None:
+    assert all(index[0] == "n" for index in re.findall(r"\\delta_\{(\w\w)\}", DOCUMENT))
+    assert set(re.findall(r"δ(?!ₙ)[ₐ-ₜᵢᵣᵤᵥⱼ]{2}", DOCUMENT)) == {"δᵢₗ"}
+    assert DOCUMENT.count("δᵢₗ") == 1
+
+
+def test_every_link_to_the_page_leads_to_a_step_and_each_of_the_first_ten_has_one() -> None:
+    links = re.findall(r"\[step (\d+)\]\(\.\./explain\.html#step-(\d+)\)", DOCUMENT)
+    assert len(links) == DOCUMENT.count("explain.html#")
+    assert all(told == target for told, target in links)
+    assert set(range(10)) <= {int(step) for step, _ in links} <= set(range(14))
+
+
+def test_a_learner_is_told_where_to_stop() -> None:
+    assert "**Where to stop.**" in DOCUMENT.split("\n## ")[0]
+    assert "**You may stop here.**" in section("5. A batch")
+    assert "**Here the textbook's part ends.**" in section("(O1) The textbook's δ")
+
+
+def test_the_example_of_small_moves_is_exact() -> None:
+    told = re.search(r"which is (.*?) for an ε\s+of (.*?)\. It goes", section("Why small moves add up"), re.DOTALL)
+    moved, moves = ([Fraction(number) for number in re.findall(r"\d\.\d+", numbers)] for numbers in told.groups())
+    assert moved == [((2 + move) * (3 + 2 * move) - 2 * 3) / move for move in moves]
+    assert len(moves) == 3
+
+
+def test_small_moves_add_up_but_for_a_rest_that_shrinks_as_they_do() -> None:
+    def J(first: float, second: float) -> float:
+        return math.exp(first) * math.sin(second)
+
+    def slopes(first: float, second: float) -> tuple[float, float]:
+        return math.exp(first) * math.sin(second), math.exp(first) * math.cos(second)
+
+    def Y(theta: float) -> tuple[float, float]:
+        return theta**2, 3 * theta
+
+    theta, rests = 0.4, []
+    start = Y(theta)
+    chain_rule = sum(slope * speed for slope, speed in zip(slopes(*start), (2 * theta, 3), strict=True))
+    for move in (1e-2, 1e-3, 1e-4):
+        end = Y(theta + move)
+        corners = start, (end[0], start[1]), end
+        steps = [J(*after) - J(*before) for before, after in pairwise(corners)]
+        for i, step in enumerate(steps):
+            # The slope that the mean value theorem finds on the way lies between those at its ends.
+            low, high = sorted(slopes(*corner)[i] for corner in corners[i : i + 2])
+            assert low <= step / (end[i] - start[i]) <= high
+        assert sum(steps) == pytest.approx(J(*end) - J(*start), rel=1e-9)
+        rests.append((J(*end) - J(*start)) / move - chain_rule)
+    assert rests[0] / rests[1] == pytest.approx(10, rel=0.05)
+    assert rests[1] / rests[2] == pytest.approx(10, rel=0.05)
+
+
+def test_small_moves_do_not_add_up_at_the_kink_of_the_counterexample() -> None:
+    def J(first: float, second: float) -> float:
+        return math.sqrt(abs(first * second))
+
+    for move in (1e-2, -1e-3, 1e-4):
+        assert J(move, 0.0) == J(0.0, move) == J(0.0, 0.0) == 0
+        assert J(move, move) / move == pytest.approx(math.copysign(1, move))
 
 
 def worked_numbers(heading: str) -> dict[str, torch.Tensor]:
@@ -180,7 +293,7 @@ def test_the_example_of_three_classes_is_what_autograd_finds() -> None:
     nudge[1, 1] = 0.0001
     dJ, dK = (f(h, w + nudge, b) - f(h, w, b) for f in (J, lambda *leaves: K(g, *leaves)))
 
-    found = {"a": a, "Σa": a.sum(), "z": z, "S": z.exp().sum(), "p": p, "J": J(*leaves), "δ": delta}
+    found = {"a": a, "Σa": a.sum(), "z": z, "Σeᶻ": z.exp().sum(), "p": p, "J": J(*leaves), "δ": delta}
     found |= {"∂p/∂z": torch.autograd.functional.jacobian(lambda z: torch.softmax(z, -1), z)}
     found |= {"dh": dh, "dw": dw, "db": db, "ΔJ/Δw₂₂": dJ / 0.0001, "K": K(g, *leaves), "q": q, "p · q": p @ q, "r": r}
     found |= {"∂K/∂g": dg, "∂K/∂h": ddh, "∂K/∂w": ddw, "∂K/∂b": ddb, "ΔK/Δw₂₂": dK / 0.0001}

@@ -244,18 +244,6 @@ class OfF:
 
 
 @dataclass(frozen=True)
-class Boxes:
-    """A picture: arrays as rectangles, their sides to scale, with signs between them.
-
-    Attributes:
-        parts: a name, its rows and its columns; or a sign.
-    """
-
-    says: str
-    parts: tuple[tuple[str, int, int] | str, ...]
-
-
-@dataclass(frozen=True)
 class Bars:
     """A picture: numbers as bars.
 
@@ -322,7 +310,7 @@ class When:
 
 
 Block: TypeAlias = (
-    Text | Heading | Formula | Numbers | Table | Tiles | Curve | Boxes | Bars | Areas | Check | When | Exercise | OfF
+    Text | Heading | Formula | Numbers | Table | Tiles | Curve  | Bars | Areas | Check | When | Exercise | OfF
 )
 
 

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 
 from manual_mlp import activations, losses
-from manual_mlp.explain import page, terminal
 from manual_mlp.explain.engine import explain
 from manual_mlp.explain.formulas import MISTAKES, RIGHT
+from manual_mlp.explain.given import read_numbers
 from manual_mlp.explain.network import draw_network
+from manual_mlp.explain.serve import serve
 from manual_mlp.explain.steps.digit import embedded_picture, trained_picture
 
 _WIDEST = 110  # characters of a line
+_DRAWN = ("inputs", "outputs", "batch", "activation", "loss")  # the options of numbers that are drawn
 
 _DESCRIPTION = """\
 Derive the gradients of a dense layer step by step, on numbers that are computed in this run, and check each step
@@ -37,12 +39,14 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     )
     add = parser.add_argument
     add("--html", type=Path, metavar="FILE", help="write one self-contained page instead of text")
-    add("--inputs", type=int, default=3, metavar="N", help="entries of a row of H (default: 3)")
-    add("--outputs", type=int, default=2, metavar="N", help="entries of a row of Y (default: 2)")
-    add("--batch", type=int, default=4, metavar="N", help="rows that go through together (default: 4)")
+    add("--serve", action="store_true", help="open the page in a browser, from this machine alone, until Ctrl-C")
+    add("--numbers", type=Path, metavar="FILE", help='numbers of your own: JSON with H (or X, V, C), W, B, Y*, f, loss')
+    add("--inputs", type=int, metavar="N", help="entries of a row of H (default: 3)")
+    add("--outputs", type=int, metavar="N", help="entries of a row of Y (default: 2)")
+    add("--batch", type=int, metavar="N", help="rows that go through together (default: 4)")
     names = ", ".join(activations.names())
-    add("--activation", default="sigmoid", metavar="NAME", help=f"the function f: {names} (default: sigmoid)")
-    add("--loss", choices=losses.flags(), default="squared-error", help="J as a function of Y (default: squared-error)")
+    add("--activation", metavar="NAME", help=f"the function f: {names} (default: sigmoid)")
+    add("--loss", choices=losses.flags(), help="J as a function of Y (default: squared-error)")
     add("--seed", type=int, default=0, metavar="N", help="of all random numbers (default: 0)")
     add(
         "--break",
@@ -73,48 +77,48 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    network = draw_network(
-        options.inputs, options.outputs, options.batch, options.activation, options.loss, options.seed
-    )
     if options.data_dir is not None and options.checkpoint is None:
         raise ValueError("expected --checkpoint with --data-dir: without a run the image is an embedded one")
+    if options.numbers is None:
+        sizes = [3 if options.inputs is None else options.inputs, 2 if options.outputs is None else options.outputs]
+        batch, f = 4 if options.batch is None else options.batch, options.activation or "sigmoid"
+        network = draw_network(*sizes, batch, f, options.loss or "squared-error", options.seed)
+    else:
+        drawn = [f"--{name}" for name in _DRAWN if getattr(options, name) is not None]
+        if drawn:
+            raise ValueError(f"expected no {', '.join(drawn)} with --numbers: the file tells")
+        network = read_numbers(options.numbers)
     if options.checkpoint is None:
         picture = embedded_picture(options.digit, options.seed)
     else:
         picture = trained_picture(options.checkpoint, options.digit, options.data_dir)
     mistake = MISTAKES.get(options.mistake)
-    steps = explain(
+    explanation = explain(
         network,
         RIGHT if mistake is None else mistake.formulas,
         mistaken=tuple(MISTAKES) if mistake is None else (mistake.name,),
         picture=picture,
         seed=options.seed,
     )
-    verdict = terminal.verdict_of(steps)
-    note = (
-        "" if mistake is None else f"Told with a mistake, {mistake.name}: {mistake.wrong}, instead of {mistake.right}."
-    )
-    failed = any(step.failed for step in steps)
+    failed = any(step.failed for step in explanation)
     if options.html is not None:
-        _write(options.html, page.render(steps, _about(options), note))
-        print(f"wrote {options.html}: {verdict}", flush=True)
-    else:
+        try:
+            explanation.save(options.html, _about(options))
+        except ValueError as error:
+            raise ValueError(str(error).replace("a path that can be written", "a writable --html", 1)) from None
+        print(f"wrote {options.html}: {explanation.verdict}", flush=True)
+    if options.serve:
+        serve(explanation.html(_about(options)))
+    if options.html is None and not options.serve:
         width = min(_WIDEST, shutil.get_terminal_size().columns)
-        print(note + terminal.render(steps, width, _colour()) + "\n" + verdict, flush=True)
+        print(explanation.text(width, _colour()), end="", flush=True)
     if failed:
-        print(f"failed: {verdict}", file=sys.stderr)
+        print(f"failed: {explanation.verdict}", file=sys.stderr)
     return int(failed)
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"expected a writable --html, got {path}: {error.strerror}") from None
-
-
 def _about(options: argparse.Namespace) -> str:
-    given = ("inputs", "outputs", "batch", "activation", "loss", "seed", "break", "digit", "checkpoint")
+    given = ("numbers", *_DRAWN, "seed", "break", "digit", "checkpoint")
     values = {**vars(options), "break": options.mistake}
     words = " ".join(f"--{name} {values[name]}" for name in given if values[name] is not None)
     return f"Made by: python -m manual_mlp explain {words}, in float64, with torch {torch.__version__}."

@@ -25,7 +25,7 @@ _TOKEN = re.compile(
 # A letter of the notation, or a few, that stand alone in a sentence.
 _LETTERS = re.compile(
     r"(?<![\w.])(∂[A-Za-z]/∂[A-Zθ]|Σₙ|[A-Zpδγ][₀-₉ᵢⱼₖₗₙₘ]+|[HX]ᵀ[δγ]|δᵀH|δWᵀ|H[ᵀ⁺]δ?|[δγ]|H dW|dW|f′\(Zᵢ?\)|f′|"
-    r"[HWBZYJXVCUSIθεηNfnkilpt])(?![\w(])"
+    r"[HWBZYJXVCUSIθεηNfnkijlpt])(?![\w(])"
 )
 
 
@@ -33,7 +33,8 @@ def typeset(text: str) -> str:
     """Write a sentence as HTML: what stands between backticks, and letters of the notation, as formulas."""
     parts = text.split("`")
     found = "".join(mathml(part) if i % 2 else _typeset_letters(part) for i, part in enumerate(parts))
-    return unprotected(found)
+    # A formula and the sign that ends it stay on one line.
+    return unprotected(re.sub(r"(<math>(?:(?!</math>).)*</math>)([.,:;?)]+)", r'<span class="kept">\1\2</span>', found))
 
 
 def _typeset_letters(text: str) -> str:
@@ -95,6 +96,9 @@ def _atom(text: str, display: bool) -> str:
         tag = "munder" if display else "msub"
         return f"<{tag}><mo>∑</mo><mrow>{below}</mrow></{tag}>" if below else "<mo>∑</mo>"
     base = f"<mi>{letter}</mi>" if len(letter) == 1 else f"<mrow><mi>{letter[0]}</mi><mi>{letter[1]}</mi></mrow>"
+    if high == "′":
+        # The sign is raised in every font; a superscript would raise it once more.
+        base, high = f'<mrow>{base}<mo lspace="0" rspace="0">′</mo></mrow>', ""
     above = "".join(_HIGH[sign] for sign in re.findall("⁻¹|.", high))
     if above and below:
         return f"<msubsup>{base}<mrow>{below}</mrow><mrow>{above}</mrow></msubsup>"

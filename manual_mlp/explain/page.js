@@ -1,18 +1,14 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const $ = (id) => document.getElementById(id);
-  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const $ = (id) => document.getElementById(id), all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const copy = (value) => JSON.parse(JSON.stringify(value));
   const MOST_ROWS = 8, LARGEST = 1e6, NUDGE = 2 ** -17;
-  let state = copy(data.state), scope, functions, told, slopes, places = new Map(), pinned = null, hot = null;
+  // The numbers, what they make, the cells by what they show, and the cells that are looked at.
+  let state = copy(data.state), scope, functions, told, slopes, places = new Map(), pinned = null, hot = null, drag = null;
 
   // Matrices: r rows and c columns, the entries row by row.
-  const matrix = (r, c, entry) => {
-    const v = new Array(r * c);
-    for (let i = 0, n = 0; i < r; i++) for (let j = 0; j < c; j++) v[n++] = entry(i, j);
-    return { r, c, v };
-  };
+  const matrix = (r, c, entry) => ({ r, c, v: Array.from({ length: r * c }, (_, n) => entry(Math.floor(n / c), n % c)) });
   const scalar = (x) => ({ r: 1, c: 1, v: [x] });
   const of = (rows) => matrix(rows.length, rows[0].length, (i, j) => rows[i][j]);
   const rowsOf = (m) => Array.from({ length: m.r }, (_, i) => m.v.slice(i * m.c, (i + 1) * m.c));
@@ -21,25 +17,20 @@
     if (a.r === b.r && a.c === b.c) return { r: a.r, c: a.c, v: a.v.map((x, n) => f(x, b.v[n])) };
     if (b.v.length === 1) return { r: a.r, c: a.c, v: a.v.map((x) => f(x, b.v[0])) };
     if (a.v.length === 1) return { r: b.r, c: b.c, v: b.v.map((y) => f(a.v[0], y)) };
-    for (const [side, n] of [["c", 1], ["r", 0]]) {
-      if (a[side] !== b[side] && a[side] !== 1 && b[side] !== 1) {
-        throw new Error(`The size of tensor a (${a[side]}) must match the size of tensor b (${b[side]}) ` +
-          `at non-singleton dimension ${n}`);
-      }
+    const clash = [["c", 1], ["r", 0]].find(([side]) => a[side] !== b[side] && a[side] !== 1 && b[side] !== 1);
+    if (clash) {
+      throw new Error(`The size of tensor a (${a[clash[0]]}) must match the size of tensor b (${b[clash[0]]}) ` +
+        `at non-singleton dimension ${clash[1]}`);
     }
     const entry = (m, i, j) => m.v[(m.r === 1 ? 0 : i) * m.c + (m.c === 1 ? 0 : j)];
     return matrix(Math.max(a.r, b.r), Math.max(a.c, b.c), (i, j) => f(entry(a, i, j), entry(b, i, j)));
   };
+  const total = (n, entry) => { let sum = 0; for (let i = 0; i < n; i++) sum += entry(i); return sum; };
   const product = (a, b) => {
     if (a.c !== b.r) throw new Error(`mat1 and mat2 shapes cannot be multiplied (${a.r}x${a.c} and ${b.r}x${b.c})`);
-    return matrix(a.r, b.c, (i, j) => {
-      let sum = 0;
-      for (let m = 0; m < a.c; m++) sum += a.v[i * a.c + m] * b.v[m * b.c + j];
-      return sum;
-    });
+    return matrix(a.r, b.c, (i, j) => total(a.c, (m) => a.v[i * a.c + m] * b.v[m * b.c + j]));
   };
   const fold = (rows) => (a) => rows(a.r, a.c, (i, j) => a.v[i * a.c + j]);
-  const total = (n, entry) => { let sum = 0; for (let i = 0; i < n; i++) sum += entry(i); return sum; };
   const highest = (n, entry) => { let at = 0; for (let i = 1; i < n; i++) if (entry(i) > entry(at)) at = i; return at; };
   // 1 − the error function: a series of positive terms, and far out a continued fraction (Abramowitz and Stegun
   // 7.1.6 and 7.1.14).
@@ -112,10 +103,9 @@
     pad: (a, x) => matrix(a.r, a.c + 1, (i, j) => (j < a.c ? get(a, i, j) : x.v[0])),
     flat: (a) => ({ r: 1, c: a.v.length, v: a.v }),
     rows: (a) => scalar(a.r), cols: (a) => scalar(a.c),
-    moves: (a, draw) => matrix(a.r, a.c, (i, j) => halfEven(10 * Math.cos((i * a.c + j + 1) * (draw.v[0] + 2) * 1.7)) / 10),
+    moves: (a, draw) => matrix(a.r, a.c, (i, j) => Math.round(10 * Math.cos((i * a.c + j + 1) * (draw.v[0] + 2) * 1.7)) / 10),
     inv: inverse,
   };
-  const halfEven = (x) => (Math.abs(x % 1) === 0.5 ? 2 * Math.round(x / 2) : Math.round(x));
 
   // Formulas. A value that cannot be computed is {no: why}.
   const evaluate = (tree, look) => {
@@ -218,6 +208,7 @@
   };
 
   // Drawing.
+  const near = (x, y, share) => x === y || Math.abs(x - y) <= share * Math.max(1, Math.abs(y));
   const make = (tag, attributes = {}, text = "") => {
     const element = document.createElement(tag);
     for (const name in attributes) element.setAttribute(name, attributes[name]);
@@ -227,68 +218,48 @@
   const picked = (n, most) => (n > most ? [...Array(most - 1).keys(), null] : [...Array(n).keys()]);
   const label = (letter, n) => (n === null ? "…" : `${letter}=${n + 1}`);
   const build = (table, m, tree) => {
-    const { r: rows, c: columns } = table.dataset, cells = [], body = make("tbody");
-    const across = picked(m.c, 10), down = picked(m.r, 6);
-    if (columns) {
-      const line = body.appendChild(make("tr"));
-      if (rows) line.append(make("th"));
-      line.append(...across.map((j) => make("th", { scope: "col" }, label(columns, j))));
-    }
+    const { r: rows, c: columns } = table.dataset, body = make("tbody"), line = (...cells) => body.appendChild(make("tr")).append(...cells);
+    const across = m.no ? [] : picked(m.c, 10), down = m.no ? [] : picked(m.r, 6);
+    table.cells = [];
+    if (m.no) line(make("td", { class: "refused" }, `none: ${m.no}`));
+    else if (columns) line(...(rows ? [make("th")] : []), ...across.map((j) => make("th", { scope: "col" }, label(columns, j))));
     for (const i of down) {
-      const line = body.appendChild(make("tr"));
-      if (rows) line.append(make("th", { scope: "row" }, label(rows, i)));
-      for (const j of across) {
-        const cell = line.appendChild(make("td", {}, "…"));
-        if (i === null || j === null) continue;
-        cell.textContent = "";
-        const place = home(tree, i, j), spot = place && place.join(":");
+      line(...(rows ? [make("th", { scope: "row" }, label(rows, i))] : []), ...across.map((j) => {
+        const cell = make("td", {}, i === null || j === null ? "…" : "");
+        if (cell.textContent) return cell;
+        const place = home(tree, i, j), spot = place?.join(":");
         if (place) places.set(spot, [...(places.get(spot) || []), cell]);
         if (place && data.inputs.includes(place[0])) {
-          const title = `${name(place[0])} row ${place[1] + 1} column ${place[2] + 1}`;
-          cell.append(make("input", { inputmode: "decimal", autocomplete: "off", "aria-label": title, size: 6 }));
-        } else cell.tabIndex = cells.length ? -1 : 0;
+          const label = `${name(place[0])}, row ${place[1] + 1}, column ${place[2] + 1}`;
+          cell.append(make("input", { inputmode: "decimal", autocomplete: "off", "aria-label": label }));
+        } else cell.tabIndex = table.cells.length ? -1 : 0;
         cell.of = { tree, i, j, place };
-        cells.push(cell);
-      }
+        table.cells.push(cell);
+        return cell;
+      }));
     }
-    table.tBodies[0]?.remove();
-    table.append(body);
-    table.cells = cells;
-  };
-  const paint = (cell, x, share, digits, wrong) => {
-    const field = cell.firstElementChild, text = number(x, digits);
-    cell.className = `${x < 0 ? "neg" : "pos"}${wrong ? " off" : ""}${cell.marked ? " mark" : ""}`;
-    cell.style.setProperty("--s", `${Number.isFinite(share) ? Math.round(55 * share) : 0}%`);
-    if (!field) { if (cell.textContent !== text) cell.textContent = text; }
-    else if (field !== document.activeElement || field.dragged) field.value = text;
+    table.tBodies[0].replaceWith(body);
   };
   const drawTable = (table) => {
-    const n = +table.dataset.x, m = compute(n), shape = m.no ? m.no : `${m.r}×${m.c}`;
-    const right = rightTrees[n], want = state.mistakes.length ? scope.compute(right) : m;
-    const key = m.no ? shape : `${shape} ${trees[n].includes("r") || typeof trees[n] !== "string" ? whole(scope.look("r")) : ""}`;
-    table.caption.lastElementChild.textContent = m.no ? "" : shape;
+    const n = +table.dataset.x, m = compute(n), shape = m.no ? "" : `${m.r}×${m.c}`, key = `${m.no || shape} ${scope.look("r").v[0]}`;
     if (table.key !== key) {
-      table.key = key;
-      for (const [spot, cells] of places) places.set(spot, cells.filter((cell) => !(table.cells || []).includes(cell)));
-      if (m.no) {
-        table.cells = [];
-        table.tBodies[0]?.remove();
-        const line = make("tbody").appendChild(make("tr"));
-        line.append(make("td", { class: "refused" }, `none: ${m.no}`));
-        table.append(line.parentElement);
-      } else build(table, m, trees[n]);
+      for (const [spot, cells] of places) places.set(spot, cells.filter((cell) => cell.closest("table") !== table));
+      [table.key, table.caption.lastElementChild.textContent] = [key, shape];
+      build(table, m, trees[n]);
     }
     if (m.no) return;
-    const most = Math.max(...m.v.map(Math.abs)) || 1, digits = places10(m.v);
-    const mark = table.dataset.m ? compute(+table.dataset.m) : null;
+    const most = Math.max(...m.v.map(Math.abs)) || 1, digits = places10(m.v), mark = table.dataset.m && compute(+table.dataset.m);
+    const want = state.mistakes.length ? scope.compute(rightTrees[n]) : m;
     for (const cell of table.cells) {
       const at = cell.of.i * m.c + cell.of.j, x = m.v[at];
-      cell.marked = mark && !mark.no && mark.v[at] !== 0;
-      const off = want !== m && (want.no || want.r !== m.r || want.c !== m.c || !near(x, want.v[at], 1e-9));
-      paint(cell, x, Math.abs(x) / most, digits, off);
+      const off = want !== m && (want.r !== m.r || want.c !== m.c || !near(x, want.v[at], 1e-9));
+      const kinds = [x < 0 ? "neg" : "pos", off && "off", mark && !mark.no && mark.v[at] && "mark", "lit"];
+      cell.className = kinds.filter((kind) => kind && (kind !== "lit" || cell.classList.contains("lit"))).join(" ");
+      cell.style.setProperty("--s", `${Number.isFinite(x) ? Math.round((55 * Math.abs(x)) / most) : 0}%`);
+      const field = cell.firstElementChild, text = number(x, digits);
+      if (!field) cell.textContent = text; else if (field !== document.activeElement) field.value = text;
     }
   };
-  const near = (x, y, share) => x === y || Math.abs(x - y) <= share * Math.max(1, Math.abs(y));
   const drawTiles = (figure) => {
     const found = all("[data-x]", figure).map((tile) => [tile.firstElementChild, compute(+tile.dataset.x)]);
     const most = Math.max(1e-300, ...found.flatMap(([, m]) => (m.no ? [0] : m.v.map(Math.abs))));
@@ -300,17 +271,6 @@
       const squares = m.v.map((x, n) => x ? `<path class="${x < 0 ? "neg" : "pos"}" fill-opacity="${
         Math.max(0.1, Math.abs(x) / most)}" d="M${n % m.c} ${Math.floor(n / m.c)}h1v1h-1z"/>` : "");
       svg.innerHTML = `${squares.join("")}<rect class="frame" width="${m.c}" height="${m.r}"/>`;
-    }
-  };
-  const drawBoxes = (figure) => {
-    const n = state.T.length, sizes = all("[data-side]", figure).map((box) => [box, ...box.dataset.side.split(" ")]);
-    const sides = sizes.map(([box, r, c]) => [box, r === "N" ? n : +r, +c]), most = Math.max(...sides.flatMap((s) => s.slice(1)));
-    for (const [box, r, c] of sides) {
-      const [svg, words] = box.children, [h, w] = [r, c].map((side) => Math.max(4, (90 * side) / most));
-      const size = { width: w + 2, height: h + 2, viewBox: `-1 -1 ${w + 2} ${h + 2}` };
-      for (const attribute in size) svg.setAttribute(attribute, size[attribute]);
-      svg.innerHTML = `<rect class="box" width="${w}" height="${h}"/>`;
-      words.textContent = `${box.dataset.name} ${r}×${c}`;
     }
   };
   const drawCurve = (figure) => {
@@ -334,60 +294,53 @@
     return `${axes}<path class="line" d="M${line.map(point).join("L")}"/>${dots.join("")}`;
   };
 
-  // Checks.
-  const compared = ({ got, want, by }) => {
-    const ours = compute(got), key = `${want} ${by}`;
-    if (!slopes.has(key)) slopes.set(key, by ? scope.differences(trees[want], by) : compute(want));
-    const theirs = slopes.get(key), whole = by ? compute(want) : theirs;
+  // Checks. Python's words stand until a number is changed.
+  const compared = ({ got, want, by, when }) => {
+    if (got === null || (when !== null && !compute(when).v?.[0])) return null;
+    const ours = compute(got), key = `${want} ${by}`, whole = compute(want);
+    if (!slopes.has(key)) slopes.set(key, by ? scope.differences(trees[want], by) : whole);
+    const theirs = slopes.get(key);
     if (ours.no || theirs.no) return { reason: ours.no || theirs.no };
     if (ours.r !== theirs.r || ours.c !== theirs.c) {
       return { reason: `the shape is (${ours.r}, ${ours.c}), and should be (${theirs.r}, ${theirs.c})` };
     }
     const top = Math.max(1, ...theirs.v.map(Math.abs)), error = Math.max(...ours.v.map((x, n) => Math.abs(x - theirs.v[n])));
-    const lost = by ? (16 * 2 ** -52 * Math.max(...whole.v.map(Math.abs))) / NUDGE : 0;
-    return { error, allowed: (by ? 1e-6 : 1e-12) * top + lost };
+    // What the subtraction of two numbers that are nearly equal loses.
+    const lost = by ? (16 * 2 ** -52 * Math.max(...whole.v.map(Math.abs))) / NUDGE : 0, allowed = (by ? 1e-6 : 1e-12) * top + lost;
+    return { error, allowed, passed: error <= allowed && allowed < Infinity };
   };
+  const power = (x) => x.toExponential(1).replace("-", "−").replace(/(\D)(\d)$/, "$10$2");
   const drawChecks = (own) => {
-    const results = data.checks.map((check) => {
-      const there = check.when === null || compute(check.when).v?.[0];
-      return there && check.got !== null ? compared(check) : null;
-    });
-    const passed = results.map((found) => found && found.error <= found.allowed && found.allowed < Infinity);
-    let failed = 0, count = 0;
-    all("[data-checks]").forEach((line) => {
-      const mine = line.dataset.checks.split(" ").map(Number).filter((n) => results[n]);
-      const bad = mine.filter((n) => !passed[n]);
-      failed += bad.length; count += mine.length;
-      const first = bad.length ? data.checks[bad[0]] : null;
-      line.className = `check ${first ? "failed" : "ok"}`;
-      line.hidden = !mine.length && own;
-      if (!own) { line.innerHTML = line.python; return; }
-      const how = mine.some((n) => data.checks[n].by) ? ", by differences, in this page" : ", in this page";
-      line.textContent = first ? `✗ ${bad.length} of ${mine.length} failed${how}: ${first.name}`
-        : `✓ ${mine.length} ${mine.length === 1 ? "check" : "checks"}${how}`;
-    });
-    all("[data-check]").forEach((item) => {
-      const n = +item.dataset.check, found = results[n];
-      item.hidden = own && !found;
-      if (!own) { item.innerHTML = item.python; item.className = item.kind; return; }
-      if (!found) return;
-      const way = data.checks[n].by ? "differences, in this page" : data.checks[n].against;
-      const size = (x) => x.toExponential(1).replace("-", "−").replace(/(\D)(\d)$/, "$10$2");
-      const said = found.reason || (found.error ? `largest difference ${size(found.error)}, allowed ${size(found.allowed)}`
-        : "no difference");
-      item.textContent = `${passed[n] ? "✓" : "✗"} ${data.checks[n].name}, by ${way}: ${said}`;
-      item.className = passed[n] ? "ok" : "failed";
-    });
-    $("verdict").className = `verdict ${(own ? failed : data.failed) ? "failed" : "ok"}`;
-    $("verdict").textContent = !own ? data.verdict : failed ? `${failed} of ${count} checks failed, in this page.`
-      : `All ${count} checks passed, in this page.`;
-    all("[data-mistake]").forEach((button) => {
-      const on = state.mistakes.includes(button.dataset.mistake), caught = button.nextElementSibling;
+    const results = data.checks.map(compared), made = results.filter(Boolean), failed = made.filter((found) => !found.passed);
+    for (const line of found.lines) {
+      const mine = line.dataset.checks.split(" ").map(Number).filter((n) => results[n]), bad = mine.filter((n) => !results[n].passed);
+      line.className = own ? `check ${bad.length ? "failed" : "ok"}` : line.kind;
+      line.hidden = own && !mine.length;
+      const how = `${mine.some((n) => data.checks[n].by) ? ", by differences" : ""}, in this page`, many = mine.length > 1 ? "checks" : "check";
+      if (!own) line.innerHTML = line.python;
+      else line.textContent = bad.length ? `✗ ${bad.length} of ${mine.length} ${many} failed${how}: ${data.checks[bad[0]].name}`
+        : `✓ ${mine.length} ${many}${how}`;
+    }
+    for (const [n, item] of found.items.entries()) {
+      const result = results[n], check = data.checks[n];
+      item.hidden = own && !result;
+      item.className = own && result ? (result.passed ? "ok" : "failed") : item.kind;
+      if (!own) item.innerHTML = item.python;
+      else if (result) {
+        item.textContent = `${result.passed ? "✓" : "✗"} ${check.name}, by ${check.by ? "differences" : check.against}, in this page: ` +
+          (result.reason || `largest difference ${power(result.error)}, allowed ${power(result.allowed)}`);
+      }
+    }
+    const words = failed.length ? `${failed.length} of ${made.length} checks failed, in this page.` : `All ${made.length} checks passed, in this page.`;
+    $("verdict").className = `verdict ${(own ? failed.length : data.failed) ? "failed" : "ok"}`;
+    $("verdict").textContent = own ? words : data.verdict;
+    const first = data.checks[results.findIndex((result) => result && !result.passed)];
+    for (const button of found.switches) {
+      const on = state.mistakes.includes(button.dataset.mistake);
       button.setAttribute("aria-pressed", on);
-      const n = results.findIndex((found, n) => found && !passed[n]);
-      caught.textContent = !on ? "" : n < 0 ? "No check objects: with these numbers it does no harm."
-        : `Caught: ${data.checks[n].step}, ${data.checks[n].name}.`;
-    });
+      button.nextElementSibling.textContent = !on ? "" : first ? `Caught in ${first.step}: ${first.name}.`
+        : "No check objects: with these numbers it does no harm.";
+    }
   };
 
   // Where a number comes from: its terms, in letters or in numbers, and the entries that they look up.
@@ -474,210 +427,168 @@
     $("why").hidden = true;
     hot = pinned = null;
   };
-  const cellOf = (event) => event.target.closest?.("table.matrix td");
-  document.addEventListener("pointerover", (event) => {
-    const cell = cellOf(event);
-    if (pinned || event.pointerType === "touch") return;
-    if (cell?.of) explain(cell); else if (hot && !event.target.closest("#why")) forget();
-  });
-  document.addEventListener("click", (event) => {
-    const cell = cellOf(event);
-    if (cell?.of) { explain(cell); pinned = cell; } else if (pinned && !event.target.closest("#why, .tools")) forget();
-  });
-  document.addEventListener("focusin", (event) => {
-    const cell = cellOf(event);
-    if (cell?.of && !pinned) explain(cell);
-  });
-  document.addEventListener("keydown", (event) => {
-    const cell = cellOf(event), step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-    if (event.key === "Escape") forget();
-    if (!cell?.of || !step || cell.firstElementChild) return;
-    const { i, j } = cell.of, next = cell.closest("table").cells.find((c) => c.of.i === i + step[0] && c.of.j === j + step[1]);
-    if (!next) return;
-    event.preventDefault();
-    [cell.tabIndex, next.tabIndex] = [-1, 0];
-    pinned = null;
-    next.focus();
-  });
 
   // Changes.
   const say = (words) => { $("said").textContent = words; };
   const typed = (text) => {
-    const plain = text.trim().replaceAll("−", "-").replace(",", "."), x = Number(plain);
-    return plain && Number.isFinite(x) && Math.abs(x) <= LARGEST ? x : null;
+    const x = Number(text.trim().replaceAll("−", "-").replace(",", "."));
+    return text.trim() && Number.isFinite(x) && Math.abs(x) <= LARGEST ? x : null;
   };
+  const valueOf = ([named, i, j]) => get(scope.look(named), i, j);
   const put = ([named, i, j], x) => {
     if (named === "H" && linked()) state.H = rowsOf(scope.look("H"));
     const row = state[named][i];
-    if (named === "T" && state.loss === "cross-entropy") {
-      const rest = total(row.length, (n) => (n === j ? 0 : row[n])), own = Math.min(1, Math.max(0, x));
+    if (named === "T" && state.loss === "cross-entropy") {  // a row of shares: the others make room
+      const own = Math.min(1, Math.max(0, x)), rest = total(row.length, (n) => (n === j ? 0 : row[n]));
       state.T[i] = row.map((old, n) => (n === j ? own : rest ? (old * (1 - own)) / rest : (1 - own) / (row.length - 1)));
     } else row[j] = x;
     update();
   };
-  document.addEventListener("focusin", ({ target }) => {
-    if (target.matches("table.matrix input")) {
-      const [named, i, j] = target.parentElement.of.place;
-      target.value = String(scope.look(named).v[i * scope.look(named).c + j]).replace("-", "−");
-      target.select();
-    }
-  });
-  document.addEventListener("focusout", ({ target }) => {
-    if (target.matches("table.matrix input")) { target.removeAttribute("aria-invalid"); say(""); update(); }
-  });
-  document.addEventListener("input", ({ target }) => {
-    if (!target.matches("table.matrix input")) return;
-    const x = typed(target.value);
-    target.toggleAttribute("aria-invalid", x === null);
-    say(x === null ? `expected a number from −1,000,000 to 1,000,000, got ${target.value || "nothing"}` : "");
-    if (x !== null) put(target.parentElement.of.place, x);
-  });
   const move = (field, x) => {
-    put(field.parentElement.of.place, Math.max(-LARGEST, Math.min(LARGEST, +x.toFixed(3))));
-    const [named, i, j] = field.parentElement.of.place;
-    field.value = String(+get(scope.look(named), i, j).toFixed(6)).replace("-", "−");
+    const { place } = field.parentElement.of;
+    put(place, Math.max(-LARGEST, Math.min(LARGEST, +x.toFixed(3))));
+    field.value = String(+valueOf(place).toFixed(6)).replaceAll("-", "−");
   };
-  const valueOf = (field) => { const [named, i, j] = field.parentElement.of.place; return get(scope.look(named), i, j); };
-  document.addEventListener("keydown", (event) => {
-    const step = { ArrowUp: 0.1, ArrowDown: -0.1 }[event.key], field = event.target;
-    if (!field.matches("table.matrix input")) return;
-    if (event.key === "Enter") field.blur();
-    if (!step) return;
-    event.preventDefault();
-    move(field, valueOf(field) + (event.shiftKey ? step / 10 : step));
-  });
-  let drag = null;
-  document.addEventListener("pointerdown", (event) => {
-    const field = event.target;
-    if (field.matches("table.matrix input") && event.button === 0) drag = { field, x: event.clientX, from: valueOf(field) };
-  });
-  document.addEventListener("pointermove", (event) => {
-    if (!drag || (!drag.on && Math.abs(event.clientX - drag.x) < 4)) return;
-    if (!drag.on) { drag.on = true; drag.field.setPointerCapture(event.pointerId); document.body.classList.add("drags"); }
-    move(drag.field, drag.from + (event.clientX - drag.x) * (event.shiftKey ? 0.001 : 0.01));
-  });
-  for (const end of ["pointerup", "pointercancel"]) {
-    document.addEventListener(end, () => { document.body.classList.remove("drags"); drag = null; });
-  }
-  const draw = (scale) => Math.round(20 * scale * (Math.random() - 0.5)) / 10;
-  const target = (row) => row.map(() => Math.round(10 * Math.random()) / 10);
+  const tenths = (most, least = -most) => Math.round(10 * (least + (most - least) * Math.random())) / 10;
+  const sums1 = (row) => row.every((x) => x >= 0) && near(total(row.length, (n) => row[n]), 1, 1e-9);
   const chosen = (row) => { const top = highest(row.length, (n) => row[n]); return row.map((_, n) => +(n === top)); };
   const fit = () => {
-    if (state.loss === "cross-entropy") {
-      state.T = state.T.map((row) => (row.every((x) => x >= 0) && near(total(row.length, (n) => row[n]), 1, 1e-9) ? row : chosen(row)));
-    }
+    if (state.loss === "cross-entropy") state.T = state.T.map((row) => (sums1(row) ? row : chosen(row)));
   };
+  const scales = { X: [2], V: [1], C: [0.5], W: [1], B: [0.5], T: [1, 0], H: [1, 0] };
   const actions = {
     reset: () => { state = copy(data.state); history.replaceState(null, "", location.pathname + location.search); },
     random: () => {
-      const scales = { X: 2, V: 1, C: 0.5, W: 1, B: 0.5 };
-      for (const named in scales) state[named] = state[named].map((row) => row.map(() => draw(scales[named])));
-      state.T = state.T.map(target);
       delete state.H;
+      for (const named in scales) if (state[named]) state[named] = state[named].map((row) => row.map(() => tenths(...scales[named])));
     },
-    fewer: () => {
-      if (state.T.length === 1) return say("one row is left");
-      for (const named of ["X", "T", "H"]) state[named]?.pop();
-    },
+    fewer: () => { if (state.T.length > 1) for (const named of "XTH") state[named]?.pop(); else say("one row is left"); },
     more: () => {
       if (state.T.length >= MOST_ROWS) return say(`at most ${MOST_ROWS} rows can be shown`);
-      state.X.push(state.X[0].map(() => draw(2)));
-      state.T.push(target(state.T[0]));
-      state.H?.push(state.H[0].map(() => Math.round(10 * Math.random()) / 10));
+      for (const named of "XTH") state[named]?.push(state[named][0].map(() => tenths(...scales[named])));
     },
     layer: () => { delete state.H; },
     link: () => {
-      navigator.clipboard?.writeText(location.href).then(() => say("copied"), () => say("the address of this page has them"));
+      const kept = navigator.clipboard?.writeText(location.href.split("#")[0] + code()) ?? Promise.reject();
+      kept.then(() => say("copied"), () => { history.replaceState(null, "", code()); say("the address of this page has them now"); });
     },
   };
-  document.addEventListener("click", (event) => {
-    const button = event.target.closest("button"), step = event.target.closest("a[href^='#']");
-    if (step) { event.preventDefault(); show(step.hash.slice(1)); }
-    if (!button) return;
-    const { mistake, does } = button.dataset;
-    if (mistake) {
-      state.mistakes = state.mistakes.includes(mistake) ? state.mistakes.filter((m) => m !== mistake) : [...state.mistakes, mistake];
-    }
-    if (does) { say(""); actions[does](); }
-    if (mistake || does) { fit(); update(); }
-  });
-  document.addEventListener("change", ({ target }) => {
-    if (target.matches(".tools select")) { state[target.name] = target.value; fit(); update(); }
-  });
   const show = (id) => {
     const there = $(id);
-    for (let fold = there?.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
-    const fold = there?.querySelector(":scope > details");
-    if (fold) fold.open = true;
+    for (let fold = there; fold; fold = fold.parentElement) if (fold.matches("details")) fold.open = true;
+    for (const fold of all(":scope > details", there || document.head)) fold.open = true;
     there?.scrollIntoView();
     there?.focus({ preventScroll: true });
   };
 
   // The link: all numbers in the address, under the names that --numbers takes.
-  const code = () => {
-    const { T, ...rest } = state;
-    return `#n=${btoa(JSON.stringify({ ...rest, "Y*": T }))}`;
-  };
+  const code = () => { const { T, ...rest } = state; return `#n=${btoa(JSON.stringify({ ...rest, "Y*": T }))}`; };
   const follow = () => {
-    if (!location.hash.startsWith("#n=")) { if (location.hash.length > 1) show(location.hash.slice(1)); return; }
+    if (!location.hash.startsWith("#n=")) return location.hash.length > 1 && show(decodeURIComponent(location.hash.slice(1)));
     try {
-      const { "Y*": T, ...rest } = JSON.parse(atob(decodeURIComponent(location.hash.slice(3)))), found = { ...rest, T };
-      const n = found.T.length, fits = (named, rows) => {
-        const width = data.state[named]?.[0].length ?? data.state.W.length;
-        return found[named].length === rows && found[named].every((row) => row.length === width &&
-          row.every((x) => typeof x === "number" && Math.abs(x) <= LARGEST));
-      };
-      const fine = data.inputs.every((named) => (named === "H" && !found.H) ||
-        fits(named, "XTH".includes(named) ? n : data.state[named].length));
-      if (!fine || n < 1 || n > MOST_ROWS || !(found.f in data.activations) || !(found.loss in data.losses) ||
-        !found.mistakes.every((m) => m in data.mistakes)) throw new Error("other numbers");
-      state = Object.fromEntries([...data.inputs, "f", "loss", "mistakes"].filter((k) => k in found).map((k) => [k, found[k]]));
+      const { "Y*": T, ...rest } = JSON.parse(atob(decodeURIComponent(location.hash.slice(3)))), given = { ...rest, T };
+      const width = (named) => (named === "H" ? data.state.W.length : data.state[named][0].length);
+      const fits = (named) => given[named].length === ("XTH".includes(named) ? T.length : data.state[named].length) &&
+        given[named].every((row) => row.length === width(named) && row.every((x) => typeof x === "number" && Math.abs(x) <= LARGEST));
+      const known = given.f in data.activations && given.loss in data.losses && given.mistakes.every((m) => m in data.mistakes);
+      const named = data.inputs.filter((one) => one !== "H" || given.H);
+      if (!T.length || T.length > MOST_ROWS || !known || !named.every(fits)) throw new Error("other numbers");
+      state = Object.fromEntries([...named, "f", "loss", "mistakes"].map((key) => [key, given[key]]));
       fit();
-    } catch { say("the numbers in this address do not fit this page, so they are left out"); }
+    } catch { say("the numbers in this address do not fit this page, and are left out"); }
   };
 
-  // Exercises.
-  all("form[data-answer]").forEach((form) => form.addEventListener("submit", (event) => {
+  // Events.
+  const on = (kinds, does) => kinds.split(" ").forEach((kind) => document.addEventListener(kind, does));
+  const cellOf = (event) => event.target.closest?.("table.matrix td"), isField = (element) => element.matches?.("td input");
+  on("pointerover", (event) => {
+    if (pinned || event.pointerType === "touch") return;
+    if (cellOf(event)?.of) explain(cellOf(event)); else if (hot && !event.target.closest("#why")) forget();
+  });
+  on("click", (event) => {
+    const cell = cellOf(event), button = event.target.closest("button"), step = event.target.closest("a[href^='#']");
+    if (cell?.of) { explain(cell); pinned = cell; } else if (pinned && !event.target.closest("#why, .tools, button")) forget();
+    if (step) { event.preventDefault(); show(step.hash.slice(1)); }
+    const { mistake, does } = button?.dataset ?? {}, others = state.mistakes.filter((one) => one !== mistake);
+    if (mistake) state.mistakes = others.length < state.mistakes.length ? others : [...others, mistake];
+    if (does) { say(""); actions[does](); }
+    if (mistake || does) { fit(); update(); }
+  });
+  on("focusin", ({ target }) => {
+    if (cellOf({ target })?.of && !pinned) explain(cellOf({ target }));
+    if (!isField(target)) return;
+    target.value = String(valueOf(target.parentElement.of.place)).replaceAll("-", "−");
+    target.select();
+  });
+  on("focusout", ({ target }) => { if (isField(target)) { target.removeAttribute("aria-invalid"); say(""); update(); } });
+  on("input", ({ target }) => {
+    if (!isField(target)) return;
+    const x = typed(target.value);
+    if (x === null) target.setAttribute("aria-invalid", "true"); else target.removeAttribute("aria-invalid");
+    say(x === null ? `expected a number from −1,000,000 to 1,000,000, got ${target.value || "nothing"}` : "");
+    if (x !== null) put(target.parentElement.of.place, x);
+  });
+  on("keydown", (event) => {
+    const { key, target } = event, cell = cellOf(event), [down, right] = [key === "ArrowDown" || -(key === "ArrowUp"), key === "ArrowRight" || -(key === "ArrowLeft")].map(Number);
+    if (key === "Escape") forget();
+    if (!cell?.of || (!down && !right)) return;
+    if (isField(target)) {
+      if (!down) return;
+      event.preventDefault();
+      return move(target, valueOf(cell.of.place) - (event.shiftKey ? 0.01 : 0.1) * down);
+    }
+    const next = cell.closest("table").cells.find(({ of: at }) => at.i === cell.of.i + down && at.j === cell.of.j + right);
+    if (!next) return;
     event.preventDefault();
-    const want = compute(+form.dataset.answer).v?.[0], given = new FormData(form).get("answer"), x = typed(given ?? "");
-    const right = form.dataset.picks ? x === want : x !== null && Math.abs(x - want) <= Math.max(5.1e-4, 5e-3 * Math.abs(want));
-    const said = form.querySelector("output");
-    said.textContent = given === null || given === "" ? "Nothing yet." : right ? "✓ Right." : "✗ Not so. Look at the hint.";
-    said.className = right ? "ok" : "failed";
-    if (!right) form.querySelector("details").open = true;
-  }));
+    [cell.tabIndex, next.tabIndex, pinned] = [-1, 0, null];
+    next.focus();
+  });
+  on("pointerdown", ({ target, button, clientX }) => {
+    if (isField(target) && !button) drag = { field: target, x: clientX, from: valueOf(target.parentElement.of.place) };
+  });
+  on("pointermove", (event) => {
+    if (!drag || (!drag.on && Math.abs(event.clientX - drag.x) < 4)) return;
+    if (!drag.on) { drag.on = true; drag.field.setPointerCapture(event.pointerId); document.body.classList.add("drags"); }
+    move(drag.field, drag.from + (event.clientX - drag.x) * (event.shiftKey ? 0.001 : 0.01));
+  });
+  on("pointerup pointercancel", () => { document.body.classList.remove("drags"); drag = null; });
+  on("change", ({ target }) => { if (target.matches(".tools select")) { state[target.name] = target.value; fit(); update(); } });
+  on("submit", (event) => {
+    event.preventDefault();
+    const form = event.target, want = compute(+form.dataset.answer).v?.[0], given = new FormData(form).get("answer") ?? "", x = typed(given);
+    const right = x !== null && Math.abs(x - want) <= (form.dataset.picks ? 0 : Math.max(5.1e-4, 5e-3 * Math.abs(want)));
+    const said = form.querySelector("output"), hint = form.querySelector("details");
+    [said.textContent, said.className] = [given === "" ? "Nothing yet." : right ? "✓ Right." : "✗ Not so. See the hint.", right ? "ok" : "failed"];
+    if (!right) hint.open = true;
+  });
+  window.addEventListener("hashchange", () => { follow(); update(); });
 
   // All at once.
-  const parts = { whens: "[data-when]", texts: "output[data-x]", tables: "table[data-x]", tiles: "figure[data-tiles]",
-    boxes: "figure[data-boxes]", curves: "figure[data-curve]", from: "[data-rows]" };
+  const parts = { whens: "[data-when]", texts: "output[data-x]", tables: "table[data-x]", tiles: "figure[data-tiles]", curves: "figure[data-curve]",
+    from: "[data-rows]", lines: "[data-checks]", items: "[data-check]", switches: "[data-mistake]", choices: ".tools select", script: "[data-script]" };
   const found = Object.fromEntries(Object.entries(parts).map(([key, selector]) => [key, all(selector)]));
   const update = () => {
     refresh();
     const own = JSON.stringify(state) !== JSON.stringify(data.state);
     document.body.classList.toggle("own", own);
-    for (const part of found.whens) { const m = compute(+part.dataset.when); part.hidden = Boolean(m.no) || !m.v[0]; }
+    for (const part of found.whens) part.hidden = !compute(+part.dataset.when).v?.[0];
     for (const part of found.from) part.hidden = +part.dataset.rows > state.T.length;
-    for (const part of found.texts) {
-      const text = written(trees[+part.dataset.x], part.dataset.f || "");
-      if (part.textContent !== text) part.textContent = text;
-    }
+    for (const part of found.texts) part.textContent = written(trees[+part.dataset.x], part.dataset.f || "");
     found.tables.forEach(drawTable);
     found.tiles.forEach(drawTiles);
-    found.boxes.forEach(drawBoxes);
     found.curves.forEach(drawCurve);
     all("[data-of=f]").forEach((part) => { part.innerHTML = data.words[state.f]; });
     drawChecks(own);
-    for (const choice of all(".tools select")) choice.value = state[choice.name];
+    for (const choice of found.choices) choice.value = state[choice.name];
     $("rows").textContent = state.T.length;
     all("[data-does=layer]").forEach((button) => { button.hidden = linked(); });
     if (own) history.replaceState(null, "", code());
     if (hot) explain(hot);
   };
-  all("[data-checks], [data-check]").forEach((part) => { part.python = part.innerHTML; part.kind = part.className; });
-  all("[data-script]").forEach((part) => { part.hidden = false; });
-  window.addEventListener("hashchange", () => { follow(); update(); });
-  window.explained = { set: (given) => { state = { ...copy(state), ...given }; fit(); update(); }, get: () => copy(state),
-    values: () => trees.map((tree) => { const m = scope.compute(tree); return m.no ? null : rowsOf(m); }), update };
+  for (const part of [...found.lines, ...found.items]) [part.python, part.kind] = [part.innerHTML, part.className];
+  for (const part of found.script) part.hidden = false;
+  window.explained = { get: () => copy(state), set: (given) => { state = { ...copy(state), ...given }; fit(); update(); },
+    values: () => trees.map((tree) => { const m = scope.compute(tree); return m.no ? null : rowsOf(m); }) };
   follow();
   update();
 })();

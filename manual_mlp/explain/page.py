@@ -16,7 +16,6 @@ from manual_mlp.explain.blocks import (
     Areas,
     Bars,
     Block,
-    Boxes,
     Check,
     Curve,
     Exercise,
@@ -86,12 +85,11 @@ class _Page:
         answers = "".join(f"<li>{escape(line)}</li>" for line in _ANSWER)
         body = (
             "<header><h1>Why entry by entry, and why a transpose?</h1>"
-            '<p class="soft">The gradients of a dense layer, one number at a time, on numbers that are computed in front '
-            "of you. Blue is positive, orange negative, and the deeper the larger.</p>"
+            '<p class="soft">The gradients of a dense layer, one number at a time. Blue is positive, orange negative.</p>'
             f"<ol>{answers}</ol>"
             f'<p id="verdict" class="verdict {"failed" if failed else "ok"}">{escape(verdict_of(self.steps))}</p>'
             f"{warning}</header>\n{self._tools()}<main>\n{first}\n"
-            f"{self._questions()}\n<nav><p>The steps:</p><ol>{contents}</ol></nav>\n"
+            f"{self._questions()}\n<nav><details><summary>The steps</summary><ol>{contents}</ol></details></nav>\n"
             + "\n".join(rest)
             + f"\n{self._proofs()}\n{self._all_checks()}</main>\n<footer><p>{escape(about)}</p></footer>"
         )
@@ -135,8 +133,9 @@ class _Page:
             + button("reset", "reset")
             + button("link", "copy link")
             + button("layer", "H from the layer below")
-            + '<span id="said" role="status"></span><p class="soft">Every framed number can be changed: type, drag it '
-            "sideways, or press ↑ and ↓. Point at any other to see where it comes from.</p></div>\n"
+            + '<span id="said" role="status"></span></div>'
+            '<p class="soft help" data-script="" hidden="hidden">Change any underlined number: type, drag it sideways, or '
+            "press ↑ and ↓. Point at another to see where it comes from.</p>\n"
         )
 
     def _questions(self) -> str:
@@ -215,8 +214,6 @@ class _Page:
                 return pictures.tiles(block, None if self.story is None else self.trees)
             case Curve():
                 return pictures.curve(block)
-            case Boxes():
-                return pictures.boxes(block)
             case Bars():
                 return pictures.bars(block)
             case Areas():
@@ -275,7 +272,7 @@ class _Page:
             if value != ""
         )
         size = "" if isinstance(values, Refused) else shape(values)
-        caption = f"<caption>{escape(matrix.name)} <small>{size}</small></caption>"
+        caption = f"<caption>{typeset(matrix.name)} <small>{size}</small></caption>"
         body = (
             f'<tr><td class="refused">none: {escape(values.reason)}</td></tr>'
             if isinstance(values, Refused)

@@ -8,7 +8,7 @@ from html import escape
 
 from torch import Tensor
 
-from manual_mlp.explain.blocks import Areas, Bars, Boxes, Curve, Matrix, Tile, Tiles, number
+from manual_mlp.explain.blocks import Areas, Bars, Curve, Matrix, Tile, Tiles, number
 from manual_mlp.explain.compare import shape
 from manual_mlp.explain.mathml import typeset
 from manual_mlp.explain.trees import Trees
@@ -72,28 +72,6 @@ def _drawn_curve(line: list[list[float]], z: list[float], y: list[float], slope:
             f'<circle class="dot" cx="{across:.1f}" cy="{up:.1f}" r="4"/>'
         )
     return f'<path class="axis" d="{axes}"/><path class="line" d="{path([(x, v) for x, v in line])}"/>{"".join(marks)}'
-
-
-def boxes(picture: Boxes) -> str:
-    """Draw arrays as rectangles, their sides to scale; H, X, Y and Z have the rows of the batch."""
-    most = max(side for part in picture.parts if not isinstance(part, str) for side in part[1:])
-    parts = []
-    for part in picture.parts:
-        if isinstance(part, str):
-            parts.append(f'<span class="sign">{escape(part)}</span>')
-            continue
-        name, rows, columns = part
-        height, width = (max(4.0, 90 * side / most) for side in (rows, columns))
-        svg = (
-            f'<svg viewBox="-1 -1 {width + 2:.4g} {height + 2:.4g}" width="{width + 2:.4g}" height="{height + 2:.4g}" '
-            f'role="img" aria-label="{name}, {rows} by {columns}"><rect class="box" width="{width:.4g}" '
-            f'height="{height:.4g}"/></svg>'
-        )
-        side = f"{'N' if name in 'HXYZ' else rows} {columns}"
-        parts.append(
-            f'<span class="tile" data-side="{side}" data-name="{name}">{svg}<small>{name} {rows}×{columns}</small></span>'
-        )
-    return _figure(picture.says, "".join(parts), "boxes")
 
 
 def bars(picture: Bars) -> str:

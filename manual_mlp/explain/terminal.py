@@ -15,7 +15,6 @@ from manual_mlp.explain.blocks import (
     Areas,
     Bars,
     Block,
-    Boxes,
     Check,
     Curve,
     Exercise,
@@ -106,7 +105,7 @@ def _block(block: Block, width: int, paint: Paint) -> list[str]:
             return _numbers(there(parts), width, paint)
         case Table(header, rows):
             return [*_table(header, rows, width, paint), ""]
-        case Tiles(says, _, False) | Boxes(says) | Areas(says) | Curve(says):
+        case Tiles(says, _, False) | Areas(says) | Curve(says):
             return [*_wrapped(says, width, paint, _DIM), ""]
         case Tiles(says, parts, True):
             return _images(says, [part for part in parts if isinstance(part, Tile)], width, paint)
@@ -175,7 +174,11 @@ def label(letter: str, index: int | None) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int, paint: Paint) -> list[str]:
+    header, rows = [cell.replace("`", "") for cell in header], [[cell.replace("`", "") for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+    if len(header) == 2 and widths[0] + 24 < width < sum(widths) + 4:
+        wrap = textwrap.TextWrapper(width, subsequent_indent=" " * (widths[0] + 4))
+        return [part for first, rest in rows for part in wrap.wrap(f"  {first.ljust(widths[0])}  {rest}")]
     if sum(widths) + 2 * len(widths) > width:
         # Too wide: a line for each cell.
         cells = [(title, cell) for row in rows for title, cell in zip(header, row, strict=True)]

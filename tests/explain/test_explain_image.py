@@ -1,5 +1,8 @@
 """The explanation of a trained layer that looks at a real image."""
 
+# The index l is the textbook's.
+# ruff: noqa: E741
+import math
 import sys
 from pathlib import Path
 
@@ -7,8 +10,11 @@ import pytest
 import torch
 
 from faces import tree
-from manual_mlp import losses
-from manual_mlp.explain.steps.digit import trained_picture
+from manual_mlp import Activation, activations, losses
+from manual_mlp.explain.blocks import Check, Heading, Tiles
+from manual_mlp.explain.formulas import MISTAKES
+from manual_mlp.explain.steps.digit import Picture, digit, embedded_picture, trained_picture
+from shown import LOSSES, tables, value, words, wrong
 
 # A trained layer and a real image.
 
@@ -60,8 +66,6 @@ def image_of(digits, digit):
 @pytest.mark.parametrize("loss", losses.flags())
 @pytest.mark.parametrize(("hidden", "activation"), [((), "relu"), ((12,), "relu"), ((12, 11), "gelu")])
 def test_a_trained_network_looks_at_a_real_image(run, trained, digits, hidden, activation, loss):
-    from manual_mlp.explain.blocks import Table, Tiles
-    from manual_mlp.explain.steps.digit import digit, trained_picture
     from manual_mlp.training.checkpoint import load_model
 
     folder = trained(hidden, activation, loss)
@@ -81,10 +85,10 @@ def test_a_trained_network_looks_at_a_real_image(run, trained, digits, hidden, a
     y, one_hot = model(image.reshape(1, -1)), torch.eye(10, dtype=torch.float64)[3:4]
     losses.Criterion(losses.by_flag(loss), one_hot, "sum", {}).torchs(y).backward()
     first = next(model.parameters())
-    table = next(block for block in step.blocks if isinstance(block, Table))
+    table = [table for table in tables(step) if table.header[0] == ("unit" if hidden else "output")][-1]
     units = [int(line[0].split()[1]) - bool(hidden) for line in table.rows]
     pictures = [block for block in step.blocks if isinstance(block, Tiles)]
-    assert len(pictures) == 3
+    assert len(pictures) == 4
     for unit, update, weights in zip(units, pictures[1].parts, pictures[2].parts, strict=True):
         torch.testing.assert_close(update.values.flatten(), -first.grad[unit], rtol=0, atol=1e-12)
         torch.testing.assert_close(weights.values.flatten(), first.detach()[unit])
@@ -101,7 +105,7 @@ def test_the_page_of_a_trained_network_shows_the_run_whatever_it_is_called(run, 
     folder = trained((12,), name="a `run` <of> W & H")
     assert run("--checkpoint", folder, "--html", "page.html")[0] == 0
     section = tree((tmp_path / "page.html").read_text("utf-8")).find(".//section[@id='step-12']")
-    assert len(section.findall(".//figure")) == 3
+    assert len(section.findall(".//figure")) == 4
     assert "of the run a `run` <of> W & H." in " ".join("".join(section.find("p").itertext()).split())
 
 
@@ -160,3 +164,217 @@ def test_without_the_extra_it_says_how_to_install_it(run, trained, monkeypatch):
 def test_no_words_are_said_twice(run):
     _, out, _ = run()
     assert "right answer of the right answer" not in " ".join(out.split())
+
+
+# A trained layer, walked: δ from the outputs down, and the weights that move most.
+
+
+def made(sizes=(12, 7, 5, 4), activation="tanh", loss="cross-entropy", label=2, side=3, seed=0):
+    """A network of any sizes that looks at a random image, as if it were trained."""
+    draw = torch.Generator().manual_seed(seed)
+    fs = [*[activations.get(activation)] * (len(sizes) - 2), activations.get(None)]
+    layers = tuple(
+        (
+            torch.randn(a, b, generator=draw, dtype=torch.float64) / a**0.5,
+            torch.randn(b, generator=draw, dtype=torch.float64),
+            f,
+        )
+        for a, b, f in zip(sizes, sizes[1:], fs, strict=False)
+    )
+    image = torch.randn(side, sizes[0] // side, generator=draw, dtype=torch.float64)
+    return Picture(image, label, layers, loss, "made", trained=True)
+
+
+def slopes(picture):
+    """By autograd alone: ∂J/∂Y of the top, and of each layer its f′(Z), ∂J/∂H of what it makes, δ, H and ∂J/∂W."""
+    h, leaves, found = picture.image.reshape(-1), [], []
+    for w, b, f in picture.layers:
+        w = w.clone().requires_grad_()
+        z = h @ w + b
+        y = f.f(z)
+        leaves.append((h, w, z, y))
+        h = y
+    target = torch.nn.functional.one_hot(torch.tensor([picture.label]), len(h)).double()
+    j = losses.Criterion(losses.by_flag(picture.loss), target, "sum", {}).torchs(h[None])
+    for h, w, z, y in leaves:
+        slope = torch.autograd.grad(y.sum(), z, retain_graph=True)[0]
+        dw, delta, dy = torch.autograd.grad(j, (w, z, y), retain_graph=True)
+        found.append({"h": h.tolist(), "f′": slope.tolist(), "dy": dy.tolist(), "delta": delta.tolist(), "dw": dw})
+    return leaves[-1][-1].tolist(), found
+
+
+def near(text, want):
+    """Whether a number is written as it is: 4 decimals, or 3 digits of a small one."""
+    assert value(text) == pytest.approx(want, rel=5e-3, abs=6e-5)
+
+
+def walked(picture):
+    step = digit(picture)
+    assert not step.failed
+    return step, {table.header[0]: table for table in tables(step)}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_delta_of_each_output_stands_beside_what_the_network_says_of_it(loss):
+    picture = made(loss=loss)
+    step, found = walked(picture)
+    y, layers = slopes(picture)
+    says = {
+        "cross-entropy": lambda i: math.exp(y[i]) / math.fsum(map(math.exp, y)),
+        "binary-cross-entropy": lambda i: 1 / (1 + math.exp(-y[i])),
+        "squared-error": lambda i: y[i],
+    }[loss]
+    table = found["class"]
+    assert table.header == ("class", "output", *(["share"] if loss != "squared-error" else []), "δ")
+    assert [line[0] for line in table.rows] == [f"class {i}" for i in range(4)]
+    for i, line in enumerate(table.rows):
+        near(line[1], y[i])
+        near(line[-2], says(i))
+        near(line[-1], says(i) - (i == 2))
+        near(line[-1], layers[-1]["delta"][i])
+    assert f"`Y*` is 1 for class {picture.label}" in words(step)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_delta_of_each_hidden_layer_is_what_comes_from_above_times_its_own_slope(activation):
+    picture = made(activation=activation)
+    step, _ = walked(picture)
+    _, layers = slopes(picture)
+    hidden = [table for table in tables(step) if table.header == ("unit", "δWᵀ", "f′(Z)", "δ")]
+    # From the top down.
+    for table, layer, (w, _, _), above in zip(
+        hidden, layers[1::-1], (picture.layers[2], picture.layers[1]), layers[:0:-1], strict=True
+    ):
+        assert [line[0] for line in table.rows] == [f"unit {k + 1}" for k in range(len(w))]
+        for k, line in enumerate(table.rows):
+            comes = math.fsum(d * weight for d, weight in zip(above["delta"], w[k].tolist(), strict=True))
+            near(line[1], comes)
+            near(line[1], layer["dy"][k])
+            near(line[2], layer["f′"][k])
+            near(line[3], comes * layer["f′"][k])
+            near(line[3], layer["delta"][k])
+    assert [check.name for check in step.checks[:3]] == [
+        "δ of the outputs = ∂J/∂Z",
+        "δ of hidden layer 2 = ∂J/∂Z",
+        "δ of hidden layer 1 = ∂J/∂Z",
+    ]
+
+
+def test_of_many_units_those_of_the_largest_delta_are_shown_in_their_order():
+    picture = made((12, 40, 4))
+    step, found = walked(picture)
+    delta = slopes(picture)[1][0]["delta"]
+    largest = sorted(sorted(range(40), key=lambda k: -abs(delta[k]))[:10])
+    assert [line[0] for line in found["unit"].rows] == [f"unit {k + 1}" for k in largest]
+    assert "The hidden layer has 40 units. Here are the 10 of 40 for which `|δ|` is largest." in words(step)
+
+
+@pytest.mark.parametrize("sizes", [(12, 7, 5, 4), (12, 7, 4), (12, 4)])
+def test_the_ten_weights_that_move_most_are_the_largest_of_all_products(sizes):
+    picture = made(sizes)
+    _, found = walked(picture)
+    _, layers = slopes(picture)
+    rate = 1 / (1 + math.fsum(x * x for x in picture.image.flatten().tolist()))
+    deep = len(sizes) > 2
+
+    def of_pixel(k):
+        return f"({k // 4 + 1}, {k % 4 + 1})"
+
+    def names(last):
+        return (lambda l: f"class {l}") if last else (lambda l: f"unit {l + 1}")
+
+    expected = [(f"pixel (row, column) → {'unit' if deep else 'class'}", layers[0], of_pixel, names(not deep), 0)]
+    expected += [("unit → class", layers[-1], lambda k: f"unit {k + 1}", names(True), -1)] * deep
+    assert ("unit → class" in found) == deep
+    for title, layer, of, to, at in expected:
+        w = picture.layers[at][0].tolist()
+        every = [
+            (abs(h * d), h, d, w[k][l], f"{of(k)} → {to(l)}")
+            for k, h in enumerate(layer["h"])
+            for l, d in enumerate(layer["delta"])
+        ]
+        table = found[title]
+        assert table.header[1:] == ("Hₖ", "δₗ", "−η Hₖ δₗ", "Wₖₗ before")
+        assert len(table.rows) == 10
+        for line, (_, h, d, before, name) in zip(table.rows, sorted(every, reverse=True), strict=False):
+            assert line[0] == name
+            for text, want in zip(line[1:], (h, d, -rate * h * d, before), strict=True):
+                near(text, want)
+
+
+def test_equal_pixels_come_in_the_order_of_reading():
+    picture = made((12, 7, 4))
+    flat = Picture(torch.ones(3, 4, dtype=torch.float64), 2, picture.layers, picture.loss, "flat", trained=True)
+    _, found = walked(flat)
+    places = [line[0].split(" → ")[0] for line in found["pixel (row, column) → unit"].rows]
+    assert places == [f"({k // 4 + 1}, {k % 4 + 1})" for k in range(10)]
+
+
+@pytest.mark.parametrize("sizes", [(12, 7, 5, 4), (12, 4)])
+def test_a_picture_shows_how_much_the_weights_of_each_pixel_move(sizes):
+    picture = made(sizes)
+    step, _ = walked(picture)
+    dw = slopes(picture)[1][0]["dw"].tolist()
+    (tile,) = [block for block in step.blocks if isinstance(block, Tiles)][-1].parts
+    lengths = [math.sqrt(math.fsum(d * d for d in row)) for row in dw]
+    assert tile.values.shape == picture.image.shape
+    assert tile.values.flatten().tolist() == pytest.approx(lengths, abs=1e-12)
+    said = words(step)
+    assert said.count("A weight moves much where its input is large and its output erred") == 1
+
+
+@pytest.mark.parametrize("field", ["cost_gradient", "delta", "weight", "bias", "input"])
+def test_a_formula_a_thousandth_off_turns_a_trained_network_red(field):
+    failed = {check.name for check in digit(made(), wrong(field)).failed}
+    down = ["δ of the outputs = ∂J/∂Z", "δ of hidden layer 2 = ∂J/∂Z", "δ of hidden layer 1 = ∂J/∂Z", "δ = ∂J/∂B"]
+    of_weights = {"Hᵀδ of the last layer = ∂J/∂W", "Hᵀδ for the image = ∂J/∂W"}
+    of_weights |= {"⟨Hᵀδ, update⟩ = the slope of J along the update"}
+    assert (
+        failed
+        == {
+            "cost_gradient": {*down, *of_weights},
+            "delta": {*down, *of_weights},
+            "weight": of_weights,
+            "bias": {"δ = ∂J/∂B"},
+            # What is passed down is wrong, and the outputs are right.
+            "input": {*down[1:], *of_weights} - {"Hᵀδ of the last layer = ∂J/∂W"},
+        }[field]
+    )
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_a_trained_network_is_shown_and_caught(name):
+    step = digit(made(), MISTAKES[name].formulas)
+    # These change nothing where there is one row, or are not of this step.
+    harmless = {"mean-for-sum", "bias-not-summed", "convention-swapped"}
+    assert bool(step.failed) == (name not in harmless)
+    assert isinstance(step.blocks[-1], Check)
+    rows = [cell for table in tables(step) for line in table.rows for cell in line]
+    assert "nan" not in " ".join(rows)
+    assert len([table for table in tables(step) if table.header[0] == "unit"]) == 2
+
+
+def test_a_slope_that_is_wrong_in_a_hidden_layer_turns_that_layer_red():
+    tanh, picture = activations.get("tanh"), made()
+    crooked = Activation(torch.tanh, lambda z: 1.001 * tanh.df(z), tanh.d2f)
+    first, second, last = picture.layers
+    wrongly = Picture(picture.image, 2, (first, (*second[:2], crooked), last), picture.loss, "made", trained=True)
+    failed = [check.name for check in digit(wrongly).failed]
+    assert failed[:2] == ["δ of hidden layer 2 = ∂J/∂Z", "δ of hidden layer 1 = ∂J/∂Z"]
+
+
+def test_a_layer_that_has_learned_nothing_is_walked_in_short():
+    step = digit(embedded_picture())
+    assert not any(isinstance(block, Heading) for block in step.blocks)
+    assert [table.header for table in tables(step)] == [("output", "δ")]
+    assert len(step.checks) == 3
+
+
+def test_the_command_walks_a_trained_layer_and_its_page_too(run, trained, tmp_path):
+    folder = trained((12,))
+    said = " ".join(run("--checkpoint", folder)[1].split())
+    for sentence in ("δ of the outputs", "δ of the hidden layer", "Which weights move most", "(row, column) → unit"):
+        assert sentence in said
+    assert run("--checkpoint", folder, "--html", "page.html")[0] == 0
+    section = tree((tmp_path / "page.html").read_text("utf-8")).find(".//section[@id='step-12']")
+    assert len(section.findall(".//table")) == 4

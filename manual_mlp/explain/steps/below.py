@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manual_mlp.explain.blocks import Boxes, Formula, Numbers, Step, Text, Tiles
+from manual_mlp.explain.blocks import Formula, Numbers, Step, Text, Tiles
 from manual_mlp.explain.story import Story
 
 _RATE = "0.5 / (1 + sum(dV_ * dV_) + sum(dC_ * dC_) + sum(dW_ * dW_) + sum(dB_ * dB_))"  # η: small where slopes are large
@@ -11,7 +11,6 @@ _RATE = "0.5 / (1 + sum(dV_ * dV_) + sum(dC_ * dC_) + sum(dW_ * dW_) + sum(dB_ *
 def below(story: Story) -> Step:
     """Step 8: ∂J/∂H, and the same formulas for the hidden layer."""
     s, width = story, story.network.x.shape[1]
-    rows, inputs, outputs = s.network.shape
     _, k, _ = s.looked_at
     moved = f"f(f(X @ (V - {_RATE} * dV_) + C - {_RATE} * dC_) @ (W - {_RATE} * dW_) + B - {_RATE} * dB_)"
     return Step(
@@ -37,9 +36,9 @@ def below(story: Story) -> Step:
                 "This H did not fall from the sky. It is the output of a hidden layer, `H = f(XV + C)`, with data X of "
                 f"{width} numbers a row, counted by m, a weight V and a bias C:"
             ),
-            Boxes(
+            Tiles(
                 "The whole network, forward.",
-                (("X", rows, width), "→", ("H", rows, inputs), "→", ("Y", rows, outputs), "→", ("J", 1, 1)),
+                (s.tile("X", "X"), "→", s.tile("H", "H"), "→", s.tile("Y", "Y"), "→", s.tile("J", "J")),
             ),
             Numbers(
                 (s.matrix("X", "X", "n", "m"), "·", s.matrix("V", "V", "m", "k"), "+", s.matrix("C", "C", "", "k"))

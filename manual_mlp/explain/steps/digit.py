@@ -2,129 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from manual_mlp import losses
-from manual_mlp.activations import IDENTITY, Activation
-from manual_mlp.explain.blocks import Formula, Refused, Step, Table, Text, Tile, Tiles, Values, literal, number
-from manual_mlp.explain.compare import DIFFERENCE, agree, attempt, autograd, central_difference, shape
-from manual_mlp.explain.digits import image_of
-from manual_mlp.explain.formulas import RIGHT, Formulas, cost
+from manual_mlp.activations import IDENTITY
+from manual_mlp.explain.blocks import (
+    Block,
+    Check,
+    Formula,
+    Heading,
+    Step,
+    Table,
+    Text,
+    Tile,
+    Tiles,
+    Values,
+    count,
+    number,
+)
+from manual_mlp.explain.compare import DIFFERENCE, agree, attempt, autograd, central_difference
+from manual_mlp.explain.formulas import RIGHT, Formulas
+from manual_mlp.explain.picture import Picture, Seen, embedded_picture, output, trained_picture, walk
 
-_SHOWN = 10  # outputs
+__all__ = ["Picture", "digit", "embedded_picture", "trained_picture"]
 
-
-@dataclass(frozen=True)
-class Picture:
-    """Hold one image, its label, and a network that looks at it.
-
-    Attributes:
-        image: what enters the network, (height, width).
-        layers: the textbook's W (D_in, D_out), B (D_out,) and f of each layer.
-        loss: its name, as a flag; rows of numbers are compared with the one-hot label.
-        source: where image and network come from, in words.
-        trained: whether the network has learned anything.
-    """
-
-    image: Tensor
-    label: int
-    layers: tuple[tuple[Tensor, Tensor, Activation], ...]
-    loss: str
-    source: str
-    trained: bool = False
-
-
-def embedded_picture(digit: int = 7, seed: int = 0) -> Picture:
-    """Make the picture of an embedded 8×8 digit, before a single layer that has not been trained."""
-    generator = torch.Generator().manual_seed(seed)
-    w = torch.empty(10, 64, dtype=torch.float64)
-    nn.init.kaiming_uniform_(w, a=5**0.5, generator=generator)
-    layer = (w.mT.contiguous(), torch.zeros(10, dtype=torch.float64), IDENTITY)
-    source = f"a real {digit} of 8×8 pixels, and a layer of 10 outputs that has learned nothing yet"
-    return Picture(image_of(digit), digit, (layer,), "cross-entropy", source)
-
-
-def trained_picture(run: Path, digit: int = 7, data_dir: Path | None = None) -> Picture:
-    """Make the picture of a trained network, and of a digit from the last twelfth of the training images.
-
-    Args:
-        run: a folder that train.py has written.
-        data_dir: where the images are; MANUAL_MLP_DATA, or the folder of the run, if it is None.
-
-    Raises:
-        ValueError: there is no run in the folder, or no such image.
-        ImportError: the extra ``train`` is not installed.
-    """
-    from manual_mlp.training.errors import InputError
-
-    try:
-        from manual_mlp.training import checkpoint
-        from manual_mlp.training.data import load
-
-        settings, model = checkpoint.load_settings(run), checkpoint.load_model(run)
-        loss, (mean, std) = settings["loss"], checkpoint.normalisation(run)
-        if loss not in losses.flags():
-            raise ValueError(f"its loss is {loss}, and only {', '.join(losses.flags())} can be explained")
-        data = load(
-            settings["dataset"], data_dir or checkpoint.data_dir(settings), torch.device("cpu"), normalised=False
-        )
-        found = (data.validation.labels == digit).nonzero()
-        if not len(found):
-            raise ValueError(f"no validation image of class {digit} in {data.name}")
-        # As the run normalised it, whatever images it held out.
-        image = data.validation.images[found[0, 0]].sub(mean).div(std).double().view(data.image_shape)
-        if image.numel() != settings["sizes"][0] or digit >= settings["sizes"][-1]:
-            raise ValueError(f"sizes {settings['sizes']} for images of {shape(image)} and class {digit}")
-    except ImportError as error:
-        raise ImportError(
-            f"expected the packages for training, got: {error}; pip install 'manual_mlp[train]'"
-        ) from None
-    except InputError:
-        raise  # in words already
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"expected the folder of a run of train.py, got {run}: {reason}") from None
-    layers = tuple(
-        (
-            layer.w.detach().double().mT.contiguous(),
-            torch.zeros(len(layer.w)).double() if layer.b is None else layer.b.detach().double(),
-            layer.activation,
-        )
-        for layer in model.chain() or ()
-    )
-    sizes = "-".join(str(size) for size in (image.numel(), *(w.shape[1] for w, _, _ in layers)))
-    kind = f"an image of {data.name}" + (", normalised," if (mean, std) != (0.0, 1.0) else "")
-    source = f"{kind} before the {sizes} network of the run {literal(run.name)}"
-    return Picture(image, digit, layers, loss, source, trained=True)
+_SHOWN = 10  # outputs of a layer, and weights
 
 
 def digit(picture: Picture, formulas: Formulas = RIGHT) -> Step:
     """Step 12: H as an image, δ as a row, and the update of each output's weights as an image."""
-    h, (w, b, f) = picture.image.reshape(1, -1), picture.layers[0]
-    outputs = w.shape[1]
-    target = F.one_hot(torch.tensor([picture.label]), picture.layers[-1][0].shape[1]).double()
-
-    def whole_cost(w: Tensor, b: Tensor) -> Tensor:
-        return cost(picture.loss, _forward(h, ((w, b, f), *picture.layers[1:]))[-1][1], target)
-
-    delta = _delta(picture, h, target, formulas)
-    dw, db = attempt(formulas.weight, h, delta), attempt(lambda delta: formulas.bias(delta).reshape(-1), delta)
-    by_autograd = autograd(whole_cost, w, b)
-    true = by_autograd[1]
-    shown = delta[0] if isinstance(delta, Tensor) else true
-    most = true.abs().topk(min(_SHOWN, outputs)).indices.sort().values.tolist()
+    layers = walk(picture, formulas)
+    first, deep = layers[0], len(layers) > 1
+    delta, most = first.shown_delta, _most(first)
+    db = attempt(lambda delta: formulas.bias(delta).reshape(-1), first.delta)
+    by_autograd = autograd(first.cost, first.w, first.b)
     update = -by_autograd[0]
-    rate = float(1 / (h.square().sum() + 1))
-    before, after = _answer(picture, h, 0.0, by_autograd), _answer(picture, h, rate, by_autograd)
-    slope = central_difference(lambda w: whole_cost(w, b), w, update)
-    last = len(picture.layers) == 1
-    names = [f"class {i}" if last else f"unit {i + 1}" for i in most]
-    chosen = "" if outputs <= _SHOWN else f" Here are the {_SHOWN} of {outputs} for which it is largest."
+    rate = float(1 / (first.h.square().sum() + 1))
+    before, after = _answer(picture, first, 0.0, by_autograd), _answer(picture, first, rate, by_autograd)
+    slope = central_difference(lambda w: first.cost(w, first.b), first.w, update)
+    names = [first.name(i) for i in most]
     answer = (
         "share that the network gives to the right answer"
         if losses.by_flag(picture.loss).has_shares
@@ -136,8 +54,7 @@ def digit(picture: Picture, formulas: Formulas = RIGHT) -> Step:
         (
             Text(f"Now H is an image, row by row: {picture.source}. The right answer is {picture.label}."),
             Tiles("H: the image that enters.", (Tile("H", picture.image),), images=True),
-            Text(f"δ has an entry for each output.{chosen} Where it is negative, J falls if that entry of Z grows."),
-            Table(("output", "δ"), tuple((name, number(float(shown[i]))) for name, i in zip(names, most, strict=True))),
+            *(_down(picture, layers) if deep else _only(first)),
             Formula("∂J/∂W = Hᵀ δ", "B3"),
             Text(
                 "One column of W belongs to each output, and it has as many entries as the image has pixels. So its "
@@ -147,27 +64,99 @@ def digit(picture: Picture, formulas: Formulas = RIGHT) -> Step:
             Tiles(
                 "Updates, in one scale: where the weights grow and where they shrink.",
                 tuple(
-                    Tile(f"{name}, δ {number(float(shown[i]), 2)}", update[:, i].view(picture.image.shape))
+                    Tile(f"{name}, δ {number(float(delta[i]), 2)}", update[:, i].view(picture.image.shape))
                     for name, i in zip(names, most, strict=True)
                 ),
                 images=True,
             ),
             *_weights(picture, most, names),
             Text(
-                f"One step of `η = {number(rate)}` with this image alone: the {answer} goes from "
-                f"{number(before)} to {number(after)}."
+                f"One step of `η = {number(rate)}` with this image alone{', in the first layer' if deep else ''}: the "
+                f"{answer} goes from {number(before)} to {number(after)}."
             ),
-            agree("Hᵀδ for the image = ∂J/∂W", dw, by_autograd[0]),
+            *(_moved(picture, layers, rate) if picture.trained else ()),
+            *(_checks(layers) if deep else ()),
+            agree("Hᵀδ for the image = ∂J/∂W", first.dw, by_autograd[0]),
             agree("δ = ∂J/∂B", db, by_autograd[1]),
             agree(
                 "⟨Hᵀδ, update⟩ = the slope of J along the update",
-                attempt(lambda dw: (dw * update).sum(), dw),
+                attempt(lambda dw: (dw * update).sum(), first.dw),
                 slope,
                 "central difference",
                 DIFFERENCE,
             ),
         ),
     )
+
+
+def _most(layer: Seen) -> list[int]:
+    """List the outputs that are shown, in their order: those of the largest δ."""
+    found = layer.shown_delta.abs().topk(min(_SHOWN, len(layer.b))).indices.sort().values
+    return [int(i) for i in found]
+
+
+def _chosen(layer: Seen, what: str = "it") -> str:
+    outputs = len(layer.b)
+    return "" if outputs <= _SHOWN else f" Here are the {_SHOWN} of {outputs} for which {what} is largest."
+
+
+def _only(layer: Seen) -> tuple[Block, ...]:
+    """Show δ of the only layer."""
+    delta = layer.shown_delta
+    return (
+        Text(
+            f"δ has an entry for each output.{_chosen(layer)} Where it is negative, J falls if that entry of Z grows."
+        ),
+        Table(("output", "δ"), tuple((layer.name(i), number(float(delta[i]))) for i in _most(layer))),
+    )
+
+
+def _down(picture: Picture, layers: Sequence[Seen]) -> tuple[Block, ...]:
+    """Show δ of every layer, from the outputs down to the layer that the image enters."""
+    loss, last, hidden = losses.by_flag(picture.loss), layers[-1], layers[:-1]
+    y = last.f.f(last.z)
+    said, header = ((y, loss.shares(y)), ("output", "share")) if loss.has_shares else ((y,), ("output",))
+    no_f = " The last layer has no f, so δ is ∂J/∂Y." if last.f is IDENTITY else ""
+    blocks: list[Block] = [
+        Heading("δ of the outputs"),
+        Text(
+            "Begin at the end. The last layer has an output for each class. Its target `Y*` is 1 for class "
+            f"{picture.label}, and 0 for the others."
+        ),
+        Formula(f"∂J/∂Y = {loss.slope}"),
+        Formula("δ = ∂J/∂Y ⊙ f′(Z)", "B1"),
+        Text(
+            f"So δ says how far off each output is.{no_f}{_chosen(last)} Where it is negative, J falls if that entry "
+            "of Z grows."
+        ),
+        _entries(last, ("class", *header), said),
+        Heading(f"δ of the hidden {'layers' if len(hidden) > 1 else 'layer'}"),
+        Text(
+            "A hidden unit has no target. What it did wrong comes from above, as in step 8: take the δ of every output "
+            "above it times the weight that leads there, and add up. Then multiply by the unit's own slope, as in "
+            "step 3. On the right stand the δ and the W of the layer above, and on the left the layer's own δ:"
+        ),
+        Formula("δ = (δ Wᵀ) ⊙ f′(Z)", "B2, B1"),
+        Text("Where f′(Z) is 0, δ is 0 too. Such a unit learns nothing from this digit."),
+    ]
+    for i, layer in reversed([*enumerate(hidden)]):
+        name = _hidden(i, len(hidden))
+        blocks += [
+            Text(f"{name[0].upper()}{name[1:]} has {count(len(layer.b), 'unit')}.{_chosen(layer, '`|δ|`')}"),
+            _entries(layer, ("unit", "δWᵀ", "f′(Z)"), (layer.dy, layer.f.df(layer.z))),
+        ]
+    return (*blocks, Heading("The first layer"), Text("With its δ the first layer learns. Its H is the image:"))
+
+
+def _entries(layer: Seen, header: tuple[str, ...], columns: Sequence[Values]) -> Table:
+    """Make a table of a layer's outputs: for each the numbers of the columns, and δ last."""
+
+    def cell(values: Values, i: int) -> str:
+        fits = isinstance(values, Tensor) and values.shape == layer.z.shape
+        return number(float(values[0, i])) if isinstance(values, Tensor) and fits else "none"
+
+    columns = (*columns, layer.shown_delta[None])
+    return Table((*header, "δ"), tuple((layer.name(i), *(cell(c, i) for c in columns)) for i in _most(layer)))
 
 
 def _weights(picture: Picture, most: list[int], names: list[str]) -> tuple[Text | Tiles, ...]:
@@ -184,30 +173,69 @@ def _weights(picture: Picture, most: list[int], names: list[str]) -> tuple[Text 
     )
 
 
-def _forward(h: Tensor, layers: tuple[tuple[Tensor, Tensor, Activation], ...]) -> list[tuple[Tensor, Tensor]]:
-    """Return z and y of each layer."""
-    found = []
-    for w, b, f in layers:
-        z = h @ w + b
-        h = f.f(z)
-        found.append((z, h))
-    return found
+def _moved(picture: Picture, layers: Sequence[Seen], rate: float) -> tuple[Block, ...]:
+    """Show which weights of the first and of the last layer move most, and how much those of each pixel do."""
+    first, last, deep, width = layers[0], layers[-1], len(layers) > 1, picture.image.shape[-1]
+    blocks: list[Block] = [
+        Heading("Which weights move most"),
+        Text(
+            "A weight moves much where its input is large and its output erred: its update is `−η Hₖ δₗ`. Of the step "
+            f"above, these are the largest updates{' in the first layer' if deep else ''}. A pixel is told by its row "
+            "and column, counted from 1:"
+        ),
+        _largest(first, rate, "pixel (row, column)", lambda k: f"({k // width + 1}, {k % width + 1})"),
+    ]
+    if deep:
+        blocks += [
+            Text("And these, with the same η, are the largest in the last layer. Its H is the units below it:"),
+            _largest(last, rate, "unit", lambda k: f"unit {k + 1}"),
+        ]
+    return (
+        *blocks,
+        Text(
+            "Many weights lead away from a pixel, one to each output. Without η, the length of all their updates is "
+            "`√(Σₗ H²ₖ δ²ₗ)`. Every pixel meets the same δ. So this is `|Hₖ|` times one number: the further a pixel is "
+            "from 0, the more its weights move."
+        ),
+        Tiles(
+            "How much the weights of each pixel move.",
+            (Tile("all weights of a pixel", first.shown_dw.norm(dim=1).view(picture.image.shape)),),
+            images=True,
+        ),
+    )
 
 
-def _delta(picture: Picture, h: Tensor, target: Tensor, formulas: Formulas) -> Values:
-    """Return δ of the first layer: from the loss down, layer by layer."""
-    states = _forward(h, picture.layers)
-    dy = attempt(formulas.cost_gradient, picture.loss, states[-1][1], target)
-    delta: Values = Refused("a network without layers")
-    for (z, _), (w, _, f) in zip(reversed(states), reversed(picture.layers), strict=True):
-        delta = attempt(formulas.delta, dy, z, f)
-        dy = attempt(formulas.input, delta, w)
-    return delta
+def _largest(layer: Seen, rate: float, inputs: str, name: Callable[[int], str]) -> Table:
+    """Make a table of the weights of a layer that move most, the first of all first."""
+    update, outputs = -rate * layer.shown_dw, len(layer.b)
+    # Many pixels may be equal: of those the first come first.
+    order = update.abs().flatten().sort(descending=True, stable=True).indices[:_SHOWN].tolist()
+    rows = []
+    for k, i in (divmod(entry, outputs) for entry in order):
+        numbers = (layer.h[0, k], layer.shown_delta[i], update[k, i], layer.w[k, i])
+        rows.append((f"{name(k)} → {layer.name(i)}", *(number(float(value)) for value in numbers)))
+    return Table((f"{inputs} → {layer.outputs}", "Hₖ", "δₗ", "−η Hₖ δₗ", "Wₖₗ before"), tuple(rows))
 
 
-def _answer(picture: Picture, h: Tensor, rate: float, gradients: tuple[Tensor, ...]) -> float:
+def _checks(layers: Sequence[Seen]) -> tuple[Check, ...]:
+    """Compare δ of every layer, and the last layer's ∂J/∂W, with autograd."""
+    *hidden, last = layers
+    names = ["δ of the outputs"]
+    names += [f"δ of {_hidden(i, len(hidden))}" for i in reversed(range(len(hidden)))]
+    return (
+        *(
+            agree(f"{name} = ∂J/∂Z", layer.delta, layer.true_delta)
+            for name, layer in zip(names, reversed(layers), strict=True)
+        ),
+        agree("Hᵀδ of the last layer = ∂J/∂W", last.dw, autograd(last.cost, last.w, last.b)[0]),
+    )
+
+
+def _hidden(i: int, layers: int) -> str:
+    return f"hidden layer {i + 1}" if layers > 1 else "the hidden layer"
+
+
+def _answer(picture: Picture, first: Seen, rate: float, gradients: tuple[Tensor, ...]) -> float:
     """Return the share of the right answer after a step along the first layer's gradients."""
-    w, b, f = picture.layers[0]
-    moved = ((w - rate * gradients[0], b - rate * gradients[1], f), *picture.layers[1:])
-    y = _forward(h, moved)[-1][1]
+    y = output(picture, first.h @ (first.w - rate * gradients[0]) + first.b - rate * gradients[1])
     return float(losses.by_flag(picture.loss).shares(y)[0, picture.label])

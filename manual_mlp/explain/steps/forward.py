@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from manual_mlp.layer import dense
-from manual_mlp.explain.blocks import Block, Boxes, Curve, Formula, Heading, Numbers, OfF, Step, Table, Text, Tiles, low
+from manual_mlp.explain.blocks import Block, Curve, Formula, Heading, Numbers, OfF, Step, Table, Text, Tiles, count, low
 from manual_mlp.explain.compare import agree
 from manual_mlp.explain.formulas import in_words
 from manual_mlp.explain.story import Story
@@ -36,31 +36,29 @@ def question(story: Story) -> Step:
             Table(
                 ("sign", "is"),
                 (
-                    ("`H`", f"the row that enters, here {inputs} numbers. Hₖ is number k"),
+                    ("`H`", f"the row that enters, here {count(inputs, 'number')}; Hₖ is number k"),
                     ("`W`", "the weights: Wₖₗ says how much input k counts for output l"),
-                    ("`B`", f"the biases, one for each output, here {outputs}"),
-                    ("`HW`", "a matrix product: for each l multiply Hₖ by Wₖₗ for every k, and add"),
-                    ("`Z`", "short for HW + B, the layer before f"),
+                    ("`B`", f"the biases, one for each output"),
+                    ("`HW`", "their matrix product: for each l multiply Hₖ by Wₖₗ for every k, and add"),
+                    ("`Z`", "short for `HW + B`, the layer before f"),
                     ("`f`", "a function of one number, used on each entry by itself"),
-                    ("`Y`", "f(Z), the row that leaves; `Y*` is what it should be"),
-                    ("`f′`", "the slope of f: how fast f(z) rises at z. f′(Z) has one for each entry"),
+                    ("`Y`", "`f(Z)`, the row that leaves"),
+                    ("`Y*`", "what Y should be"),
+                    ("`f′`", "the slope of f: how fast `f(z)` rises at z"),
                     ("`J`", "the cost, one number: how far Y is from `Y*`"),
-                    (
-                        "`∂J/∂B`",
-                        "for each entry of B, how fast J changes if this entry is nudged and all else stands still",
-                    ),
-                    ("`∂J/∂W`", "the same for each entry of W. Each derivative is written where its entry stands"),
+                    ("`∂J/∂B`", "how fast J changes if one entry of B is nudged and all else stands still: one for each"),
+                    ("`∂J/∂W`", "the same for each entry of W, written where that entry stands"),
                     ("`∗`, `⊙`", "entry by entry: multiply what stands in the same place"),
-                    ("`Hᵀ`", "H transposed: stood up, so that its row becomes a column"),
+                    ("`Hᵀ`", "H transposed: its row stood up as a column"),
                     ("`Σᵢ`", "add up what follows, for every i"),
-                    ("`δ`", "short for `∂J/∂Y ⊙ f′(Z)`, which is `(Y − Y*) ∗ f′(Z)` for the textbook's J"),
-                    ("`σ`", "the sigmoid, `σ(z) = 1/(1 + exp(−z))`, where exp(x) is e to the power x, and ln undoes it"),
+                    ("`δ`", "short for `∂J/∂Y ⊙ f′(Z)`, here `(Y − Y*) ∗ f′(Z)`"),
+                    ("`σ`", "the sigmoid, `1/(1 + exp(−z))` at z; `exp(x)` is e to the power x, and ln undoes it"),
                 ),
             ),
             OfF(net.name_of_f, in_words(net.f)),
-            s.text("The numbers, row {r + 1:whole} of H first:"),
+            s.text("Row {r + 1:whole} of H, and W and B:"),
             Numbers((s.matrix("H", "row(H, r)", "", "k"), "·", s.matrix("W", "W", "k"), "+", s.matrix("B", "B", ""))),
-            Text("And what the layer makes of them, with the slope of f below each entry:"),
+            Text("What the layer makes of them, and the slope of f at each entry of Z:"),
             Numbers(
                 (
                     s.matrix("Z", "row(Z, r)", ""),
@@ -71,20 +69,18 @@ def question(story: Story) -> Step:
                 )
             ),
             Curve(
-                "f, with a dot for each entry of this Z: across stands Z, up stands Y, and the dash has the slope f′(Z).",
+                "The curve of f. Each dot is an entry: Z across, Y up. The dash has the slope f′(Z).",
                 z,
                 y,
                 slope,
                 torch.stack([ends, net.f.f(ends)], 1),
             ),
             Numbers((s.matrix("Y", "row(Y, r)", ""), "should be", s.matrix("Y*", "row(T, r)", ""))),
-            s.text("With {rows(H):row} in all, J is {J}. It is this J that everything below takes derivatives of."),
-            s.when("se == 0", "The textbook's J is half the squared error, which gives Y − `Y*`. With another J, such "
-                   "as this one, `∂J/∂Y` stands there instead: step 2 tells how fast J changes with each entry of Y."),
+            s.text("Over {rows(H):row}, J is {J}."),
+            s.when("se == 0", "With this J another `∂J/∂Y` stands where the textbook has Y − `Y*`: see step 2."),
             Heading("Four products"),
             Text(
-                "All four multiply two arrays, and tutorials confuse them. On your numbers, with the row of Y and of "
-                "`Y*`, and with H:"
+                "All four multiply two arrays, and tutorials confuse them. With these rows of H, Y and `Y*`:"
             ),
             Table(
                 ("product", "what it does", "here", "shape"),
@@ -110,18 +106,10 @@ def question(story: Story) -> Step:
                     ),
                 ),
             ),
-            Text("J is one number, so a derivative of J has the shape of what it is by: W has as many as it has entries."),
-            Boxes(
-                "Sides to scale, for all rows at once: the columns of H meet the rows of W, and both are counted by k.",
-                (
-                    ("H", net.shape[0], inputs),
-                    "·",
-                    ("W", inputs, outputs),
-                    "+",
-                    ("B", 1, outputs),
-                    "=",
-                    ("Z", net.shape[0], outputs),
-                ),
+            Text("J is one number. So `∂J/∂W` has one entry for each entry of W: the shape of W."),
+            Tiles(
+                "All rows n at once. The columns of H meet the rows of W: k counts both, and l the columns of W.",
+                (s.tile("H", "H"), "·", s.tile("W", "W"), "+", s.tile("B", "B"), "=", s.tile("Z", "Z")),
             ),
             s.slope("f′(Z) = the slope of f", "diag(row(S, r))" if outputs > 1 else "row(S, r)", "f(Zr)", "Zr"),
             agree("Y = f(HW + B)", s.value("Y"), dense(net.h, net.w.mT, net.b, net.f), "the package's layer"),
@@ -141,8 +129,8 @@ def nudge(story: Story) -> Step:
         (
             s.text(
                 f"Take one weight, `W{low(k, l)}`, from input {k + 1} to output {l + 1}. Raise it from "
-                f"{{at(W, k, l)}} by a tiny ε, a millionth, and leave all else alone. How far did each entry of Z "
-                "move, divided by ε? One row n of Z for each row of H:"
+                f"{{at(W, k, l)}} by a tiny ε, and leave all else alone. How far did each entry of Z move, divided by ε? "
+                "Row n of Z comes from row n of H:"
             ),
             Numbers(
                 (
@@ -156,18 +144,17 @@ def nudge(story: Story) -> Step:
                 (s.tile("ΔZ / ε", moved, ("n", "l")), "", s.tile("H", "H", ("n", "k"))),
             ),
             Text(
-                f"A weight of column {l + 1} reaches output {l + 1} and no other, and there it is multiplied by Hₖ, "
-                f"with k = {k + 1}. So that is how much Z moves. As a formula, with i for any output:"
+                f"A weight of column {l + 1} reaches output {l + 1} and no other, and there it is multiplied by Hₖ, k = "
+                f"{k + 1}. As a formula, with i for any output:"
             ),
             Formula("∂Zᵢ/∂Wₖₗ = Hₖ Iᵢₗ"),
             Text(
-                "`Iᵢₗ` is 1 if i and l are the same number, and 0 if not: the entries of the identity matrix I. Proofs "
-                "write it `δᵢₗ`, whatever the letters, and call it the Kronecker delta. This page writes I, because δ "
-                "is something else. A full proof has two of them. Differentiate the sum `Zᵢ = Σⱼ Hⱼ Wⱼᵢ + Bᵢ`, and "
-                "`∂Wⱼᵢ/∂Wₖₗ` is 1 only where both letters agree:"
+                "`Iᵢₗ` is 1 if i and l are the same number, else 0: an entry of the identity matrix I. Proofs write it "
+                "`δᵢₗ`, whatever the letters, the Kronecker delta; here δ is something else. A full proof has two. In "
+                "`Zᵢ = Σⱼ Hⱼ Wⱼᵢ + Bᵢ` the derivative of `Wⱼᵢ` by `Wₖₗ` is 1 only where both letters agree:"
             ),
             Formula("∂Zᵢ/∂Wₖₗ = Σⱼ Hⱼ Iⱼₖ Iᵢₗ = Hₖ Iᵢₗ"),
-            Text("The first delta, `δⱼₖ`, removes the sum over j. The second, `δᵢₗ`, stays: the other outputs stand still."),
+            Text("The first, `δⱼₖ`, removes the sum over j. The second, `δᵢₗ`, stays: other outputs stand still."),
             s.slope(
                 "Hₙₖ Iᵢₗ = ∂Zₙᵢ/∂Wₖₗ",
                 "flat(col(H, k) @ row(I, l)).T",
@@ -190,8 +177,8 @@ def total(story: Story) -> Step:
         s.when("se", _given(story, "Y", "Y")),
         s.when("se == 0", _given(story, "p" if own.has_shares or own.written else "Y", "P")),
         Text(
-            "Now move every entry of Y a little, each its own way: Y + εU, with any U. If the moves are small enough, "
-            "each counts for itself, by its derivative times how far it went, and they add up:"
+            "Now move every entry of Y a little, each its own way: `Y + εU`, with any U. Small moves add up, each by its "
+            "derivative times how far it went:"
         ),
         Numbers(
             (
@@ -203,8 +190,8 @@ def total(story: Story) -> Step:
             )
         ),
         s.text(
-            "The sum of all entries on the right is {sum(dY * moves(Y, 0))}. Multiply the same places, add: that is a "
-            "dot product. And this is what J really does, ΔJ being how far it moved:"
+            "All entries on the right add up to {sum(dY * moves(Y, 0))}: a dot product. And this is how far J really "
+            "moves, ΔJ:"
         ),
         Table(
             ("ε", "ΔJ / ε", "the dot product", "apart by"),
@@ -224,13 +211,13 @@ def total(story: Story) -> Step:
         ),
         Formula("∂J/∂θ = Σᵢ ∂J/∂Yᵢ · ∂Yᵢ/∂θ"),
         Text(
-            "This is the chain rule, and this is why it sums over all outputs: a knob may move each `Yᵢ`, and J depends "
-            "on every one. `∂J/∂Bₗ` sums over i for that reason alone. The sum is a dot product of two rows, ∂J/∂Y and "
-            "∂Y/∂θ. How many of its terms are 0 is the next question."
+            "This is the chain rule. It sums over all outputs because a knob may move each `Yᵢ`, and J depends on every "
+            "one. `∂J/∂Bₗ` has its sum over i for that reason alone. It is a dot product of two rows, ∂J/∂Y and ∂Y/∂θ. "
+            "How many of its terms are 0 is the next question."
         ),
         Text(
-            "To check a derivative without calculus, nudge up and down by ε and divide the difference of J by 2ε: a "
-            "central difference. This page does so for every derivative of J when you change a number."
+            "To check a derivative without calculus, nudge up and down by ε, and divide the difference of J by 2ε: a "
+            "central difference."
         ),
         Tiles(
             "How J feels each entry of Y, and what each adds.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from manual_mlp.explain.blocks import Formula, Numbers, Part, Step, Table, Text, Tiles, low
+from manual_mlp.explain.blocks import Formula, Numbers, Part, Step, Table, Text, Tiles, count, low
 from manual_mlp.explain.story import Story
 
 _SHOWN = 4  # matrices of a family
@@ -23,9 +23,9 @@ def bias(story: Story) -> Step:
         "∂Y/∂B in full",
         (
             s.text(
-                f"Row {{r + 1:whole}} alone: Y has {{B:shape}} entries, and so has B. Each entry of Y may depend on each "
-                f"entry of B. That makes {outputs}·{outputs} derivatives, a matrix: row i, column l holds `∂Yᵢ/∂Bₗ`. "
-                "Such a table of all derivatives of one array by another is called a Jacobian."
+                f"Row {{r + 1:whole}} alone. Each entry of Y may depend on each of B: {outputs}·{outputs} derivatives, a "
+                "matrix that holds `∂Yᵢ/∂Bₗ` in row i, column l. All derivatives of one array by another are called a "
+                "Jacobian."
             ),
             Numbers(
                 (
@@ -41,17 +41,16 @@ def bias(story: Story) -> Step:
                 (s.tile("∂Y/∂B", "diag(row(S, r))", ("i", "l")), "", s.tile("I", "I", ("i", "l"))),
             ),
             Text(
-                "It is diagonal for two reasons: f works entry by entry, and a bias reaches one output. So is `δᵢₖ` in a "
-                "proof an identity matrix? Yes: its entries, written one at a time."
+                "It is diagonal, because f works entry by entry, and a bias reaches one output. So is `δᵢₖ` in a proof an "
+                "identity matrix? Yes: one entry of it at a time."
             ),
             Formula("∂Yᵢ/∂Bₗ = f′(Zᵢ) Iᵢₗ"),
             Text("Now the chain rule of step 2: sum over i."),
             Formula("∂J/∂Bₗ = Σᵢ ∂J/∂Yᵢ f′(Zᵢ) Iᵢₗ = ∂J/∂Yₗ f′(Zₗ)"),
             s.text(
                 f"For l = {l + 1}, with `∂J/∂Yᵢ f′(Zᵢ)` first and `Iᵢₗ` second in each term: "
-                f"{{pair(row(dY * S, r), row(I, l)):terms}}. {killed} What is left multiplies entry l by entry l and adds "
-                "nothing. For all l together that is the Hadamard product. A row times a diagonal matrix is an entrywise "
-                "product, and that is all there is to it:"
+                f"{{pair(row(dY * S, r), row(I, l)):terms}}. {killed} For all l together, a row times a diagonal matrix "
+                "is an entrywise product, and that is all there is to it:"
             ),
             Numbers(
                 (
@@ -63,8 +62,8 @@ def bias(story: Story) -> Step:
                 )
             ),
             Text(
-                "The result is used again and again, so it has a name, δ: how much J minds each entry of Z. A bias is "
-                "added to Z as it is, so for one row ∂J/∂Z and ∂J/∂B are the same."
+                "Its name is δ: how much J minds each entry of Z. A bias is added to Z as it is, so for one row ∂J/∂Z and "
+                "∂J/∂B are the same."
             ),
             Formula("δ = ∂J/∂Z = ∂J/∂Y ⊙ f′(Z)", "B1"),
             Numbers(
@@ -101,9 +100,8 @@ def weight(story: Story) -> Step:
         "∂Y/∂W in full",
         (
             s.text(
-                f"Row {{r + 1:whole}} again. Each of {outputs} entries of Y may depend on each of {inputs}·{outputs} "
-                f"entries of W: {outputs}·{inputs}·{outputs} = {all_of_them:,} numbers with three indices, i, k and l. "
-                "Here they are, a matrix for each output i:"
+                f"Row {{r + 1:whole}} again. Each entry of Y may depend on each of W: {outputs}·{inputs}·{outputs} = "
+                f"{count(all_of_them, 'number')} with three indices, i, k and l. Here they are, a matrix for each i:"
             ),
             Numbers(
                 tuple(s.matrix(name, text, "k", "l", f"abs({text})") for name, text in slices)
@@ -123,11 +121,10 @@ def weight(story: Story) -> Step:
                 "{pair(at(H, r, k), at(delta, r, l)):terms}."
             ),
             Text(
-                "One number for each pair of k and l, and nothing is left to sum: an outer product. Multiply each entry "
-                "of H with each entry of δ. To write it as a matrix product, k must number rows. H is a row, so stand "
-                "it up: that is `Hᵀ`, and this is all the transpose does. So `∂Y/∂W` does not “become” `Hᵀ`. It is the "
-                "whole array above, and `Hᵀδ` is what remains when ∂J/∂Y has been multiplied in and its zeros have "
-                "dropped out."
+                "Nothing is left to sum: each entry of H times each entry of δ, an outer product. To write it as a matrix "
+                "product, k must number rows. H is a row, so stand it up: that is `Hᵀ`, and this is all the transpose "
+                "does. So `∂Y/∂W` does not “become” `Hᵀ`. It is the array above, and `Hᵀδ` is what remains when ∂J/∂Y "
+                "has been multiplied in and its zeros have dropped out."
             ),
             Formula("∂J/∂W = Hᵀ δ", "B3"),
             Numbers(
@@ -156,8 +153,8 @@ def batch(story: Story) -> Step:
         "A batch",
         (
             s.text(
-                "Now the whole batch, {rows(H):row}: n counts them. One W serves them all, so the chain rule sums over "
-                "the rows too. Each row adds its outer product:"
+                "Now all {rows(H):row}, counted by n. One W serves them all, so the chain rule sums over the rows too. "
+                "Each adds its outer product:"
             ),
             Formula("∂J/∂Wₖₗ = Σₙ Hₙₖ δₙₗ = (Hᵀ δ)ₖₗ", "B3"),
             Numbers(
@@ -177,21 +174,20 @@ def batch(story: Story) -> Step:
                 ),
             ),
             s.text(
-                "A matrix product does this adding by itself. It sums over the index where its factors meet. In `Hᵀδ` "
-                "that is n: the columns of Hᵀ are the rows of H, and they meet the rows of δ, {H.T:shape} times "
-                "{delta_:shape}. In `HW` it was k. So a transpose brings the index to be summed to the middle. And this "
-                "is why it is a matrix product: not with ∂J/∂Y itself, but with `δ = ∂J/∂Y ⊙ f′(Z)`."
+                "A matrix product does this adding by itself: it sums over the index where its factors meet. In `Hᵀδ`, "
+                "{H.T:shape} times {delta_:shape}, that is n; in `HW` it was k. So a transpose brings the index to be "
+                "summed to the middle. And this is why it is a matrix product: not with ∂J/∂Y itself, but with `δ = "
+                "∂J/∂Y ⊙ f′(Z)`."
             ),
             Numbers((s.matrix("Hᵀ", "H.T", "k", "n"), "·", s.matrix("δ", "delta"), "=", s.matrix("∂J/∂W", "dW", "k"))),
             Text(
-                "B is a weight whose input is always 1. Put 1 for `Hₙₖ`, and its derivative is the sum of δ over the "
-                "rows. For a single row that is δ itself, the textbook's formula."
+                "B is a weight whose input is always 1. Put 1 for `Hₙₖ`: its derivative is the sum of δ over the rows. "
+                "For a single row that is δ, the textbook's formula."
             ),
             Formula("∂J/∂Bₗ = Σₙ δₙₗ", "B4"),
             Numbers((s.matrix("∂J/∂B", "dB", ""),)),
             Text(
-                "PyTorch stores the weight the other way round, as `weight` = `Wᵀ`, and so its derivative, `weight.grad`. "
-                "The numbers are the same, only their places differ:"
+                "PyTorch stores the weight the other way round, as `Wᵀ`, and so its derivative:"
             ),
             Table(
                 ("", "textbook", "shape", "PyTorch", "shape"),
