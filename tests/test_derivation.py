@@ -69,8 +69,9 @@ def letters(formula: str) -> set[str]:
     """Take a formula, of LaTeX or plain, apart into its letters and those of its indices."""
     formula = re.sub(r"\\(?:text|begin|end)\{.*?\}", " ", formula)
     formula = re.sub(r"\\([A-Za-z]+)", lambda command: f" {greek(command[1])} ", formula.replace("ᵀ", " "))
-    spaced = "".join(f" {sign} " if unicodedata.category(sign) == "Lm" else sign for sign in formula)
-    plain = "".join(sign for sign in unicodedata.normalize("NFKD", spaced) if not unicodedata.combining(sign))
+    normalize, is_index = unicodedata.normalize, lambda sign: unicodedata.category(sign) == "Lm"
+    spaced = "".join(f" {normalize('NFKD', sign)} " if is_index(sign) else normalize("NFD", sign) for sign in formula)
+    plain = "".join(sign for sign in spaced if unicodedata.category(sign) not in ("Mn", "No"))
     words = re.findall(r"[^\W\d_]+", plain)
     # A longer word of plain text is a name, as exp is.
     return {letter for word in words if len(word) < 3 or not word.isascii() for letter in word if word != "ln"}
@@ -88,7 +89,8 @@ def greek(command: str) -> str:
 
 def letters_of_formulas(text: str) -> set[str]:
     """Collect the letters in blocks, in backticks, and in sentences, where they are Greek or have an index."""
-    text = re.sub(r"^```text\n.*?^```|\]\(.*?\)|Other texts write δᵢₗ", "", text, flags=re.MULTILINE | re.DOTALL)
+    left_out = r"^```text\n.*?^```|<!-- table.*?<!-- end -->|\]\(.*?\)|Other texts write δᵢₗ"
+    text = re.sub(left_out, "", text, flags=re.MULTILINE | re.DOTALL)
     blocks = re.findall(r"^```math\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     # All letters of an index such as nlk are letters.
     found = [re.sub(r"_\{(\w+)\}", lambda index: " ".join(index[1]), block) for block in blocks]

@@ -72,7 +72,6 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "sum": lambda a: a.sum().view(1, 1),
     "sum0": lambda a: a.sum(0, keepdim=True),
     "sum1": lambda a: a.sum(1, keepdim=True),
-    "most": lambda a: a.abs().max().view(1, 1),
     "softmax": lambda a: a.softmax(1),
     "lse": lambda a: a.logsumexp(1, keepdim=True),
     "hottest": _hottest,

@@ -17,11 +17,13 @@ from manual_mlp.explain.evaluate import evaluate
 from manual_mlp.explain.expressions import Definition, Tree, from_docstring, parse, substitute
 from manual_mlp.losses import Criterion, by_flag
 
-# Each derivative of the chain: the field of Formulas that makes it, and of what. T is Y*, S is f′(Z), S1 f′(Z1).
+# Each derivative of the chain: the field of Formulas that makes it, and of what. T is Y*; Hr and dr are the row of H
+# and of δ that is looked at, E and t what enters a softmax and the rows of right classes.
 CHAIN = {
     "dY": ("cost_gradient", "Y", "T"),
     "delta": ("delta", "dY", "Z"),
     "dW": ("weight", "H", "delta"),
+    "dWr": ("weight", "Hr", "dr"),
     "G": ("stored_weight", "H", "delta"),
     "dB": ("bias", "delta"),
     "dH": ("input", "delta", "W"),
@@ -132,9 +134,9 @@ class Formulas:
     def chain(self, loss: str, f: Activation, suffix: str = "") -> dict[str, Tree]:
         """Return a tree for each derivative, which are called by their names with a suffix."""
         extra: dict[str, tuple[Any, ...]] = {"cost_gradient": (loss,), "delta": (f,)}
-        made: dict[str, Tree] = {}
+        made: dict[str, Tree] = {f"dr{suffix}": ["row", f"delta{suffix}", "r"]}
         for name, (field, *of) in CHAIN.items():
-            names, formula = [one + suffix if one in CHAIN else one for one in of], getattr(self, field)
+            names, formula = [one + suffix if one in (*CHAIN, "dr") else one for one in of], getattr(self, field)
             if isinstance(formula, Function):
                 made[name + suffix] = formula.on(*names)
             else:

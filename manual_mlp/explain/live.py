@@ -83,7 +83,7 @@ def data_of(story: Story, steps: Sequence[Step], trees: Trees) -> dict[str, Any]
         "inputs": INPUTS,
         "focus": story.looked_at,
         "definitions": right,
-        "chain": list(CHAIN),
+        "chain": [*CHAIN, "dr"],
         "activations": functions,
         "words": {name: typeset(f"Here f is {name}" + (f": {in_words(known[name])}." if in_words(known[name]) else "."))
                   for name in functions},

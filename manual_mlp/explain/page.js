@@ -1,37 +1,39 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const $ = (id) => document.getElementById(id), all = (selector, root = document) => [...root.querySelectorAll(selector)];
-  const copy = (value) => JSON.parse(JSON.stringify(value));
+  const $ = (id) => document.getElementById(id), copy = (value) => JSON.parse(JSON.stringify(value));
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const fail = (why) => { throw new Error(why); };
+  const attempt = (make) => { try { return make(); } catch (error) { return { no: error.message }; } };
   const MOST_ROWS = 8, LARGEST = 1e6, NUDGE = 2 ** -17;
   // The numbers, what they make, the cells by what they show, and the cells that are looked at.
-  let state = copy(data.state), scope, functions, told, slopes, places = new Map(), pinned = null, hot = null, drag = null;
+  let state = copy(data.state), scope, functions, told, slopes, places = new Map(), pinned, hot, drag;
 
   // Matrices: r rows and c columns, the entries row by row.
-  const matrix = (r, c, entry) => ({ r, c, v: Array.from({ length: r * c }, (_, n) => entry(Math.floor(n / c), n % c)) });
+  const list = (length, entry) => Array.from({ length }, (_, n) => entry(n));
+  const matrix = (r, c, entry) => ({ r, c, v: list(r * c, (n) => entry(Math.floor(n / c), n % c)) });
   const scalar = (x) => ({ r: 1, c: 1, v: [x] });
   const of = (rows) => matrix(rows.length, rows[0].length, (i, j) => rows[i][j]);
-  const rowsOf = (m) => Array.from({ length: m.r }, (_, i) => m.v.slice(i * m.c, (i + 1) * m.c));
+  const rowsOf = (m) => list(m.r, (i) => m.v.slice(i * m.c, (i + 1) * m.c));
   const each = (f) => (a) => ({ r: a.r, c: a.c, v: a.v.map(f) });
   const pair = (f) => (a, b) => {
     if (a.r === b.r && a.c === b.c) return { r: a.r, c: a.c, v: a.v.map((x, n) => f(x, b.v[n])) };
     if (b.v.length === 1) return { r: a.r, c: a.c, v: a.v.map((x) => f(x, b.v[0])) };
     if (a.v.length === 1) return { r: b.r, c: b.c, v: b.v.map((y) => f(a.v[0], y)) };
-    const clash = [["c", 1], ["r", 0]].find(([side]) => a[side] !== b[side] && a[side] !== 1 && b[side] !== 1);
-    if (clash) {
-      throw new Error(`The size of tensor a (${a[clash[0]]}) must match the size of tensor b (${b[clash[0]]}) ` +
-        `at non-singleton dimension ${clash[1]}`);
-    }
+    const fits = (n) => a[n] === b[n] || a[n] === 1 || b[n] === 1;
+    if (!fits("r") || !fits("c")) fail(`${shapeOf(a)} does not fit ${shapeOf(b)}`);
     const entry = (m, i, j) => m.v[(m.r === 1 ? 0 : i) * m.c + (m.c === 1 ? 0 : j)];
     return matrix(Math.max(a.r, b.r), Math.max(a.c, b.c), (i, j) => f(entry(a, i, j), entry(b, i, j)));
   };
+  const largest = (m) => Math.max(...m.v.map(Math.abs));
+  const shapeOf = (m) => `${m.r}×${m.c}`;
   const total = (n, entry) => { let sum = 0; for (let i = 0; i < n; i++) sum += entry(i); return sum; };
   const product = (a, b) => {
-    if (a.c !== b.r) throw new Error(`mat1 and mat2 shapes cannot be multiplied (${a.r}x${a.c} and ${b.r}x${b.c})`);
+    if (a.c !== b.r) fail(`${shapeOf(a)} times ${shapeOf(b)} is no product: the inner sides differ`);
     return matrix(a.r, b.c, (i, j) => total(a.c, (m) => a.v[i * a.c + m] * b.v[m * b.c + j]));
   };
   const fold = (rows) => (a) => rows(a.r, a.c, (i, j) => a.v[i * a.c + j]);
-  const highest = (n, entry) => { let at = 0; for (let i = 1; i < n; i++) if (entry(i) > entry(at)) at = i; return at; };
+  const highest = (n, entry) => list(n, (i) => i).reduce((at, i) => (entry(i) > entry(at) ? i : at), 0);
   // 1 − the error function: a series of positive terms, and far out a continued fraction (Abramowitz and Stegun
   // 7.1.6 and 7.1.14).
   const erfc = (x) => {
@@ -51,7 +53,7 @@
     for (let k = 0; k < n; k++) {
       const best = k + highest(n - k, (i) => Math.abs(m[k + i][k]));
       [m[k], m[best]] = [m[best], m[k]];
-      if (!m[k][k]) throw new Error("it has no inverse");
+      if (!m[k][k]) fail("it has no inverse");
       m[k] = m[k].map((x) => x / m[k][k]);
       for (let i = 0; i < n; i++) if (i !== k) m[i] = m[i].map((x, j) => x - m[i][k] * m[k][j]);
     }
@@ -59,15 +61,11 @@
   };
   const softplus = (x) => Math.max(x, 0) + Math.log1p(Math.exp(-Math.abs(x)));
   const whole = (m) => Math.round(m.v[0]);
-  const get = (m, i, j) => {
-    if (i >= m.r || j >= m.c) throw new Error("there is no such entry");
-    return m.v[i * m.c + j];
-  };
-  const shares = fold((r, c, x) => {
-    const tops = Array.from({ length: r }, (_, i) => x(i, highest(c, (j) => x(i, j))));
-    const sums = tops.map((top, i) => total(c, (j) => Math.exp(x(i, j) - top)));
-    return matrix(r, c, (i, j) => Math.exp(x(i, j) - tops[i]) / sums[i]);
-  });
+  const get = (m, i, j) => (i < m.r && j < m.c ? m.v[i * m.c + j] : fail("there is no such entry"));
+  const lse = fold((r, c, x) => matrix(r, 1, (i) => {
+    const top = x(i, highest(c, (j) => x(i, j)));
+    return top + Math.log(total(c, (j) => Math.exp(x(i, j) - top)));
+  }));
   const operations = {
     "+": pair((x, y) => x + y), "-": pair((x, y) => x - y), "/": pair((x, y) => x / y), "**": pair(Math.pow),
     "*": (...factors) => factors.reduce(pair((x, y) => x * y)), "@": product,
@@ -83,28 +81,20 @@
     sum: (a) => scalar(total(a.v.length, (n) => a.v[n])),
     sum0: fold((r, c, x) => matrix(1, c, (_, j) => total(r, (i) => x(i, j)))),
     sum1: fold((r, c, x) => matrix(r, 1, (i) => total(c, (j) => x(i, j)))),
-    most: (a) => scalar(Math.max(...a.v.map(Math.abs))),
-    softmax: shares,
-    lse: fold((r, c, x) => matrix(r, 1, (i) => {
-      const top = x(i, highest(c, (j) => x(i, j)));
-      return top + Math.log(total(c, (j) => Math.exp(x(i, j) - top)));
-    })),
+    lse, softmax: (a) => pair((x, sum) => Math.exp(x - sum))(a, lse(a)),
     hottest: fold((r, c, x) => matrix(r, c, (i, j) => +(highest(c, (m) => x(i, m)) === j))),
     choice: fold((r, c, x) => matrix(r, 1, (i) => highest(c, (j) => x(i, j)))),
     eye: (a) => matrix(a.c, a.c, (i, j) => +(i === j)),
     diag: (a) => matrix(a.c, a.c, (i, j) => (i === j ? a.v[i] : 0)),
-    kron: (a, b) => matrix(a.r * b.r, a.c * b.c, (i, j) =>
-      get(a, Math.floor(i / b.r), Math.floor(j / b.c)) * get(b, i % b.r, j % b.c)),
+    kron: (a, b) => matrix(a.r * b.r, a.c * b.c, (i, j) => get(a, ~~(i / b.r), ~~(j / b.c)) * get(b, i % b.r, j % b.c)),
     row: (a, n) => matrix(1, a.c, (_, j) => get(a, whole(n), j)),
     col: (a, k) => matrix(a.r, 1, (i) => get(a, i, whole(k))),
     at: (a, n, k) => scalar(get(a, whole(n), whole(k))),
     basis: (a, n, k) => matrix(a.r, a.c, (i, j) => +(i === whole(n) && j === whole(k))),
     head: (a, n, k) => matrix(whole(n), whole(k), (i, j) => get(a, i, j)),
     pad: (a, x) => matrix(a.r, a.c + 1, (i, j) => (j < a.c ? get(a, i, j) : x.v[0])),
-    flat: (a) => ({ r: 1, c: a.v.length, v: a.v }),
-    rows: (a) => scalar(a.r), cols: (a) => scalar(a.c),
-    moves: (a, draw) => matrix(a.r, a.c, (i, j) => Math.round(10 * Math.cos((i * a.c + j + 1) * (draw.v[0] + 2) * 1.7)) / 10),
-    inv: inverse,
+    flat: (a) => ({ r: 1, c: a.v.length, v: a.v }), rows: (a) => scalar(a.r), cols: (a) => scalar(a.c), inv: inverse,
+    moves: (a, n) => matrix(a.r, a.c, (i, j) => Math.round(10 * Math.cos((i * a.c + j + 1) * (n.v[0] + 2) * 1.7)) / 10),
   };
 
   // Formulas. A value that cannot be computed is {no: why}.
@@ -120,32 +110,25 @@
       if (name in this.given) return this.given[name];
       if (!this.found.has(name)) this.found.set(name, this.compute(this.definitions[name]));
       const value = this.found.get(name);
-      if (value.no) throw new Error(value.no);
-      return value;
+      return value.no ? fail(value.no) : value;
     };
-    compute(tree) {
-      try { return evaluate(tree, this.look); } catch (error) { return { no: error.message }; }
-    }
+    compute(tree) { return attempt(() => evaluate(tree, this.look)); }
     at(name, value) { return new Scope({ ...this.given, [name]: value }, this.definitions); }
     differences(tree, name) {
-      const at = this.compute(name), columns = [];
-      if (at.no) return at;
-      for (let n = 0; n < at.v.length; n++) {
-        const [up, down] = [NUDGE, -NUDGE].map((step) =>
-          this.at(name, { ...at, v: at.v.map((x, m) => (m === n ? x + step : x)) }).compute(tree));
-        if (up.no || down.no) return up.no ? up : down;
-        columns.push(up.v.map((x, m) => (x - down.v[m]) / (2 * NUDGE)));
-      }
-      return columns[0].length === 1 ? { ...at, v: columns.map((c) => c[0]) }
+      const at = this.look(name), columns = at.v.map((_, n) => {
+        const nudged = (step) => ({ ...at, v: at.v.map((x, m) => (m === n ? x + step : x)) });
+        const [up, down] = [NUDGE, -NUDGE].map((step) => evaluate(tree, this.at(name, nudged(step)).look));
+        return up.v.map((x, m) => (x - down.v[m]) / (2 * NUDGE));
+      });
+      return columns[0].length === 1 ? { ...at, v: columns.flat() }
         : matrix(columns[0].length, columns.length, (i, j) => columns[j][i]);
     }
   }
-  const chained = new Set(data.chain);
-  const righted = (tree) => typeof tree === "string" ? (chained.has(tree) ? tree + "_" : tree)
-    : Array.isArray(tree) ? [tree[0], ...tree.slice(1).map(righted)] : tree;
-  const trees = data.trees, rightTrees = trees.map(righted);
-  const compute = (n) => scope.compute(trees[n]);
-  const linked = () => !state.H;
+  const replaced = (tree, names) => typeof tree === "string" ? names[tree] ?? tree
+    : Array.isArray(tree) ? [tree[0], ...tree.slice(1).map((part) => replaced(part, names))] : tree;
+  const right = Object.fromEntries(data.chain.map((name) => [name, `${name}_`]));
+  const trees = data.trees, rightTrees = trees.map((tree) => replaced(tree, right));
+  const compute = (n) => scope.compute(trees[n]), linked = () => !state.H;
   const refresh = () => {
     const given = Object.fromEntries(data.inputs.filter((name) => state[name]).map((name) => [name, of(state[name])]));
     const [r, k, l] = data.focus, flags = { ce: "cross-entropy", se: "squared-error", bce: "binary-cross-entropy" };
@@ -159,12 +142,8 @@
   };
 
   // Numbers as words.
-  const places10 = (values, most = 4) => {
-    for (let d = 0; d < most; d++) {
-      if (values.every((x) => Math.abs(x - Math.round(x * 10 ** d) / 10 ** d) <= 1e-12)) return d;
-    }
-    return most;
-  };
+  const rounds = (digits) => (x) => Math.abs(x - Math.round(x * 10 ** digits) / 10 ** digits) <= 1e-12;
+  const places10 = (values) => [0, 1, 2, 3].find((digits) => values.every(rounds(digits))) ?? 4;
   const number = (x, digits = places10([x])) => {
     if (x === 0) return "0";
     if (!Number.isFinite(x)) return Number.isNaN(x) ? "nan" : x > 0 ? "inf" : "−inf";
@@ -189,12 +168,11 @@
     const values = (form === "terms" ? tree.slice(1) : [tree]).map((part) => scope.compute(part)), m = values[0];
     if (values.some((value) => value.no)) return "none";
     if (form === "terms") return terms(...values);
-    if (form === "shape") return `${m.r}×${m.c}`;
-    if (form === "all") return m.v.map((x) => number(x)).join(", ");
-    if (form === "list") return m.v.slice(0, 3).map((x) => number(x)).join(", ") + (m.v.length > 3 ? ", …" : "");
+    if (form === "shape") return shapeOf(m);
+    const most = { all: m.v.length, list: 3 }[form], n = Math.trunc(m.v[0]);
+    if (most) return m.v.slice(0, most).map((x) => number(x)).join(", ") + (m.v.length > most ? ", …" : "");
     if (form === "whole") return commas(m.v[0]);
-    if (!form || /^\d+$/.test(form)) return form ? number(m.v[0], +form) : number(m.v[0]);
-    const n = Math.trunc(m.v[0]);
+    if (!form || form > 0) return form ? number(m.v[0], +form) : number(m.v[0]);
     return `${commas(n)} ${n === 1 ? form : form === "entry" ? "entries" : `${form}s`}`;
   };
 
@@ -218,13 +196,14 @@
   const picked = (n, most) => (n > most ? [...Array(most - 1).keys(), null] : [...Array(n).keys()]);
   const label = (letter, n) => (n === null ? "…" : `${letter}=${n + 1}`);
   const build = (table, m, tree) => {
-    const { r: rows, c: columns } = table.dataset, body = make("tbody"), line = (...cells) => body.appendChild(make("tr")).append(...cells);
+    const { r: rows, c: columns } = table.dataset, body = make("tbody");
+    const line = (side, cells) => body.appendChild(make("tr")).append(...(rows ? [side] : []), ...cells);
     const across = m.no ? [] : picked(m.c, 10), down = m.no ? [] : picked(m.r, 6);
     table.cells = [];
-    if (m.no) line(make("td", { class: "refused" }, `none: ${m.no}`));
-    else if (columns) line(...(rows ? [make("th")] : []), ...across.map((j) => make("th", { scope: "col" }, label(columns, j))));
+    if (m.no) line("", [make("td", { class: "refused" }, `none: ${m.no}`)]);
+    else if (columns) line(make("th"), across.map((j) => make("th", { scope: "col" }, label(columns, j))));
     for (const i of down) {
-      line(...(rows ? [make("th", { scope: "row" }, label(rows, i))] : []), ...across.map((j) => {
+      line(make("th", { scope: "row" }, label(rows, i)), across.map((j) => {
         const cell = make("td", {}, i === null || j === null ? "…" : "");
         if (cell.textContent) return cell;
         const place = home(tree, i, j), spot = place?.join(":");
@@ -241,14 +220,15 @@
     table.tBodies[0].replaceWith(body);
   };
   const drawTable = (table) => {
-    const n = +table.dataset.x, m = compute(n), shape = m.no ? "" : `${m.r}×${m.c}`, key = `${m.no || shape} ${scope.look("r").v[0]}`;
+    const n = +table.dataset.x, m = compute(n), shape = m.no ? "" : shapeOf(m);
+    const key = `${m.no || shape} ${scope.look("r").v[0]}`;
     if (table.key !== key) {
       for (const [spot, cells] of places) places.set(spot, cells.filter((cell) => cell.closest("table") !== table));
       [table.key, table.caption.lastElementChild.textContent] = [key, shape];
       build(table, m, trees[n]);
     }
     if (m.no) return;
-    const most = Math.max(...m.v.map(Math.abs)) || 1, digits = places10(m.v), mark = table.dataset.m && compute(+table.dataset.m);
+    const most = largest(m) || 1, digits = places10(m.v), mark = table.dataset.m && compute(+table.dataset.m);
     const want = state.mistakes.length ? scope.compute(rightTrees[n]) : m;
     for (const cell of table.cells) {
       const at = cell.of.i * m.c + cell.of.j, x = m.v[at];
@@ -280,60 +260,63 @@
     figure.querySelector("svg").innerHTML = curve(line.map((v, n) => [x.v[n], v]), z.v, y.v, slope.v);
   };
   const curve = (line, z, y, slope) => {
-    const top = Math.max(1, ...line.map(([, v]) => v).filter(Number.isFinite), ...y);
-    const low = Math.min(0, ...line.map(([, v]) => v).filter(Number.isFinite), ...y);
-    const wide = Math.max(6, ...z.map(Math.abs)), at = (x, v) => [150 + (140 * x) / wide, 112 - (104 * (v - low)) / (top - low)];
+    const heights = [...line.map(([, v]) => v).filter(Number.isFinite), ...y];
+    const top = Math.max(1, ...heights), low = Math.min(0, ...heights);
+    const wide = Math.max(6, ...z.map(Math.abs)), tall = top - low;
+    const at = (x, v) => [150 + (140 * x) / wide, 112 - (104 * (v - low)) / tall];
     const point = ([x, v]) => at(x, v).map((side) => side.toFixed(1)).join(" ");
     const dots = z.map((x, n) => {
-      const [across, up] = at(x, y[n]), tilt = (-slope[n] * 104 * wide) / ((top - low) * 140);
+      const [across, up] = at(x, y[n]), tilt = (-slope[n] * 104 * wide) / (tall * 140);
       const run = 22 / Math.hypot(1, tilt), ends = [across - run, up - run * tilt, across + run, up + run * tilt];
       return `<path class="dash" d="M${ends.slice(0, 2).join(" ")}L${ends.slice(2).join(" ")}"/>` +
         `<circle class="dot" cx="${across}" cy="${up}" r="4"/>`;
     });
-    const axes = `<path class="axis" d="M${point([-wide, 0])}L${point([wide, 0])}M${point([0, low])}L${point([0, top])}"/>`;
-    return `${axes}<path class="line" d="M${line.map(point).join("L")}"/>${dots.join("")}`;
+    const path = (points) => `M${points.map(point).join("L")}`;
+    const axes = path([[-wide, 0], [wide, 0]]) + path([[0, low], [0, top]]);
+    return `<path class="axis" d="${axes}"/><path class="line" d="${path(line)}"/>${dots.join("")}`;
   };
 
   // Checks. Python's words stand until a number is changed.
   const compared = ({ got, want, by, when }) => {
     if (got === null || (when !== null && !compute(when).v?.[0])) return null;
     const ours = compute(got), key = `${want} ${by}`, whole = compute(want);
-    if (!slopes.has(key)) slopes.set(key, by ? scope.differences(trees[want], by) : whole);
+    if (!slopes.has(key)) slopes.set(key, by ? attempt(() => scope.differences(trees[want], by)) : whole);
     const theirs = slopes.get(key);
     if (ours.no || theirs.no) return { reason: ours.no || theirs.no };
-    if (ours.r !== theirs.r || ours.c !== theirs.c) {
-      return { reason: `the shape is (${ours.r}, ${ours.c}), and should be (${theirs.r}, ${theirs.c})` };
-    }
-    const top = Math.max(1, ...theirs.v.map(Math.abs)), error = Math.max(...ours.v.map((x, n) => Math.abs(x - theirs.v[n])));
+    const shapes = [ours, theirs].map(shapeOf), error = Math.max(...ours.v.map((x, n) => Math.abs(x - theirs.v[n])));
+    if (shapes[0] !== shapes[1]) return { reason: `the shape is ${shapes[0]}, and should be ${shapes[1]}` };
     // What the subtraction of two numbers that are nearly equal loses.
-    const lost = by ? (16 * 2 ** -52 * Math.max(...whole.v.map(Math.abs))) / NUDGE : 0, allowed = (by ? 1e-6 : 1e-12) * top + lost;
+    const lost = by ? (16 * 2 ** -52 * largest(whole)) / NUDGE : 0;
+    const allowed = (by ? 1e-6 : 1e-12) * Math.max(1, largest(theirs)) + lost;
     return { error, allowed, passed: error <= allowed && allowed < Infinity };
   };
   const power = (x) => x.toExponential(1).replace("-", "−").replace(/(\D)(\d)$/, "$10$2");
   const drawChecks = (own) => {
-    const results = data.checks.map(compared), made = results.filter(Boolean), failed = made.filter((found) => !found.passed);
+    const results = data.checks.map(compared), made = results.filter(Boolean);
+    const failed = made.filter((result) => !result.passed).length, sign = (passed) => (passed ? "ok" : "failed");
     for (const line of found.lines) {
-      const mine = line.dataset.checks.split(" ").map(Number).filter((n) => results[n]), bad = mine.filter((n) => !results[n].passed);
-      line.className = own ? `check ${bad.length ? "failed" : "ok"}` : line.kind;
+      const mine = line.dataset.checks.split(" ").map(Number).filter((n) => results[n]);
+      const bad = mine.filter((n) => !results[n].passed), many = mine.length > 1 ? "checks" : "check";
+      const how = `${mine.some((n) => data.checks[n].by) ? ", by differences" : ""}, in this page`;
+      line.className = own ? `check ${sign(!bad.length)}` : line.kind;
       line.hidden = own && !mine.length;
-      const how = `${mine.some((n) => data.checks[n].by) ? ", by differences" : ""}, in this page`, many = mine.length > 1 ? "checks" : "check";
       if (!own) line.innerHTML = line.python;
-      else line.textContent = bad.length ? `✗ ${bad.length} of ${mine.length} ${many} failed${how}: ${data.checks[bad[0]].name}`
-        : `✓ ${mine.length} ${many}${how}`;
+      else if (!bad.length) line.textContent = `✓ ${mine.length} ${many}${how}`;
+      else line.textContent = `✗ ${bad.length} of ${mine.length} ${many} failed${how}: ${data.checks[bad[0]].name}`;
     }
     for (const [n, item] of found.items.entries()) {
       const result = results[n], check = data.checks[n];
       item.hidden = own && !result;
-      item.className = own && result ? (result.passed ? "ok" : "failed") : item.kind;
+      item.className = own && result ? sign(result.passed) : item.kind;
       if (!own) item.innerHTML = item.python;
-      else if (result) {
-        item.textContent = `${result.passed ? "✓" : "✗"} ${check.name}, by ${check.by ? "differences" : check.against}, in this page: ` +
-          (result.reason || `largest difference ${power(result.error)}, allowed ${power(result.allowed)}`);
-      }
+      if (!own || !result) continue;
+      const said = result.reason || `largest difference ${power(result.error)}, allowed ${power(result.allowed)}`;
+      const way = check.by ? "differences" : check.against;
+      item.textContent = `${result.passed ? "✓" : "✗"} ${check.name}, by ${way}, in this page: ${said}`;
     }
-    const words = failed.length ? `${failed.length} of ${made.length} checks failed, in this page.` : `All ${made.length} checks passed, in this page.`;
-    $("verdict").className = `verdict ${(own ? failed.length : data.failed) ? "failed" : "ok"}`;
-    $("verdict").textContent = own ? words : data.verdict;
+    const words = failed ? `${failed} of ${made.length} checks failed` : `All ${made.length} checks passed`;
+    $("verdict").className = `verdict ${sign(own ? !failed : !data.failed)}`;
+    $("verdict").textContent = own ? `${words}, in this page.` : data.verdict;
     const first = data.checks[results.findIndex((result) => result && !result.passed)];
     for (const button of found.switches) {
       const on = state.mistakes.includes(button.dataset.mistake);
@@ -348,21 +331,21 @@
   const name = (named) => data.names[named] || named;
   const flat = new Set(["B", "C", "dB", "dC"]);
   const symbol = (named, i, j) => {
-    const below = `<sub>${flat.has(named) ? low(j) : low(i, j)}</sub>`, [, start, end] = /^(.*?)(\)?)$/.exec(name(named));
-    return `${start}${below}${end}`;
+    const below = `<sub>${flat.has(named) ? low(j) : low(i, j)}</sub>`;
+    return name(named).replace(/\)?$/, (end) => below + end);
   };
   const spell = (tree, i, j, show, seen) => {
     const go = (part, row = i, column = j) => spell(part, row, column, show, seen);
     const join = (parts, sign) => (parts.length > 9 ? [...parts.slice(0, 8), "…"] : parts).join(sign);
     const wide = (part) => Array.isArray(part) && ["+", "-", "@", "sum0"].includes(part[0]);
     const tight = (part, row, column) => (wide(part) ? `(${go(part, row, column)})` : go(part, row, column));
-    const value = (part) => scope.compute(part);
+    const bare = (part, ...at) => go(part, ...at).replace(/^\((−[^()]*)\)$/, "$1");
+    const value = (part) => evaluate(part, scope.look);
     const cast = (part) => { const m = value(part); return [part, m.r === 1 ? 0 : i, m.c === 1 ? 0 : j]; };
+    if (told[tree]?.[0] === "row") return go(told[tree]);  // short for a row of something
     if (typeof tree === "string") {
-      const m = value(tree);
-      if (m.no) return "none";
       seen.add(`${tree}:${i}:${j}`);
-      return show ? factor(get(m, i, j)) : symbol(tree, i, j);
+      return show ? factor(get(value(tree), i, j)) : symbol(tree, i, j);
     }
     if (!Array.isArray(tree)) return number(tree);
     const [op, a, b] = tree;
@@ -371,50 +354,43 @@
     if (op === "col") return go(a, i, whole(value(b)));
     if (op === "neg") return `−${tight(a)}`;
     if (op === "@") {
-      return join(Array.from({ length: value(a).c }, (_, m) => {
+      return join(list(value(a).c, (m) => {
         const term = `${tight(a, i, m)} · ${tight(b, m, j)}`;
         return b === "I" && value(b).v[m * value(b).c + j] === 0 ? `<s>${term}</s>` : term;
       }), " + ");
     }
-    if (op === "sum0") return join(Array.from({ length: value(a).r }, (_, n) => go(a, n, j)), " + ");
+    if (op === "sum0") return join(list(value(a).r, (n) => go(a, n, j)), " + ");
     if ("+-*/".includes(op)) {
-      const [left, right] = [a, b].map(cast), inner = op === "*" || op === "/";
-      const side = inner ? tight : (part, ...at) => go(part, ...at);
-      const last = op === "-" || inner ? tight(...right) : go(...right);
-      return `${side(...left)} ${{ "+": "+", "-": "−", "*": "·", "/": "/" }[op]} ${last}`;
+      const [left, right] = [a, b].map(cast), inner = "*/".includes(op);
+      const sides = [(inner ? tight : go)(...left), (op === "+" ? go : tight)(...right)];
+      return sides.join(` ${{ "-": "−", "*": "·" }[op] ?? op} `);
     }
-    if (op === "f" || op === "df") return `${op === "f" ? "f" : "f′"}(${go(a)})`;
-    if (op === "softmax") {
-      const parts = Array.from({ length: value(a).c }, (_, m) => `exp(${go(a, i, m)})`);
-      return `exp(${go(a)}) / (${join(parts, " + ")})`;
-    }
+    if (op === "f" || (op === "df" && !show)) return `${op === "f" ? "f" : "f′"}(${bare(a)})`;
+    if (op === "df") return factor(get(value(tree), i, j));
+    if (op === "softmax") return `exp(${bare(a)}) / (${join(list(value(a).c, (m) => `exp(${bare(a, i, m)})`), " + ")})`;
     if (op === "sigmoid") return `1 / (1 + exp(−${tight(a)}))`;
     if (functions[op]) {
-      const [names, body] = functions[op], parts = Object.fromEntries(names.map((n, at) => [n, tree[at + 1]]));
-      const put = (t) => typeof t === "string" ? parts[t] ?? t : Array.isArray(t) ? [t[0], ...t.slice(1).map(put)] : t;
-      return go(put(body));
+      const [names, body] = functions[op];
+      return go(replaced(body, Object.fromEntries(names.map((n, at) => [n, tree[at + 1]]))));
     }
-    const m = value(tree);
-    return m.no ? "none" : factor(get(m, i, j));
+    return factor(get(value(tree), i, j));
   };
   const explain = (cell) => {
-    if (!cell?.of || cell.closest("[hidden]")) return;
-    let { tree, i, j, place } = cell.of, lines = [];
-    const seen = new Set(), m = scope.compute(tree);
-    if (m.no || i >= m.r || j >= m.c) return;
+    const { tree, i, j, place } = cell?.of ?? {}, seen = new Set(), m = tree && scope.compute(tree);
+    if (!m || m.no || i >= m.r || j >= m.c || cell.closest("[hidden]")) return;
     const value = number(get(m, i, j), Math.max(places10([get(m, i, j)]), 4));
-    let title = "This entry";
-    if (place) { title = symbol(...place); seen.add(place.join(":")); [tree, i, j] = [told[place[0]], place[1], place[2]]; }
-    if (place && place[0] in scope.given) {
-      lines = [data.inputs.includes(place[0]) ? `${title} = ${value}, given: type another, or drag it` : `${title} = ${value}`];
-    } else {
-      const full = place && !state.mistakes.length && data.full[place[0]];
-      lines.push(`${title} = ${spell(tree, i, j, false, seen)}`, `= ${spell(tree, i, j, true, seen)} = ${value}`);
-      if (full) {
-        lines.push(`The whole chain rule, with the zeros of I struck out: ${spell(full, i, j, false, seen)}`);
-        lines.push(`= ${spell(full, i, j, true, seen)}`);
-      }
-    }
+    const [named, ...at] = place ?? [null, i, j], title = place ? symbol(...place) : "This entry";
+    const spelled = (formula, lit) => [false, true].map((show) => spell(formula, ...at, show, lit));
+    const lines = attempt(() => {
+      if (named in scope.given) return [`${title} = ${value}, a given number: type another, or drag it`];
+      const [letters, numbers] = spelled(place ? told[named] : tree, seen);
+      const lines = numbers === letters ? [`${title} = ${value}`] : [`${title} = ${letters}`, `= ${numbers} = ${value}`];
+      if (state.mistakes.length || !data.full[named]) return lines;
+      const [all, values] = spelled(data.full[named], new Set());
+      return [...lines, `The whole chain rule, the zeros of I struck out: ${all}`, `= ${values} = ${value}`];
+    });
+    if (lines.no) return;
+    if (place) seen.add(place.join(":"));
     hot = cell;
     all(".lit").forEach((other) => other.classList.remove("lit"));
     for (const spot of seen) for (const other of places.get(spot) || []) other.classList.add("lit");
@@ -440,7 +416,8 @@
     const row = state[named][i];
     if (named === "T" && state.loss === "cross-entropy") {  // a row of shares: the others make room
       const own = Math.min(1, Math.max(0, x)), rest = total(row.length, (n) => (n === j ? 0 : row[n]));
-      state.T[i] = row.map((old, n) => (n === j ? own : rest ? (old * (1 - own)) / rest : (1 - own) / (row.length - 1)));
+      const share = (old) => (1 - own) * (rest ? old / rest : 1 / (row.length - 1));
+      state.T[i] = row.map((old, n) => (n === j ? own : share(old)));
     } else row[j] = x;
     update();
   };
@@ -460,9 +437,12 @@
     reset: () => { state = copy(data.state); history.replaceState(null, "", location.pathname + location.search); },
     random: () => {
       delete state.H;
-      for (const named in scales) if (state[named]) state[named] = state[named].map((row) => row.map(() => tenths(...scales[named])));
+      for (const named in scales) state[named] &&= state[named].map((row) => row.map(() => tenths(...scales[named])));
     },
-    fewer: () => { if (state.T.length > 1) for (const named of "XTH") state[named]?.pop(); else say("one row is left"); },
+    fewer: () => {
+      if (state.T.length === 1) return say("one row is left");
+      for (const named of "XTH") state[named]?.pop();
+    },
     more: () => {
       if (state.T.length >= MOST_ROWS) return say(`at most ${MOST_ROWS} rows can be shown`);
       for (const named of "XTH") state[named]?.push(state[named][0].map(() => tenths(...scales[named])));
@@ -470,7 +450,8 @@
     layer: () => { delete state.H; },
     link: () => {
       const kept = navigator.clipboard?.writeText(location.href.split("#")[0] + code()) ?? Promise.reject();
-      kept.then(() => say("copied"), () => { history.replaceState(null, "", code()); say("the address of this page has them now"); });
+      history.replaceState(null, "", code());
+      kept.then(() => say("copied"), () => say("the address of this page has them now"));
     },
   };
   const show = (id) => {
@@ -484,13 +465,15 @@
   // The link: all numbers in the address, under the names that --numbers takes.
   const code = () => { const { T, ...rest } = state; return `#n=${btoa(JSON.stringify({ ...rest, "Y*": T }))}`; };
   const follow = () => {
-    if (!location.hash.startsWith("#n=")) return location.hash.length > 1 && show(decodeURIComponent(location.hash.slice(1)));
+    if (!location.hash.startsWith("#n=")) return show(location.hash.slice(1));
     try {
       const { "Y*": T, ...rest } = JSON.parse(atob(decodeURIComponent(location.hash.slice(3)))), given = { ...rest, T };
       const width = (named) => (named === "H" ? data.state.W.length : data.state[named][0].length);
+      const fine = (x) => typeof x === "number" && Math.abs(x) <= LARGEST;
       const fits = (named) => given[named].length === ("XTH".includes(named) ? T.length : data.state[named].length) &&
-        given[named].every((row) => row.length === width(named) && row.every((x) => typeof x === "number" && Math.abs(x) <= LARGEST));
-      const known = given.f in data.activations && given.loss in data.losses && given.mistakes.every((m) => m in data.mistakes);
+        given[named].every((row) => row.length === width(named) && row.every(fine));
+      const known = given.f in data.activations && given.loss in data.losses &&
+        given.mistakes.every((one) => one in data.mistakes);
       const named = data.inputs.filter((one) => one !== "H" || given.H);
       if (!T.length || T.length > MOST_ROWS || !known || !named.every(fits)) throw new Error("other numbers");
       state = Object.fromEntries([...named, "f", "loss", "mistakes"].map((key) => [key, given[key]]));
@@ -500,14 +483,16 @@
 
   // Events.
   const on = (kinds, does) => kinds.split(" ").forEach((kind) => document.addEventListener(kind, does));
-  const cellOf = (event) => event.target.closest?.("table.matrix td"), isField = (element) => element.matches?.("td input");
+  const cellOf = (event) => event.target.closest?.("table.matrix td");
+  const isField = (element) => element.matches?.("td input");
   on("pointerover", (event) => {
     if (pinned || event.pointerType === "touch") return;
     if (cellOf(event)?.of) explain(cellOf(event)); else if (hot && !event.target.closest("#why")) forget();
   });
   on("click", (event) => {
     const cell = cellOf(event), button = event.target.closest("button"), step = event.target.closest("a[href^='#']");
-    if (cell?.of) { explain(cell); pinned = cell; } else if (pinned && !event.target.closest("#why, .tools, button")) forget();
+    if (cell?.of) { explain(cell); pinned = cell; }
+    else if (pinned && !event.target.closest("#why, .tools, button")) forget();
     if (step) { event.preventDefault(); show(step.hash.slice(1)); }
     const { mistake, does } = button?.dataset ?? {}, others = state.mistakes.filter((one) => one !== mistake);
     if (mistake) state.mistakes = others.length < state.mistakes.length ? others : [...others, mistake];
@@ -520,7 +505,9 @@
     target.value = String(valueOf(target.parentElement.of.place)).replaceAll("-", "−");
     target.select();
   });
-  on("focusout", ({ target }) => { if (isField(target)) { target.removeAttribute("aria-invalid"); say(""); update(); } });
+  on("focusout", ({ target }) => {
+    if (isField(target)) { target.removeAttribute("aria-invalid"); say(""); update(); }
+  });
   on("input", ({ target }) => {
     if (!isField(target)) return;
     const x = typed(target.value);
@@ -529,7 +516,8 @@
     if (x !== null) put(target.parentElement.of.place, x);
   });
   on("keydown", (event) => {
-    const { key, target } = event, cell = cellOf(event), [down, right] = [key === "ArrowDown" || -(key === "ArrowUp"), key === "ArrowRight" || -(key === "ArrowLeft")].map(Number);
+    const { key, target } = event, cell = cellOf(event);
+    const down = { ArrowDown: 1, ArrowUp: -1 }[key] ?? 0, right = { ArrowRight: 1, ArrowLeft: -1 }[key] ?? 0;
     if (key === "Escape") forget();
     if (!cell?.of || (!down && !right)) return;
     if (isField(target)) {
@@ -537,7 +525,8 @@
       event.preventDefault();
       return move(target, valueOf(cell.of.place) - (event.shiftKey ? 0.01 : 0.1) * down);
     }
-    const next = cell.closest("table").cells.find(({ of: at }) => at.i === cell.of.i + down && at.j === cell.of.j + right);
+    const { i, j } = cell.of, isNext = ({ of: other }) => other.i === i + down && other.j === j + right;
+    const next = cell.closest("table").cells.find(isNext);
     if (!next) return;
     event.preventDefault();
     [cell.tabIndex, next.tabIndex, pinned] = [-1, 0, null];
@@ -548,24 +537,31 @@
   });
   on("pointermove", (event) => {
     if (!drag || (!drag.on && Math.abs(event.clientX - drag.x) < 4)) return;
-    if (!drag.on) { drag.on = true; drag.field.setPointerCapture(event.pointerId); document.body.classList.add("drags"); }
+    if (!drag.on) drag.field.setPointerCapture(event.pointerId);
+    drag.on = true;
+    document.body.classList.add("drags");
     move(drag.field, drag.from + (event.clientX - drag.x) * (event.shiftKey ? 0.001 : 0.01));
   });
   on("pointerup pointercancel", () => { document.body.classList.remove("drags"); drag = null; });
-  on("change", ({ target }) => { if (target.matches(".tools select")) { state[target.name] = target.value; fit(); update(); } });
+  on("change", ({ target }) => {
+    if (target.matches(".tools select")) { state[target.name] = target.value; fit(); update(); }
+  });
   on("submit", (event) => {
     event.preventDefault();
-    const form = event.target, want = compute(+form.dataset.answer).v?.[0], given = new FormData(form).get("answer") ?? "", x = typed(given);
-    const right = x !== null && Math.abs(x - want) <= (form.dataset.picks ? 0 : Math.max(5.1e-4, 5e-3 * Math.abs(want)));
-    const said = form.querySelector("output"), hint = form.querySelector("details");
-    [said.textContent, said.className] = [given === "" ? "Nothing yet." : right ? "✓ Right." : "✗ Not so. See the hint.", right ? "ok" : "failed"];
-    if (!right) hint.open = true;
+    const form = event.target, want = compute(+form.dataset.answer).v?.[0], said = form.querySelector("output");
+    const given = new FormData(form).get("answer") ?? "";
+    const off = typed(given) === null ? NaN : Math.abs(typed(given) - want);
+    const right = off <= (form.dataset.picks ? 0 : Math.max(5.1e-4, 5e-3 * Math.abs(want)));
+    said.textContent = given === "" ? "Nothing yet." : right ? "✓ Right." : "✗ Not so. See the hint.";
+    said.className = right ? "ok" : "failed";
+    form.querySelector("details").open ||= !right;
   });
   window.addEventListener("hashchange", () => { follow(); update(); });
 
   // All at once.
-  const parts = { whens: "[data-when]", texts: "output[data-x]", tables: "table[data-x]", tiles: "figure[data-tiles]", curves: "figure[data-curve]",
-    from: "[data-rows]", lines: "[data-checks]", items: "[data-check]", switches: "[data-mistake]", choices: ".tools select", script: "[data-script]" };
+  const parts = { whens: "[data-when]", texts: "output[data-x]", tables: "table[data-x]", tiles: "figure[data-tiles]",
+    curves: "figure[data-curve]", from: "[data-rows]", lines: "[data-checks]", items: "[data-check]",
+    switches: "[data-mistake]", choices: ".tools select", script: "[data-script]" };
   const found = Object.fromEntries(Object.entries(parts).map(([key, selector]) => [key, all(selector)]));
   const update = () => {
     refresh();
@@ -587,8 +583,11 @@
   };
   for (const part of [...found.lines, ...found.items]) [part.python, part.kind] = [part.innerHTML, part.className];
   for (const part of found.script) part.hidden = false;
-  window.explained = { get: () => copy(state), set: (given) => { state = { ...copy(state), ...given }; fit(); update(); },
-    values: () => trees.map((tree) => { const m = scope.compute(tree); return m.no ? null : rowsOf(m); }) };
+  window.explained = {
+    get: () => copy(state),
+    set: (given) => { state = { ...copy(state), ...given }; fit(); update(); },
+    values: () => trees.map((tree) => { const m = scope.compute(tree); return m.no ? null : rowsOf(m); }),
+  };
   follow();
   update();
 })();

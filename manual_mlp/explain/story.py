@@ -45,7 +45,7 @@ _FORWARD = {
     "Zr": "row(Z, r)",
     "Er": "row(E, r)",
     "Wt": "W.T",
-    "dWr": "row(H, r).T @ row(delta, r)",
+    "Hr": "row(H, r)",
 }
 
 

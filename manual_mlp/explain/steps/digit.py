@@ -13,6 +13,7 @@ from manual_mlp.explain.blocks import (
     Check,
     Formula,
     Heading,
+    Refused,
     Step,
     Table,
     Text,
@@ -152,8 +153,9 @@ def _entries(layer: Seen, header: tuple[str, ...], columns: Sequence[Values]) ->
     """Make a table of a layer's outputs: for each the numbers of the columns, and δ last."""
 
     def cell(values: Values, i: int) -> str:
-        fits = isinstance(values, Tensor) and values.shape == layer.z.shape
-        return number(float(values[0, i])) if isinstance(values, Tensor) and fits else "none"
+        if isinstance(values, Refused) or values.shape != layer.z.shape:
+            return "none"
+        return number(float(values[0, i]))
 
     columns = (*columns, layer.shown_delta[None])
     return Table((*header, "δ"), tuple((layer.name(i), *(cell(c, i) for c in columns)) for i in _most(layer)))
@@ -187,15 +189,17 @@ def _moved(picture: Picture, layers: Sequence[Seen], rate: float) -> tuple[Block
     ]
     if deep:
         blocks += [
-            Text("And these, with the same η, are the largest in the last layer. Its H is the units below it:"),
+            Text(
+                "And these, with the same η, are the largest in the last layer. Its H is what the units below it say:"
+            ),
             _largest(last, rate, "unit", lambda k: f"unit {k + 1}"),
         ]
     return (
         *blocks,
         Text(
-            "Many weights lead away from a pixel, one to each output. Without η, the length of all their updates is "
-            "`√(Σₗ H²ₖ δ²ₗ)`. Every pixel meets the same δ. So this is `|Hₖ|` times one number: the further a pixel is "
-            "from 0, the more its weights move."
+            "Many weights lead away from a pixel, one to each output. Without η, all their updates together have the "
+            "length `√(Σₗ H²ₖ δ²ₗ)`. Every pixel meets the same δ. So this is `|Hₖ|` times one number: the further a "
+            "pixel is from 0, the more its weights move."
         ),
         Tiles(
             "How much the weights of each pixel move.",

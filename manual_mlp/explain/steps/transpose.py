@@ -31,7 +31,7 @@ def transpose(story: Story) -> Step:
             ),
             Text(
                 "A change U of W changes Z by `H U`. J feels a change of Z by δ: multiply the entries that stand in "
-                "the same place and add all. Write `⟨A, C⟩` for that, a dot product of two matrices. Then sort the "
+                "the same place and add all. Write `⟨A, D⟩` for that, a dot product of two matrices. Then sort the "
                 "terms by weights:"
             ),
             Formula("⟨δ, H U⟩ = Σₙₗ δₙₗ Σₖ Hₙₖ Uₖₗ"),
@@ -67,8 +67,8 @@ def transpose(story: Story) -> Step:
             ),
             s.text(
                 f"With the transpose `⟨Hᵀδ, U⟩` is {{{right}}}, as `⟨δ, H U⟩` is. With the inverse in its place it is "
-                f"{{{wrong}}}, which is off by {{abs({wrong} - {right})}}; and where it is none, H had no inverse, and its "
-                "transpose is there as ever."
+                f"{{{wrong}}}, off by {{abs({wrong} - {right})}}. (It is none where there is no inverse. The transpose is "
+                "always there.)"
             ),
             *(
                 s.same(f"⟨Hᵀδ, U⟩ = ⟨δ, H U⟩, no. {draw}", f"sum(dW * moves(W, {draw}))",
