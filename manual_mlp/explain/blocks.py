@@ -7,52 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-import torch
 from torch import Tensor
 
 from manual_mlp.explain.expressions import Tree
+from manual_mlp.explain.writing import number
 
-_BACKTICK = "\ue000"  # of Unicode's private use
 ALL_SHOWN = 6  # rows and columns of a matrix: where there are more, the first few
-
-
-# What a reader of a textbook asks: the question, its answer, and the steps that show it.
-QUESTIONS = (
-    (
-        "How do the derivatives by B and W turn into an entrywise product?",
-        "f works entry by entry, so the Jacobian is diagonal, and a row times a diagonal matrix is an entrywise "
-        "product. With W the same diagonal occurs, once for each input.",
-        (3, 4),
-    ),
-    (
-        "Why does every derivative have its parameter's shape?",
-        "J is one number. So there is one derivative for each entry, and it is written where the entry stands.",
-        (0,),
-    ),
-    (
-        "How does `∂Y/∂W` result in the transpose of H?",
-        "It does not. It is an array with three indices. When `∂J/∂Y` is multiplied in, `Hₖ δₗ` is left, and `Hᵀ` is "
-        "H stood up, so that k counts rows.",
-        (4, 6),
-    ),
-    (
-        "Why is that a matrix product with `∂J/∂Y`?",
-        "It is one with `δ = ∂J/∂Y ⊙ f′(Z)`. Each row of a batch gives an outer product, and a matrix product adds "
-        "them up.",
-        (4, 5),
-    ),
-    (
-        "Why does the chain rule sum over all outputs, and is that sum a dot product?",
-        "A knob may move all outputs, and J feels each. And yes: of `∂J/∂Y` with the derivatives of Y by the knob.",
-        (2, 8),
-    ),
-    (
-        "What are the `δᵢₖ` in the proof?",
-        "Entries of the identity matrix: 1 where the two letters are the same number, else 0. They remove all other "
-        "terms from a sum.",
-        (1, 3),
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -67,36 +27,6 @@ class Refused:
 
 
 Values: TypeAlias = Tensor | Refused
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A number in a sentence.
-
-    Attributes:
-        tree: what it is.
-        form: how it is written, as :func:`manual_mlp.explain.words.written` says.
-        text: as it is written now.
-    """
-
-    tree: Tree
-    form: str
-    text: str
-
-
-class Live(str):
-    """A text that holds numbers. A page computes them anew.
-
-    Attributes:
-        pieces: its parts in their order.
-    """
-
-    pieces: tuple[str | Slot, ...]
-
-    def __new__(cls, pieces: Sequence[str | Slot]) -> Live:
-        made = super().__new__(cls, "".join(part if isinstance(part, str) else part.text for part in pieces))
-        made.pieces = tuple(pieces)
-        return made
 
 
 @dataclass(frozen=True)
@@ -310,7 +240,7 @@ class When:
 
 
 Block: TypeAlias = (
-    Text | Heading | Formula | Numbers | Table | Tiles | Curve  | Bars | Areas | Check | When | Exercise | OfF
+    Text | Heading | Formula | Numbers | Table | Tiles | Curve | Bars | Areas | Check | When | Exercise | OfF
 )
 
 
@@ -349,45 +279,6 @@ def _shown(blocks: Sequence[Block]) -> Iterator[Block]:
             yield block
         elif block.shown:
             yield from _shown(block.blocks)
-
-
-def literal(text: str) -> str:
-    """Protect a text that is not ours: its backticks enclose no formulas."""
-    return text.replace("`", _BACKTICK)
-
-
-def unprotected(text: str) -> str:
-    """Give a text that was shown its own backticks back."""
-    return text.replace(_BACKTICK, "`")
-
-
-def count(n: int, thing: str) -> str:
-    """Write how many of a thing there are: 1 row, 2 rows."""
-    return f"{n:,} {thing}" if n == 1 else f"{n:,} {'entries' if thing == 'entry' else thing + 's'}"
-
-
-def low(*indices: int) -> str:
-    """Write indices below the line, counted from 1; with a comma where one has two digits."""
-    digits = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
-    return ("," if max(indices) > 8 else "").join(str(i + 1).translate(digits) for i in indices)
-
-
-def number(value: float, digits: int | None = None) -> str:
-    """Write a number as a reader would, with a true minus sign: 4 decimals, or fewer if those are all it has."""
-    if value == 0:
-        return "0"
-    if digits is None:
-        digits = decimals(torch.tensor([value], dtype=torch.float64))
-    plain = 10.0**-digits <= abs(round(value, digits)) < 10**6
-    return (f"{value:.{digits}f}" if plain else f"{value:.2e}").replace("-", "−")
-
-
-def decimals(values: Tensor, most: int = 4) -> int:
-    """Return how many decimals are enough for all the values, or the most that are shown."""
-    for digits in range(most):
-        if torch.allclose(values, values.round(decimals=digits), rtol=0, atol=1e-12):
-            return digits
-    return most
 
 
 Part = TypeVar("Part", Matrix, Tile)

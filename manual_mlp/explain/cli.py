@@ -40,7 +40,7 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     add = parser.add_argument
     add("--html", type=Path, metavar="FILE", help="write one self-contained page instead of text")
     add("--serve", action="store_true", help="open the page in a browser, from this machine alone, until Ctrl-C")
-    add("--numbers", type=Path, metavar="FILE", help='numbers of your own: JSON with H (or X, V, C), W, B, Y*, f, loss')
+    add("--numbers", type=Path, metavar="FILE", help="numbers of your own: JSON with H (or X, V, C), W, B, Y*, f, loss")
     add("--inputs", type=int, metavar="N", help="entries of a row of H (default: 3)")
     add("--outputs", type=int, metavar="N", help="entries of a row of Y (default: 2)")
     add("--batch", type=int, metavar="N", help="rows that go through together (default: 4)")
@@ -80,9 +80,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.data_dir is not None and options.checkpoint is None:
         raise ValueError("expected --checkpoint with --data-dir: without a run the image is an embedded one")
     if options.numbers is None:
-        sizes = [3 if options.inputs is None else options.inputs, 2 if options.outputs is None else options.outputs]
-        batch, f = 4 if options.batch is None else options.batch, options.activation or "sigmoid"
-        network = draw_network(*sizes, batch, f, options.loss or "squared-error", options.seed)
+        # What is left out is as draw_network has it.
+        given = {name: getattr(options, name) for name in _DRAWN if getattr(options, name) is not None}
+        network = draw_network(**given, seed=options.seed)
     else:
         drawn = [f"--{name}" for name in _DRAWN if getattr(options, name) is not None]
         if drawn:

@@ -15,6 +15,7 @@ from manual_mlp.explain.expressions import Definition, Tree
 
 Look = Callable[[str], Tensor]
 
+_NONE: Mapping[str, Definition] = {}
 NUDGE = 2.0**-17  # ε of a central difference: it loses least to rounding and to curvature together
 
 
@@ -93,7 +94,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def evaluate(tree: Tree, look: Look, functions: Mapping[str, Definition] = {}) -> Tensor:  # noqa: B006
+def evaluate(tree: Tree, look: Look, functions: Mapping[str, Definition] = _NONE) -> Tensor:
     """Compute a tree.
 
     Args:

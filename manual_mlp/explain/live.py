@@ -11,7 +11,7 @@ from manual_mlp.explain.expressions import Tree, is_data, parse
 from manual_mlp.explain.formulas import CHAIN, MISTAKES, RIGHT, in_words, of_activation, of_loss
 from manual_mlp.explain.mathml import typeset
 from manual_mlp.explain.story import INPUTS, Story, definitions
-from manual_mlp.explain.terminal import verdict_of
+from manual_mlp.explain.terminal import of_f, verdict_of
 from manual_mlp.explain.trees import Trees
 
 # How a name is shown to a reader.
@@ -85,8 +85,7 @@ def data_of(story: Story, steps: Sequence[Step], trees: Trees) -> dict[str, Any]
         "definitions": right,
         "chain": [*CHAIN, "dr"],
         "activations": functions,
-        "words": {name: typeset(f"Here f is {name}" + (f": {in_words(known[name])}." if in_words(known[name]) else "."))
-                  for name in functions},
+        "words": {name: typeset(of_f(name, in_words(known[name]))) for name in functions},
         "losses": {flag: of_loss(flag) for flag in _losses(net.shape[2])},
         "mistakes": {
             name: {key: tree for key, tree in mistake.formulas.chain(net.loss, net.f).items() if tree != right[key]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html import escape
 
-from manual_mlp.explain.blocks import unprotected
+from manual_mlp.explain.writing import unprotected
 
 _LOW = str.maketrans("₀₁₂₃₄₅₆₇₈₉ᵢⱼₖₗₙₘ", "0123456789ijklnm")
 _HIGH = {

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from manual_mlp import activations, losses
 from manual_mlp.activations import Activation
-from manual_mlp.explain.blocks import literal
 from manual_mlp.explain.compare import autograd
 from manual_mlp.explain.formulas import cost
+from manual_mlp.explain.writing import literal
 
 # The arrays that are written out in full have so many numbers, 8 MB, and no more.
 _LARGEST = 2**20

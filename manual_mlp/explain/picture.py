@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from manual_mlp import losses
 from manual_mlp.activations import IDENTITY, Activation
-from manual_mlp.explain.blocks import Values, literal
+from manual_mlp.explain.blocks import Values
 from manual_mlp.explain.compare import attempt, autograd, shape
 from manual_mlp.explain.digits import image_of
 from manual_mlp.explain.formulas import Formulas, cost
+from manual_mlp.explain.writing import literal
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from html import escape
 
 from torch import Tensor
 
-from manual_mlp.explain.blocks import Areas, Bars, Curve, Matrix, Tile, Tiles, number
+from manual_mlp.explain.blocks import Areas, Bars, Curve, Matrix, Tile, Tiles
 from manual_mlp.explain.compare import shape
 from manual_mlp.explain.mathml import typeset
 from manual_mlp.explain.trees import Trees
+from manual_mlp.explain.writing import number
 
 _LEVELS = 10  # shades of a colour
 _MOST = 40  # rows and columns of a matrix that are drawn; images are drawn whole
@@ -32,7 +33,9 @@ def tiles(picture: Tiles, trees: Trees | None = None) -> str:
         else:
             tree = part.tree if trees is not None else None
             live |= tree is not None
-            inside = _tile(part, most or 1.0, picture.images, "" if tree is None or trees is None else trees.number(tree))
+            inside = _tile(
+                part, most or 1.0, picture.images, "" if tree is None or trees is None else trees.number(tree)
+            )
         parts.append(from_rows(inside, after))
     return _figure(picture.says, "".join(parts), "tiles" if live else "")
 
@@ -47,7 +50,9 @@ def from_rows(inside: str, part: Matrix | Tile | None) -> str:
 
 def curve(picture: Curve) -> str:
     """Draw f with a dot and a dash for each entry of Z."""
-    drawn = _drawn_curve(picture.line.tolist(), *(t.reshape(-1).tolist() for t in (picture.z, picture.y, picture.slope)))
+    drawn = _drawn_curve(
+        picture.line.tolist(), *(t.reshape(-1).tolist() for t in (picture.z, picture.y, picture.slope))
+    )
     svg = f'<svg viewBox="0 0 300 120" width="300" height="120" role="img" aria-label="the curve of f">{drawn}</svg>'
     return _figure(picture.says, svg, "curve")
 
@@ -67,10 +72,8 @@ def _drawn_curve(line: list[list[float]], z: list[float], y: list[float], slope:
     for x, v, rise in zip(z, y, slope, strict=True):
         (across, up), tilt = at(x, v), -rise * 104 * wide / ((top - low) * 140)
         run = 22 / math.hypot(1, tilt)
-        marks.append(
-            f'<path class="dash" d="M{across - run:.1f} {up - run * tilt:.1f}L{across + run:.1f} {up + run * tilt:.1f}"/>'
-            f'<circle class="dot" cx="{across:.1f}" cy="{up:.1f}" r="4"/>'
-        )
+        dash = f"M{across - run:.1f} {up - run * tilt:.1f}L{across + run:.1f} {up + run * tilt:.1f}"
+        marks.append(f'<path class="dash" d="{dash}"/><circle class="dot" cx="{across:.1f}" cy="{up:.1f}" r="4"/>')
     return f'<path class="axis" d="{axes}"/><path class="line" d="{path([(x, v) for x, v in line])}"/>{"".join(marks)}'
 
 

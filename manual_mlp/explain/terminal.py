@@ -11,7 +11,6 @@ from torch import Tensor
 
 from manual_mlp.explain.blocks import (
     ALL_SHOWN,
-    QUESTIONS,
     Areas,
     Bars,
     Block,
@@ -30,12 +29,11 @@ from manual_mlp.explain.blocks import (
     Tile,
     Tiles,
     answer_of,
-    decimals,
-    number,
     there,
-    unprotected,
 )
 from manual_mlp.explain.compare import shape
+from manual_mlp.explain.questions import QUESTIONS
+from manual_mlp.explain.writing import decimals, number, unprotected
 
 _ROWS, _COLUMNS = ALL_SHOWN, 8  # of a matrix that are shown; where there are more, the last of them is a row of dots
 Paint: TypeAlias = Callable[[str, str], str]
@@ -94,7 +92,7 @@ def _block(block: Block, width: int, paint: Paint) -> list[str]:
         case Text(text, only):
             return [] if only else [*_wrapped(text, width), ""]
         case OfF(name, text):
-            return [*_wrapped(f"Here f is {name}" + (f": {text}." if text else "."), width), ""]
+            return [*_wrapped(of_f(name, text), width), ""]
         case Exercise(question, _, _, hint, number, choices):
             told = f" Is it {', or '.join(choices)}?" if choices else ""
             answer = f"({hint} Step {number}. The answer: {answer_of(block)}.)"
@@ -161,6 +159,11 @@ def _matrix(matrix: Matrix, paint: Paint) -> list[str]:
 def _entry(cell: str, matrix: Matrix, r: int | None, c: int | None, paint: Paint) -> str:
     marked = matrix.mark is not None and r is not None and c is not None and bool(matrix.mark[r, c])
     return paint(cell, _BLUE) if marked else cell
+
+
+def of_f(name: str, text: str) -> str:
+    """Say which function f is, and its formula where there is one."""
+    return f"Here f is {name}" + (f": {text}." if text else ".")
 
 
 def picked(count: int, most: int) -> list[int | None]:

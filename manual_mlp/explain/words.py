@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from manual_mlp.explain.blocks import Live, Refused, Slot, Values, count, number
+from manual_mlp.explain.blocks import Refused, Values
 from manual_mlp.explain.expressions import Tree, parse
+from manual_mlp.explain.writing import Live, Slot, count, number
 
 _SLOT = re.compile(r"\{([^{}:]+)(?::([^{}]+))?\}")
 _TERMS = 4  # of a sum that are written out
@@ -34,9 +35,9 @@ def written(form: str, *values: Values) -> str:
     """Write values.
 
     Args:
-        form: empty for a number; digits for so many of them after the point; ``list`` for the first three of
-            a row, ``all`` for all; ``terms`` for the sum of two rows' products, term by term; ``shape``; ``whole`` for a whole number; and any
-            other word for how many of that there are.
+        form: empty for a number; digits for so many of them after the point; ``list`` for the first three of a row,
+            ``all`` for all; ``terms`` for the sum of two rows' products, term by term; ``shape``; ``whole`` for a whole
+            number; and any other word for how many of that there are.
     """
     first = values[0]
     if any(isinstance(value, Refused) for value in values) or not isinstance(first, Tensor):

@@ -9,9 +9,10 @@ import torch
 
 from manual_mlp import activations
 from manual_mlp.explain import draw_network, explain
-from manual_mlp.explain.blocks import Bars, Boxes, Tiles, number
+from manual_mlp.explain.blocks import Bars, Boxes, Tiles
 from manual_mlp.explain.compare import agree, attempt
 from manual_mlp.explain.terminal import verdict_of
+from manual_mlp.explain.writing import number
 from shown import same
 
 

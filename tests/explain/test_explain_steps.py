@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import reference
-from manual_mlp.explain.blocks import Check, Formula, Numbers, Table, Text, Tiles, number
+from manual_mlp.explain.blocks import Check, Formula, Numbers, Table, Text, Tiles
 from manual_mlp.explain.terminal import verdict_of
+from manual_mlp.explain.writing import number
 from shown import matrices, same, shown, tables, value, words
 
 

@@ -8,11 +8,11 @@ import math
 import torch
 from torch import Tensor
 
-from manual_mlp.explain.blocks import count, decimals, number
 from manual_mlp.explain.compare import shape
 from manual_mlp.explain.formulas import MISTAKES
 from manual_mlp.explain.grading.known import At, in_torch
 from manual_mlp.explain.grading.search import Explanation, Found, factors
+from manual_mlp.explain.writing import count, decimals, number
 
 _WIDTH, _ROWS, _COLUMNS = 110, 6, 6
 _APART = "    "

@@ -5,7 +5,9 @@ from __future__ import annotations
 from manual_mlp.explain.blocks import Formula, Numbers, Step, Text, Tiles
 from manual_mlp.explain.story import Story
 
-_RATE = "0.5 / (1 + sum(dV_ * dV_) + sum(dC_ * dC_) + sum(dW_ * dW_) + sum(dB_ * dB_))"  # η: small where slopes are large
+_RATE = (
+    "0.5 / (1 + sum(dV_ * dV_) + sum(dC_ * dC_) + sum(dW_ * dW_) + sum(dB_ * dB_))"  # η: small where slopes are large
+)
 
 
 def below(story: Story) -> Step:
@@ -45,8 +47,8 @@ def below(story: Story) -> Step:
             ),
             s.when(
                 "linked == 0",
-                "H has been given by hand, so it comes from elsewhere now. What follows is for the H of this X, V and C "
-                "no more: `γ` would be passed to a layer that is cut off.",
+                "H has been given by hand, so it comes from elsewhere now. What follows is for the H of this X, V and "
+                "C no more: `γ` would be passed to a layer that is cut off.",
             ),
             Text(
                 "For the hidden layer ∂J/∂H is what ∂J/∂Y was for the layer above. So the same formulas hold again. "
@@ -93,8 +95,8 @@ def softmax(story: Story) -> Step:
         "The exception that proves it",
         (
             s.text(
-                "All this rested on one thing: f works entry by entry, so its Jacobian is diagonal. A softmax does not. "
-                "It turns a row S into shares p that add up to 1, and every share depends on every entry."
+                "All this rested on one thing: f works entry by entry, so its Jacobian is diagonal. A softmax does "
+                "not. It turns a row S into shares p that add up to 1, and every share depends on every entry."
                 f"{second}"
             ),
             s.when("ce", "In step 2 the J of this network put one behind Y, so S is Y."),
@@ -119,10 +121,10 @@ def softmax(story: Story) -> Step:
             ),
             Formula("∂pᵢ/∂Sₗ = pᵢ (Iᵢₗ − pₗ)"),
             s.text(
-                "Now the sum has all its terms. Take the cross-entropy, J = −ln p of the right class. Right is where `Y*` "
-                "is largest, here class {choice(row(t, r)) + 1:whole}. So `∂J/∂p` is {sum(-row(t, r) / row(p, r))} there, "
-                "which is −1/p, and 0 elsewhere. Multiply by the matrix and add: p cancels, and what is left is short "
-                "again. Write t for the row that is 1 at the right class and 0 elsewhere:"
+                "Now the sum has all its terms. Take the cross-entropy, J = −ln p of the right class. Right is where "
+                "`Y*` is largest, here class {choice(row(t, r)) + 1:whole}. So `∂J/∂p` is {sum(-row(t, r) / row(p, r))}"
+                " there, which is −1/p, and 0 elsewhere. Multiply by the matrix and add: p cancels, and what is left is "
+                "short again. Write t for the row that is 1 at the right class and 0 elsewhere:"
             ),
             Formula("∂J/∂Sₗ = Σᵢ ∂J/∂pᵢ pᵢ (Iᵢₗ − pₗ) = pₗ − tₗ", "O2"),
             Numbers(

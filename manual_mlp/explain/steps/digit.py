@@ -20,12 +20,11 @@ from manual_mlp.explain.blocks import (
     Tile,
     Tiles,
     Values,
-    count,
-    number,
 )
 from manual_mlp.explain.compare import DIFFERENCE, agree, attempt, autograd, central_difference
 from manual_mlp.explain.formulas import RIGHT, Formulas
 from manual_mlp.explain.picture import Picture, Seen, embedded_picture, output, trained_picture, walk
+from manual_mlp.explain.writing import count, number
 
 __all__ = ["Picture", "digit", "embedded_picture", "trained_picture"]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from manual_mlp.explain.blocks import Exercise, Step, Text, low
+from manual_mlp.explain.blocks import Exercise, Step, Text
 from manual_mlp.explain.expressions import parse
 from manual_mlp.explain.story import Story
+from manual_mlp.explain.writing import low
 
 
 def exercises(story: Story) -> Step:
@@ -26,8 +27,8 @@ def exercises(story: Story) -> Step:
         (
             Text("With a pencil, and the numbers above. Three decimals are enough."),
             ask(
-                f"In row {{r + 1:whole}} `∂J/∂Y` is {{at(dY_, r, l)}} at output {l + 1}, and `f′(Z)` is {{at(S, r, l)}} "
-                f"there. What is `δ{low(l)}`?",
+                f"In row {{r + 1:whole}} `∂J/∂Y` is {{at(dY_, r, l)}} at output {l + 1}, and `f′(Z)` is {{at(S, r, l)}}"
+                f" there. What is `δ{low(l)}`?",
                 "at(delta_, r, l)",
                 "An entrywise product: the two numbers that stand in the same place.",
                 3,
@@ -45,7 +46,7 @@ def exercises(story: Story) -> Step:
                 5,
             ),
             ask(
-                f"There are {{rows(H):row}}. What is the shape of `∂J/∂W` for all of them?",
+                "There are {rows(H):row}. What is the shape of `∂J/∂W` for all of them?",
                 "1",
                 "J is one number. Which numbers does one nudge?",
                 0,

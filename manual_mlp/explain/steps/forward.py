@@ -5,11 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manual_mlp.layer import dense
-from manual_mlp.explain.blocks import Block, Curve, Formula, Heading, Numbers, OfF, Step, Table, Text, Tiles, count, low
+from manual_mlp.explain.blocks import (
+    Block,
+    Curve,
+    Formula,
+    Heading,
+    Numbers,
+    OfF,
+    Step,
+    Table,
+    Text,
+    Tiles,
+)
 from manual_mlp.explain.compare import agree
 from manual_mlp.explain.formulas import in_words
 from manual_mlp.explain.story import Story
+from manual_mlp.explain.writing import count, low
+from manual_mlp.layer import dense
 from manual_mlp.losses import by_flag, flags
 
 _FLAG = {"squared-error": "se", "cross-entropy": "ce", "binary-cross-entropy": "bce"}  # names in the scope
@@ -38,7 +50,7 @@ def question(story: Story) -> Step:
                 (
                     ("`H`", f"the row that enters, here {count(inputs, 'number')}; Hₖ is number k"),
                     ("`W`", "the weights: Wₖₗ says how much input k counts for output l"),
-                    ("`B`", f"the biases, one for each output"),
+                    ("`B`", "the biases, one for each output"),
                     ("`HW`", "their matrix product: for each l multiply Hₖ by Wₖₗ for every k, and add"),
                     ("`Z`", "short for `HW + B`, the layer before f"),
                     ("`f`", "a function of one number, used on each entry by itself"),
@@ -46,7 +58,10 @@ def question(story: Story) -> Step:
                     ("`Y*`", "what Y should be"),
                     ("`f′`", "the slope of f: how fast `f(z)` rises at z"),
                     ("`J`", "the cost, one number: how far Y is from `Y*`"),
-                    ("`∂J/∂B`", "how fast J changes if one entry of B is nudged and all else stands still: one for each"),
+                    (
+                        "`∂J/∂B`",
+                        "how fast J changes if one entry of B is nudged and all else stands still: one for each",
+                    ),
                     ("`∂J/∂W`", "the same for each entry of W, written where that entry stands"),
                     ("`∗`, `⊙`", "entry by entry: multiply what stands in the same place"),
                     ("`Hᵀ`", "H transposed: its row stood up as a column"),
@@ -79,9 +94,7 @@ def question(story: Story) -> Step:
             s.text("Over {rows(H):row}, J is {J}."),
             s.when("se == 0", "With this J another `∂J/∂Y` stands where the textbook has Y − `Y*`: see step 2."),
             Heading("Four products"),
-            Text(
-                "All four multiply two arrays, and tutorials confuse them. With these rows of H, Y and `Y*`:"
-            ),
+            Text("All four multiply two arrays, and tutorials confuse them. With these rows of H, Y and `Y*`:"),
             Table(
                 ("product", "what it does", "here", "shape"),
                 (
@@ -129,8 +142,8 @@ def nudge(story: Story) -> Step:
         (
             s.text(
                 f"Take one weight, `W{low(k, l)}`, from input {k + 1} to output {l + 1}. Raise it from "
-                f"{{at(W, k, l)}} by a tiny ε, and leave all else alone. How far did each entry of Z move, divided by ε? "
-                "Row n of Z comes from row n of H:"
+                f"{{at(W, k, l)}} by a tiny ε, and leave all else alone. How far did each entry of Z move, divided by "
+                "ε? Row n of Z comes from row n of H:"
             ),
             Numbers(
                 (
@@ -144,8 +157,8 @@ def nudge(story: Story) -> Step:
                 (s.tile("ΔZ / ε", moved, ("n", "l")), "", s.tile("H", "H", ("n", "k"))),
             ),
             Text(
-                f"A weight of column {l + 1} reaches output {l + 1} and no other, and there it is multiplied by Hₖ, k = "
-                f"{k + 1}. As a formula, with i for any output:"
+                f"A weight of column {l + 1} reaches output {l + 1} and no other, and there it is multiplied by Hₖ, k "
+                f"= {k + 1}. As a formula, with i for any output:"
             ),
             Formula("∂Zᵢ/∂Wₖₗ = Hₖ Iᵢₗ"),
             Text(
@@ -177,8 +190,8 @@ def total(story: Story) -> Step:
         s.when("se", _given(story, "Y", "Y")),
         s.when("se == 0", _given(story, "p" if own.has_shares or own.written else "Y", "P")),
         Text(
-            "Now move every entry of Y a little, each its own way: `Y + εU`, with any U. Small moves add up, each by its "
-            "derivative times how far it went:"
+            "Now move every entry of Y a little, each its own way: `Y + εU`, with any U. Small moves add up, each by "
+            "its derivative times how far it went:"
         ),
         Numbers(
             (
@@ -206,14 +219,14 @@ def total(story: Story) -> Step:
             ),
         ),
         Text(
-            "So much for any move of Y. Now one knob θ, any weight or bias, moves Y: entry `Yᵢ` goes by `ε ∂Yᵢ/∂θ`. Put "
-            "that in the place of U:"
+            "So much for any move of Y. Now one knob θ, any weight or bias, moves Y: entry `Yᵢ` goes by `ε ∂Yᵢ/∂θ`. "
+            "Put that in the place of U:"
         ),
         Formula("∂J/∂θ = Σᵢ ∂J/∂Yᵢ · ∂Yᵢ/∂θ"),
         Text(
-            "This is the chain rule. It sums over all outputs because a knob may move each `Yᵢ`, and J depends on every "
-            "one. `∂J/∂Bₗ` has its sum over i for that reason alone. It is a dot product of two rows, ∂J/∂Y and ∂Y/∂θ. "
-            "How many of its terms are 0 is the next question."
+            "This is the chain rule. It sums over all outputs because a knob may move each `Yᵢ`, and J depends on "
+            "every one. `∂J/∂Bₗ` has its sum over i for that reason alone. It is a dot product of two rows, ∂J/∂Y and "
+            "∂Y/∂θ. How many of its terms are 0 is the next question."
         ),
         Text(
             "To check a derivative without calculus, nudge up and down by ε, and divide the difference of J by 2ε: a "

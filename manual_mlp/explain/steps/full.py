@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from manual_mlp.explain.blocks import Formula, Numbers, Part, Step, Table, Text, Tiles, count, low
+from manual_mlp.explain.blocks import Formula, Numbers, Part, Step, Table, Text, Tiles
 from manual_mlp.explain.story import Story
+from manual_mlp.explain.writing import count, low
 
 _SHOWN = 4  # matrices of a family
 
@@ -23,9 +24,9 @@ def bias(story: Story) -> Step:
         "∂Y/∂B in full",
         (
             s.text(
-                f"Row {{r + 1:whole}} alone. Each entry of Y may depend on each of B: {outputs}·{outputs} derivatives, a "
-                "matrix that holds `∂Yᵢ/∂Bₗ` in row i, column l. All derivatives of one array by another are called a "
-                "Jacobian."
+                f"Row {{r + 1:whole}} alone. Each entry of Y may depend on each of B: {outputs}·{outputs} derivatives, "
+                "a matrix that holds `∂Yᵢ/∂Bₗ` in row i, column l. All derivatives of one array by another are called "
+                "a Jacobian."
             ),
             Numbers(
                 (
@@ -41,16 +42,16 @@ def bias(story: Story) -> Step:
                 (s.tile("∂Y/∂B", "diag(row(S, r))", ("i", "l")), "", s.tile("I", "I", ("i", "l"))),
             ),
             Text(
-                "It is diagonal, because f works entry by entry, and a bias reaches one output. So is `δᵢₖ` in a proof an "
-                "identity matrix? Yes: one entry of it at a time."
+                "It is diagonal, because f works entry by entry, and a bias reaches one output. So is `δᵢₖ` in a proof "
+                "an identity matrix? Yes: one entry of it at a time."
             ),
             Formula("∂Yᵢ/∂Bₗ = f′(Zᵢ) Iᵢₗ"),
             Text("Now the chain rule of step 2: sum over i."),
             Formula("∂J/∂Bₗ = Σᵢ ∂J/∂Yᵢ f′(Zᵢ) Iᵢₗ = ∂J/∂Yₗ f′(Zₗ)"),
             s.text(
                 f"For l = {l + 1}, with `∂J/∂Yᵢ f′(Zᵢ)` first and `Iᵢₗ` second in each term: "
-                f"{{pair(row(dY * S, r), row(I, l)):terms}}. {killed} For all l together, a row times a diagonal matrix "
-                "is an entrywise product, and that is all there is to it:"
+                f"{{pair(row(dY * S, r), row(I, l)):terms}}. {killed} For all l together, a row times a diagonal "
+                "matrix is an entrywise product, and that is all there is to it:"
             ),
             Numbers(
                 (
@@ -62,8 +63,8 @@ def bias(story: Story) -> Step:
                 )
             ),
             Text(
-                "Its name is δ: how much J minds each entry of Z. A bias is added to Z as it is, so for one row ∂J/∂Z and "
-                "∂J/∂B are the same."
+                "Its name is δ: how much J minds each entry of Z. A bias is added to Z as it is, so for one row ∂J/∂Z "
+                "and ∂J/∂B are the same."
             ),
             Formula("δ = ∂J/∂Z = ∂J/∂Y ⊙ f′(Z)", "B1"),
             Numbers(
@@ -76,7 +77,9 @@ def bias(story: Story) -> Step:
                 )
             ),
             s.slope("f′(Zᵢ) Iᵢₗ = ∂Y/∂B", "diag(row(S, r))" if outputs > 1 else "row(S, r)", "row(Y, r)", "B"),
-            s.same("δ of the row = the sum over i", "row(delta, r)", "row(dY_, r) @ diag(row(S, r))", "the full matrix"),
+            s.same(
+                "δ of the row = the sum over i", "row(delta, r)", "row(dY_, r) @ diag(row(S, r))", "the full matrix"
+            ),
             s.slope("δ = ∂J/∂Z", "delta", "J", "Z"),
         ),
     )
@@ -121,10 +124,10 @@ def weight(story: Story) -> Step:
                 "{pair(at(H, r, k), at(delta, r, l)):terms}."
             ),
             Text(
-                "Nothing is left to sum: each entry of H times each entry of δ, an outer product. To write it as a matrix "
-                "product, k must number rows. H is a row, so stand it up: that is `Hᵀ`, and this is all the transpose "
-                "does. So `∂Y/∂W` does not “become” `Hᵀ`. It is the array above, and `Hᵀδ` is what remains when ∂J/∂Y "
-                "has been multiplied in and its zeros have dropped out."
+                "Nothing is left to sum: each entry of H times each entry of δ, an outer product. To write it as a "
+                "matrix product, k must number rows. H is a row, so stand it up: that is `Hᵀ`, and this is all the "
+                "transpose does. So `∂Y/∂W` does not “become” `Hᵀ`. It is the array above, and `Hᵀδ` is what remains "
+                "when ∂J/∂Y has been multiplied in and its zeros have dropped out."
             ),
             Formula("∂J/∂W = Hᵀ δ", "B3"),
             Numbers(
@@ -159,7 +162,9 @@ def batch(story: Story) -> Step:
             Formula("∂J/∂Wₖₗ = Σₙ Hₙₖ δₙₗ = (Hᵀ δ)ₖₗ", "B3"),
             Numbers(
                 (
-                    *_between([_from(n + 1, s.matrix(f"row {n + 1}", text, "k"), rows) for n, text in enumerate(outer)]),
+                    *_between(
+                        [_from(n + 1, s.matrix(f"row {n + 1}", text, "k"), rows) for n, text in enumerate(outer)]
+                    ),
                     "=",
                     s.matrix("the sum", "H.T @ delta_", "k"),
                 )
@@ -186,16 +191,20 @@ def batch(story: Story) -> Step:
             ),
             Formula("∂J/∂Bₗ = Σₙ δₙₗ", "B4"),
             Numbers((s.matrix("∂J/∂B", "dB", ""),)),
-            Text(
-                "PyTorch stores the weight the other way round, as `Wᵀ`, and so its derivative:"
-            ),
+            Text("PyTorch stores the weight the other way round, as `Wᵀ`, and so its derivative:"),
             Table(
                 ("", "textbook", "shape", "PyTorch", "shape"),
                 (
                     ("input", "H", s.say("{H:shape}"), "input", s.say("{H:shape}")),
                     ("weight", "W", f"{inputs}×{outputs}", "weight", f"{outputs}×{inputs}"),
                     ("bias", "B", f"1×{outputs}", "bias", f"{outputs}"),
-                    ("its derivative", "∂J/∂W = Hᵀδ", f"{inputs}×{outputs}", "weight.grad = δᵀH", f"{outputs}×{inputs}"),
+                    (
+                        "its derivative",
+                        "∂J/∂W = Hᵀδ",
+                        f"{inputs}×{outputs}",
+                        "weight.grad = δᵀH",
+                        f"{outputs}×{inputs}",
+                    ),
                 ),
             ),
             Numbers((s.matrix("weight.grad", "G", "l", "k"),)),

@@ -59,7 +59,9 @@ def mistakes(
             else "It is made on purpose, and the checks of the steps above say where it shows."
         )
     ]
-    blocks.append(Text("Throw a switch: wrong numbers turn red everywhere, and so do the checks that catch it.", "script"))
+    blocks.append(
+        Text("Throw a switch: wrong numbers turn red everywhere, and so do the checks that catch it.", "script")
+    )
     for name in names:
         blocks += _made(story, MISTAKES[name], earlier, failing)
     return Step(11, "Eight usual mistakes" if len(names) > 1 else "A usual mistake", tuple(blocks))
@@ -72,7 +74,7 @@ def _made(
     failed = [
         (step, check) for step in earlier(wrong) for check in step.failed if (step.number, check.name) not in failing
     ]
-    name, shown, _ = _NAMES[mistake.of]
+    name = _NAMES[mistake.of][0]
     differs = not agree("", story.scope.compute(_wrong(mistake)), story.value(f"{name}_")).passed
     here = "" if differs else "At these sizes, and with this f, the numbers are right all the same. "
     if failed:
@@ -109,8 +111,8 @@ def _wrong(mistake: Mistake) -> Tree:
 def _numbers(story: Story, mistake: Mistake) -> list[Block]:
     """Show what the mistake gives beside what is right; if torch refuses it, once more where all sides are equal."""
     name, shown, letters = _NAMES[mistake.of]
-    tree, right = _wrong(mistake), story.matrix(f"{shown}, right", f"{name}_", *letters)
-    wrong = Matrix(f"{shown}, wrong", story.scope.compute(tree), *letters, tree=tree)
+    tree, right = _wrong(mistake), story.matrix(f"{shown}, right", f"{name}_", letters[0], letters[1])
+    wrong = Matrix(f"{shown}, wrong", story.scope.compute(tree), letters[0], letters[1], tree=tree)
     if isinstance(wrong.values, Refused):
         net = draw_network(3, 3, 3, story.network.f, story.network.loss, story.seed)
         square = _numbers(replace(story, network=net, focus=None), mistake)
@@ -125,8 +127,11 @@ def _numbers(story: Story, mistake: Mistake) -> list[Block]:
                 ),
             ),
         ]
-    tiles = [Tile(word, m.values, tree=m.tree) for word, m in (("wrong", wrong), ("right", right))  # type: ignore[arg-type]
-             if isinstance(m.values, Tensor)]
+    tiles = [
+        Tile(word, m.values, tree=m.tree)
+        for word, m in (("wrong", wrong), ("right", right))  # type: ignore[arg-type]
+        if isinstance(m.values, Tensor)
+    ]
     return [
         Numbers((wrong, "and", right)),
         Tiles("As it was written, and as it should be.", (tiles[0], "", tiles[1])),
@@ -137,5 +142,5 @@ def _still(block: Block) -> Block:
     """Keep a block's numbers as they are: they are of another network."""
     if isinstance(block, (Numbers, Tiles)):
         parts = tuple(part if isinstance(part, str) else replace(part, tree=None) for part in block.parts)
-        return replace(block, parts=parts)  # type: ignore[arg-type]
+        return replace(block, parts=parts)
     return block

@@ -67,12 +67,16 @@ def transpose(story: Story) -> Step:
             ),
             s.text(
                 f"With the transpose `⟨Hᵀδ, U⟩` is {{{right}}}, as `⟨δ, H U⟩` is. With the inverse in its place it is "
-                f"{{{wrong}}}, off by {{abs({wrong} - {right})}}. (It is none where there is no inverse. The transpose is "
-                "always there.)"
+                f"{{{wrong}}}, off by {{abs({wrong} - {right})}}. (It is none where there is no inverse. The transpose "
+                "is always there.)"
             ),
             *(
-                s.same(f"⟨Hᵀδ, U⟩ = ⟨δ, H U⟩, no. {draw}", f"sum(dW * moves(W, {draw}))",
-                       f"sum(delta_ * (H @ moves(W, {draw})))", "the other order")
+                s.same(
+                    f"⟨Hᵀδ, U⟩ = ⟨δ, H U⟩, no. {draw}",
+                    f"sum(dW * moves(W, {draw}))",
+                    f"sum(delta_ * (H @ moves(W, {draw})))",
+                    "the other order",
+                )
                 for draw in (1, 2, 3)
             ),
             s.slope(

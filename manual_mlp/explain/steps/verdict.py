@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from manual_mlp.explain.blocks import Bars, Check, Refused, Step, Table, Text, Values, When, count, number
+from manual_mlp.explain.blocks import Bars, Check, Refused, Step, Table, Text, Values, When
 from manual_mlp.explain.compare import (
     DIFFERENCE,
     ROUNDING,
@@ -19,6 +19,7 @@ from manual_mlp.explain.compare import (
     last_places,
 )
 from manual_mlp.explain.story import Story
+from manual_mlp.explain.writing import count, number
 from manual_mlp.losses import by_flag
 
 
