@@ -65,7 +65,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "sqrt": torch.sqrt,
     "abs": torch.abs,
     "sigmoid": torch.sigmoid,
-    "softplus": lambda a: a.clamp_min(0) + torch.log1p(torch.exp(-a.abs())),
+    "softplus": lambda a: torch.logaddexp(a, torch.zeros_like(a)),
     "Phi": lambda a: torch.erfc(-a / math.sqrt(2)) / 2,
     "phi": lambda a: torch.exp(-a * a / 2) / math.sqrt(2 * math.pi),
     "max": torch.maximum,

@@ -14,7 +14,7 @@ from torch import Tensor
 from manual_mlp.activations import Activation
 from manual_mlp.activations.registry import formulas_of, parameters_of
 from manual_mlp.explain.evaluate import evaluate
-from manual_mlp.explain.expressions import Definition, Tree, from_docstring, parse, substitute
+from manual_mlp.explain.expressions import Definition, Tree, from_docstring, names_in, parse, substitute
 from manual_mlp.losses import Criterion, by_flag
 
 # Each derivative of the chain: the field of Formulas that makes it, and of what. T is Y*; Hr and dr are the row of H
@@ -67,6 +67,7 @@ def of_activation(f: Activation) -> dict[str, Definition]:
     for name, sign, own in (("f", "f", f.f), ("df", "f′", f.df)):
         try:
             tree = from_docstring(told[sign], told.get("where", ""), parameters_of(f))
+            tree = tree if "z" in names_in(tree) else ["+", tree, ["*", 0, "z"]]  # a slope of 1 has an entry for each z
             same = torch.allclose(evaluate(tree, {"z": points}.__getitem__), own(points), rtol=1e-9, atol=1e-12)
         except (KeyError, ValueError, RuntimeError, TypeError):
             same = False

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +18,17 @@ from manual_mlp.explain.compare import autograd
 from manual_mlp.explain.formulas import cost
 from manual_mlp.explain.writing import literal
 
+Known: TypeAlias = Activation | str | torch.nn.Module  # whatever activations.get knows
 # The arrays that are written out in full have so many numbers, 8 MB, and no more.
 _LARGEST = 2**20
 _NEAR = 1e-6  # to a kink
 _VANISHED = 1e-3
 _DRAWS = 50
+# The sides of each tensor: N rows, D data, K inputs and E outputs. The first of two that disagree is believed.
+_SIDES = {"w": "KE", "x": "ND", "h": "NK", "v": "DK", "c": "K", "b": "E", "target": "NE"}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Network:
     """Hold a batch X and a perceptron in the textbook's layout: H = f(XV + C), Y = f(HW + B), J = loss(Y, Y*).
 
@@ -35,9 +41,11 @@ class Network:
         target: Y*; for the cross-entropies, which take Y for logits, rows of probabilities: one-hot, for example.
         activation: a name, an ``nn`` module or an :class:`~manual_mlp.Activation`.
         loss: "squared-error", ½ Σ (Y − Y*)², "cross-entropy" or "binary-cross-entropy", summed over the rows.
+        h: H itself, where it is given instead of made by the hidden layer.
+        given_h: the same for :func:`dataclasses.replace`, which hands on the fields; None makes H of the hidden layer.
 
     Shape:
-        x: (N, D), v: (D, D_in), c: (D_in,), w: (D_in, D_out), b: (D_out,), target: (N, D_out)
+        x: (N, D), v: (D, D_in), c: (D_in,), w: (D_in, D_out), b: (D_out,), target: (N, D_out), h: (N, D_in)
 
     Raises:
         ValueError: shapes that do not fit, an unknown name, numbers that are not finite, a target that is no
@@ -50,40 +58,53 @@ class Network:
     w: Tensor
     b: Tensor
     target: Tensor
-    activation: Activation | str | torch.nn.Module = "sigmoid"
-    loss: str = "squared-error"
+    activation: Known
+    loss: str
+    given_h: Tensor | None
 
-    def __post_init__(self) -> None:
-        for name in ("x", "v", "c", "w", "b", "target"):
-            value = torch.as_tensor(getattr(self, name)).detach()
-            if value.is_complex() or not value.isfinite().all():
-                raise ValueError(f"expected real and finite numbers in {name}, got {value}")
-            with torch.inference_mode(False):  # a copy that autograd accepts, wherever it was made
-                value = value.to("cpu", torch.float64, copy=True)
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "activation", activations.get(self.activation))
-        if self.loss not in losses.flags():
-            raise ValueError(f"expected a loss among {', '.join(losses.flags())}, got {self.loss!r}")
-        if self.x.dim() != 2 or self.w.dim() != 2 or not self.x.numel() or not self.w.numel():
-            raise ValueError(f"expected matrices x and w with entries, got {_shape(self.x)} and {_shape(self.w)}")
-        rows, width = self.x.shape
-        inputs, outputs = self.w.shape
-        shapes = {"v": (width, inputs), "c": (inputs,), "b": (outputs,), "target": (rows, outputs)}
-        for name, shape in shapes.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(
-                    f"expected {name} {shape} for x {_shape(self.x)} and w {_shape(self.w)}, "
-                    f"got {_shape(getattr(self, name))}"
-                )
-        _check_sizes(inputs, outputs, rows)
-        of_classes = losses.by_flag(self.loss).of_classes
-        if of_classes and outputs == 1:
-            raise ValueError(f"expected at least 2 outputs for the {self.loss}: with one class there is no choice")
-        if of_classes:
+    def __init__(
+        self,
+        x: Tensor,
+        v: Tensor,
+        c: Tensor,
+        w: Tensor,
+        b: Tensor,
+        target: Tensor,
+        activation: Known = "sigmoid",
+        loss: str = "squared-error",
+        h: Tensor | None = None,
+        given_h: Tensor | None = None,
+    ) -> None:
+        found = _numbers({"x": x, "v": v, "c": c, "w": w, "b": b, "target": target, "h": given_h if h is None else h})
+        if loss not in losses.flags():
+            raise ValueError(f"expected a loss among {', '.join(losses.flags())}, got {loss!r}")
+        check_shapes(found)
+        given = found.pop("h", None)
+        vars(self).update(found, activation=activations.get(activation), loss=loss, given_h=given)
+        _check_sizes(*self.shape)
+        if losses.by_flag(loss).of_classes:
+            if len(self.b) == 1:
+                raise ValueError(f"expected at least 2 outputs for the {loss}: with one class there is no choice")
             sums = self.target.sum(1, keepdim=True)
             if self.target.min() < 0 or (sums - 1).abs().max() > 1e-5:
-                raise ValueError(f"expected rows of probabilities for the {self.loss}'s target, with the sum 1")
-            object.__setattr__(self, "target", self.target / sums)
+                raise ValueError(f"expected rows of probabilities for the {loss}'s target, with the sum 1")
+            vars(self).update(target=self.target / sums)
+
+    @classmethod
+    def of_layer(
+        cls, h: Tensor, w: Tensor, b: Tensor, target: Tensor, activation: Known = "sigmoid", loss: str = "squared-error"
+    ) -> Network:
+        """Make the network of a layer with a given H. A hidden layer is drawn, of which this H is not made.
+
+        Raises:
+            ValueError: as for the class.
+        """
+        found = _numbers({"h": h, "w": w, "b": b, "target": target})
+        check_shapes(found)
+        rows, inputs = found["h"].shape
+        _check_sizes(rows, inputs, len(found["b"]))
+        below = _draw_below(rows, inputs, activations.get(activation), torch.Generator().manual_seed(0))
+        return cls(*below, w, b, target, activation, loss, h)
 
     @property
     def f(self) -> Activation:
@@ -101,10 +122,15 @@ class Network:
         """The hidden layer's pre-activation, (N, D_in)."""
         return self.x @ self.v + self.c
 
+    @property
+    def linked(self) -> bool:
+        """Whether H is made by the hidden layer."""
+        return self.given_h is None
+
     @cached_property
     def h(self) -> Tensor:
         """The layer's input, (N, D_in)."""
-        return self.f.f(self.z1)
+        return self.f.f(self.z1) if self.given_h is None else self.given_h
 
     @cached_property
     def z(self) -> Tensor:
@@ -143,7 +169,7 @@ def draw_network(
     inputs: int = 3,
     outputs: int = 2,
     batch: int = 4,
-    activation: Activation | str | torch.nn.Module = "sigmoid",
+    activation: Known = "sigmoid",
     loss: str = "squared-error",
     seed: int = 0,
 ) -> Network:
@@ -157,7 +183,7 @@ def draw_network(
     Raises:
         ValueError: as for :class:`Network`, and for a size below 1.
     """
-    _check_sizes(inputs, outputs, batch)
+    _check_sizes(batch, inputs, outputs)
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"expected a seed of 64 bits, got {seed}")
     generator = torch.Generator().manual_seed(seed)
@@ -174,27 +200,30 @@ def _smallest(network: Network) -> float:
 
 def _tells(network: Network) -> bool:
     """Tell whether a wrong formula would show: no derivative vanishes, and f is no straight line where it is met."""
-    slope = network.f.df(network.z)
-    straight = bool((slope == 1).all()) and network.f is not activations.IDENTITY
+    straight = bool((network.f.df(network.z) == 1).all()) and network.f is not activations.IDENTITY
     return _smallest(network) > _VANISHED and not straight
 
 
 def _draw(shape: tuple[int, int, int], f: Activation, loss: str, generator: torch.Generator) -> Network:
     batch, inputs, outputs = shape
-    width = inputs + 2
-
-    def normal(*sides: int, scale: float = 1.0) -> Tensor:
-        return (10 * scale * torch.randn(*sides, generator=generator, dtype=torch.float64)).round() / 10
-
-    x, v = normal(batch, width), normal(width, inputs, scale=width**-0.5)
-    c = _off_kinks(x @ v, normal(inputs, scale=0.3), f, generator)
-    w = normal(inputs, outputs, scale=max(0.3, inputs**-0.5))
-    b = _off_kinks(f.f(x @ v + c) @ w, normal(outputs, scale=0.3), f, generator)
+    x, v, c = _draw_below(batch, inputs, f, generator)
+    w = _normal(generator, inputs, outputs, scale=max(0.3, inputs**-0.5))
+    b = _off_kinks(f.f(x @ v + c) @ w, _normal(generator, outputs, scale=0.3), f, generator)
     if loss in losses.flags() and losses.by_flag(loss).of_classes:
         target = one_hot(batch, outputs, generator)
     else:
         target = torch.randint(0, 11, (batch, outputs), generator=generator).double() / 10
     return Network(x, v, c, w, b, target, f, loss)
+
+
+def _draw_below(batch: int, inputs: int, f: Activation, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    width = inputs + 2
+    x, v = _normal(generator, batch, width), _normal(generator, width, inputs, scale=width**-0.5)
+    return x, v, _off_kinks(x @ v, _normal(generator, inputs, scale=0.3), f, generator)
+
+
+def _normal(generator: torch.Generator, *sides: int, scale: float = 1.0) -> Tensor:
+    return (10 * scale * torch.randn(*sides, generator=generator, dtype=torch.float64)).round() / 10
 
 
 def one_hot(rows: int, outputs: int, generator: torch.Generator) -> Tensor:
@@ -223,7 +252,42 @@ def _off_kinks(z: Tensor, bias: Tensor, f: Activation, generator: torch.Generato
     return moved
 
 
-def _check_sizes(inputs: int, outputs: int, rows: int) -> None:
+def _numbers(given: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """Copy what there is, as float64."""
+    found: dict[str, Tensor] = {}
+    for name, value in ((name, torch.as_tensor(t).detach()) for name, t in given.items() if t is not None):
+        if value.is_complex() or not value.isfinite().all():
+            raise ValueError(f"expected real and finite numbers in {name}, got {value}")
+        with torch.inference_mode(False):  # a copy that autograd accepts, wherever it was made
+            found[name] = value.to("cpu", torch.float64, copy=True)
+    return found
+
+
+def check_shapes(given: Mapping[str, Tensor], called: Mapping[str, str] | None = None) -> None:
+    """Raise an error that names the tensor whose shape does not fit most of the others.
+
+    Args:
+        given: arguments of :class:`Network`, or some of them.
+        called: what the error calls them, if not by their names.
+    """
+    called = {name: name for name in _SIDES} | dict(called or {})
+    shapes = {name: tuple(given[name].shape) for name in _SIDES if name in given}
+    empty = [name for name, shape in shapes.items() if 0 in shape]
+    if empty:
+        raise ValueError(f"expected numbers in {called[empty[0]]}, got none: its shape is {shapes[empty[0]]}")
+    told = [zip(_SIDES[name], s, strict=True) for name, s in shapes.items() if len(s) == len(_SIDES[name])]
+    counted = Counter(side for sides in told for side in sides).most_common()
+    most: dict[str, int | str] = dict.fromkeys("NDKE", "*") | {side: size for (side, size), _ in reversed(counted)}
+    wanted = {name: tuple(most[side] for side in _SIDES[name]) for name in shapes}
+    fit = [name for name in shapes if shapes[name] == wanted[name]]
+    for name in (name for name in shapes if name not in fit):
+        beside = dict.fromkeys(next((o for o in fit if side in _SIDES[o]), "") for side in _SIDES[name])
+        others = " and ".join(f"{called[other]} {shapes[other]}" for other in beside if other)
+        expected = str(wanted[name]).replace("'", "") + (f" for {others}" if others else "")
+        raise ValueError(f"expected {called[name]} {expected}, got {shapes[name]}")
+
+
+def _check_sizes(rows: int, inputs: int, outputs: int) -> None:
     if not all(isinstance(size, int) and size >= 1 for size in (inputs, outputs, rows)):
         raise ValueError(f"expected inputs, outputs and batch of at least 1, got {inputs}, {outputs}, {rows}")
     sizes = {
@@ -234,7 +298,3 @@ def _check_sizes(inputs: int, outputs: int, rows: int) -> None:
     for formula, size in sizes.items():
         if size > _LARGEST:
             raise ValueError(f"expected {formula} of at most {_LARGEST:,}, which is written out in full, got {size:,}")
-
-
-def _shape(t: Tensor) -> str:
-    return str(tuple(t.shape))

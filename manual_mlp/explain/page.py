@@ -17,6 +17,7 @@ from manual_mlp.explain.story import Story
 from manual_mlp.explain.terminal import result_of, verdict_of
 from manual_mlp.explain.trees import Trees
 
+_MOST_NUMBERS = 2000  # that a page computes
 _OPEN = 6  # steps that are unfolded
 _ANSWER = (
     "f takes each number by itself. So what an output did wrong is multiplied by its own slope and by no other: that "
@@ -36,12 +37,14 @@ def render(steps: Sequence[Step], about: str, note: str = "", story: Story | Non
         note: what to know before reading, for its head.
         story: what the steps are made of; with it, and with formulas that a script can compute, the page is live.
     """
-    return _Page(steps, None if story is None or not story.is_data else story).render(about, note)
+    return _Page(steps, story).render(about, note)
 
 
 class _Page:
     def __init__(self, steps: Sequence[Step], story: Story | None) -> None:
-        self.steps, self.story, self.markup = steps, story, Markup(story is not None)
+        self.still = "" if story is None else _why_still(story)
+        self.steps, self.story = steps, None if self.still else story
+        self.markup = Markup(self.story is not None)
 
     def render(self, about: str, note: str) -> str:
         style, script = (
@@ -86,7 +89,7 @@ class _Page:
 
     def _tools(self) -> str:
         if self.story is None:
-            return ""
+            return f'<p class="soft">{self.still}</p>' if self.still else ""
         data = data_of(self.story, self.steps, Trees())
 
         def choose(name: str, label: str, options: Sequence[str]) -> str:
@@ -170,6 +173,16 @@ class _Page:
         else:
             said = f"✓ {len(made)} {word}, in Python, by {escape(' and '.join(ways[:2]))}"
         return f'<p class="check {"failed" if step.failed else "ok"}" data-checks="{numbers}">{said}</p>'
+
+
+def _why_still(story: Story) -> str:
+    """Say why a page cannot compute a story anew; nothing if it can."""
+    net = story.network
+    if sum(t.numel() for t in (net.x, net.v, net.c, net.w, net.b, net.target)) > _MOST_NUMBERS:
+        return "With so many numbers this page stands still. Those of a smaller layer can be changed."
+    if not story.is_data:
+        return "The numbers of this page stand still: f, J or a formula is a function that it does not know."
+    return ""
 
 
 def _tagged(steps: Sequence[Step], tag: str) -> str:

@@ -15,7 +15,7 @@ from manual_mlp.explain.trees import Trees
 from manual_mlp.explain.writing import number
 
 _LEVELS = 10  # shades of a colour
-_MOST = 40  # rows and columns of a matrix that are drawn; images are drawn whole
+_MOST = 24  # rows and columns of a matrix that are drawn; images are drawn whole
 
 
 def tiles(picture: Tiles, trees: Trees | None = None) -> str:

@@ -123,8 +123,8 @@ def softmax(story: Story) -> Step:
             s.text(
                 "Now the sum has all its terms. Take the cross-entropy, J = −ln p of the right class. Right is where "
                 "`Y*` is largest, here class {choice(row(t, r)) + 1:whole}. So `∂J/∂p` is {sum(-row(t, r) / row(p, r))}"
-                " there, which is −1/p, and 0 elsewhere. Multiply by the matrix and add: p cancels, and what is left is "
-                "short again. Write t for the row that is 1 at the right class and 0 elsewhere:"
+                " there, which is −1/p, and 0 elsewhere. Multiply by the matrix and add: p cancels, and what is left "
+                "is short again. Write t for the row that is 1 at the right class and 0 elsewhere:"
             ),
             Formula("∂J/∂Sₗ = Σᵢ ∂J/∂pᵢ pᵢ (Iᵢₗ − pₗ) = pₗ − tₗ", "O2"),
             Numbers(
