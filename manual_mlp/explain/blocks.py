@@ -239,8 +239,16 @@ class When:
     blocks: tuple[Block, ...]
 
 
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that a page unfolds when it is asked to."""
+
+    title: str
+    blocks: tuple[Block, ...]
+
+
 Block: TypeAlias = (
-    Text | Heading | Formula | Numbers | Table | Tiles | Curve | Bars | Areas | Check | When | Exercise | OfF
+    Text | Heading | Formula | Numbers | Table | Tiles | Curve | Bars | Areas | Check | When | Fold | Exercise | OfF
 )
 
 
@@ -275,10 +283,10 @@ class Step:
 
 def _shown(blocks: Sequence[Block]) -> Iterator[Block]:
     for block in blocks:
-        if not isinstance(block, When):
+        if isinstance(block, When | Fold):
+            yield from _shown(block.blocks) if isinstance(block, Fold) or block.shown else ()
+        else:
             yield block
-        elif block.shown:
-            yield from _shown(block.blocks)
 
 
 Part = TypeVar("Part", Matrix, Tile)

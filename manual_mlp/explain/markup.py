@@ -16,6 +16,7 @@ from manual_mlp.explain.blocks import (
     Check,
     Curve,
     Exercise,
+    Fold,
     Formula,
     Heading,
     Matrix,
@@ -75,6 +76,9 @@ class Markup:
                 hidden = "" if shown else ' hidden="hidden"'
                 kind = 'class="python"' if tree is None else f'data-when="{self.trees.number(tree)}"'
                 return f"<div {kind}{hidden}>{inside}</div>"
+            case Fold(title, blocks):
+                inside = "".join(self.block(one) for one in blocks if not isinstance(one, Check))
+                return f"<details><summary>{typeset(title)}</summary>{inside}</details>"
             case OfF(name, text):
                 return f'<p data-of="f">{typeset(of_f(name, text))}</p>'
             case Exercise():
