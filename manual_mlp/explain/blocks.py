@@ -10,7 +10,6 @@ from typing import TypeAlias, TypeVar
 from torch import Tensor
 
 from manual_mlp.explain.expressions import Tree
-from manual_mlp.explain.writing import number
 
 ALL_SHOWN = 6  # rows and columns of a matrix: where there are more, the first few
 
@@ -301,8 +300,3 @@ def there(parts: Sequence[Part | str]) -> list[Part | str]:
         elif kept and isinstance(kept[-1], str):
             kept.pop()
     return kept
-
-
-def answer_of(exercise: Exercise) -> str:
-    """Write what is right."""
-    return exercise.choices[int(exercise.answer)] if exercise.choices else number(exercise.answer)

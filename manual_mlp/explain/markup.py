@@ -27,11 +27,10 @@ from manual_mlp.explain.blocks import (
     Text,
     Tiles,
     When,
-    answer_of,
 )
 from manual_mlp.explain.compare import shape
 from manual_mlp.explain.mathml import mathml, typeset
-from manual_mlp.explain.terminal import is_numeric, label, of_f, picked
+from manual_mlp.explain.terminal import answer_of, is_numeric, label, of_f, picked
 from manual_mlp.explain.trees import Trees
 from manual_mlp.explain.writing import Live, Slot, decimals, number
 

@@ -28,7 +28,6 @@ from manual_mlp.explain.blocks import (
     Text,
     Tile,
     Tiles,
-    answer_of,
     there,
 )
 from manual_mlp.explain.compare import shape
@@ -159,6 +158,11 @@ def _matrix(matrix: Matrix, paint: Paint) -> list[str]:
 def _entry(cell: str, matrix: Matrix, r: int | None, c: int | None, paint: Paint) -> str:
     marked = matrix.mark is not None and r is not None and c is not None and bool(matrix.mark[r, c])
     return paint(cell, _BLUE) if marked else cell
+
+
+def answer_of(exercise: Exercise) -> str:
+    """Write what is right."""
+    return exercise.choices[int(exercise.answer)] if exercise.choices else number(exercise.answer)
 
 
 def of_f(name: str, text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from manual_mlp.explain.blocks import Formula, Numbers, Part, Step, Table, Text, Tiles
+from manual_mlp.explain.blocks import Fold, Formula, Numbers, Part, Step, Table, Text, Tiles
 from manual_mlp.explain.story import Story
 from manual_mlp.explain.writing import count, low
 
@@ -191,23 +191,28 @@ def batch(story: Story) -> Step:
             ),
             Formula("∂J/∂Bₗ = Σₙ δₙₗ", "B4"),
             Numbers((s.matrix("∂J/∂B", "dB", ""),)),
-            Text("PyTorch stores the weight the other way round, as `Wᵀ`, and so its derivative:"),
-            Table(
-                ("", "textbook", "shape", "PyTorch", "shape"),
+            Fold(
+                "The same in PyTorch",
                 (
-                    ("input", "H", s.say("{H:shape}"), "input", s.say("{H:shape}")),
-                    ("weight", "W", f"{inputs}×{outputs}", "weight", f"{outputs}×{inputs}"),
-                    ("bias", "B", f"1×{outputs}", "bias", f"{outputs}"),
-                    (
-                        "its derivative",
-                        "∂J/∂W = Hᵀδ",
-                        f"{inputs}×{outputs}",
-                        "weight.grad = δᵀH",
-                        f"{outputs}×{inputs}",
+                    Text("PyTorch stores the weight the other way round, as `Wᵀ`, and so its derivative:"),
+                    Table(
+                        ("", "textbook", "shape", "PyTorch", "shape"),
+                        (
+                            ("input", "H", s.say("{H:shape}"), "input", s.say("{H:shape}")),
+                            ("weight", "W", f"{inputs}×{outputs}", "weight", f"{outputs}×{inputs}"),
+                            ("bias", "B", f"1×{outputs}", "bias", f"{outputs}"),
+                            (
+                                "its derivative",
+                                "∂J/∂W = Hᵀδ",
+                                f"{inputs}×{outputs}",
+                                "weight.grad = δᵀH",
+                                f"{outputs}×{inputs}",
+                            ),
+                        ),
                     ),
+                    Numbers((s.matrix("weight.grad", "G", "l", "k"),)),
                 ),
             ),
-            Numbers((s.matrix("weight.grad", "G", "l", "k"),)),
             s.same("Hᵀδ = the sum of the outer products", "dW", "H.T @ delta_", "index sum"),
             s.slope("Hᵀδ = ∂J/∂W", "dW", "J", "W"),
             s.slope("Σₙ δₙₗ = ∂J/∂B", "dB", "J", "B"),

@@ -129,7 +129,7 @@ def _numbers(story: Story, mistake: Mistake) -> list[Block]:
         ]
     tiles = [
         Tile(word, m.values, tree=m.tree)
-        for word, m in (("wrong", wrong), ("right", right))  # type: ignore[arg-type]
+        for word, m in (("wrong", wrong), ("right", right))
         if isinstance(m.values, Tensor)
     ]
     return [
@@ -140,7 +140,10 @@ def _numbers(story: Story, mistake: Mistake) -> list[Block]:
 
 def _still(block: Block) -> Block:
     """Keep a block's numbers as they are: they are of another network."""
-    if isinstance(block, (Numbers, Tiles)):
-        parts = tuple(part if isinstance(part, str) else replace(part, tree=None) for part in block.parts)
-        return replace(block, parts=parts)
+    if isinstance(block, Numbers):
+        return Numbers(tuple(part if isinstance(part, str) else replace(part, tree=None) for part in block.parts))
+    if isinstance(block, Tiles):
+        return replace(
+            block, parts=tuple(part if isinstance(part, str) else replace(part, tree=None) for part in block.parts)
+        )
     return block
