@@ -11,8 +11,6 @@ from torch import Tensor
 
 from manual_mlp.explain.expressions import Tree
 
-ALL_SHOWN = 6  # rows and columns of a matrix: where there are more, the first few
-
 
 @dataclass(frozen=True)
 class Refused:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from manual_mlp.explain import pictures
 from manual_mlp.explain.blocks import (
-    ALL_SHOWN,
     Areas,
     Bars,
     Block,
@@ -32,7 +31,7 @@ from manual_mlp.explain.compare import shape
 from manual_mlp.explain.mathml import mathml, typeset
 from manual_mlp.explain.terminal import answer_of, is_numeric, label, of_f, picked
 from manual_mlp.explain.trees import Trees
-from manual_mlp.explain.writing import Live, Slot, decimals, number
+from manual_mlp.explain.writing import ALL_SHOWN, Live, Slot, decimals, number
 
 _ROWS, _COLUMNS = ALL_SHOWN, 10  # of a matrix that are shown
 

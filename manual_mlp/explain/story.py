@@ -8,14 +8,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from manual_mlp.explain.blocks import ALL_SHOWN, Block, Check, Matrix, Text, Tile, Values, When
+from manual_mlp.explain.blocks import Block, Check, Matrix, Text, Tile, Values, When
 from manual_mlp.explain.compare import agree, autograd
 from manual_mlp.explain.evaluate import Scope
 from manual_mlp.explain.expressions import Tree, is_data, parse
 from manual_mlp.explain.formulas import RIGHT, Formulas, of_activation, of_loss
 from manual_mlp.explain.network import Network
 from manual_mlp.explain.words import say
-from manual_mlp.explain.writing import Live
+from manual_mlp.explain.writing import ALL_SHOWN, Live
 
 INPUTS = ("X", "V", "C", "H", "W", "B", "T")
 # T is Y*, S and S1 are slopes of f, E what enters a softmax, and t has a row for the right class of each.

@@ -10,7 +10,6 @@ from typing import TypeAlias
 from torch import Tensor
 
 from manual_mlp.explain.blocks import (
-    ALL_SHOWN,
     Areas,
     Bars,
     Block,
@@ -32,7 +31,7 @@ from manual_mlp.explain.blocks import (
 )
 from manual_mlp.explain.compare import shape
 from manual_mlp.explain.questions import QUESTIONS
-from manual_mlp.explain.writing import decimals, number, unprotected
+from manual_mlp.explain.writing import ALL_SHOWN, decimals, number, unprotected
 
 _ROWS, _COLUMNS = ALL_SHOWN, 8  # of a matrix that are shown; where there are more, the last of them is a row of dots
 Paint: TypeAlias = Callable[[str, str], str]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from manual_mlp.explain.expressions import Tree
 
+ALL_SHOWN = 6  # rows and columns of a matrix: where there are more, the first few
 _BACKTICK = "\ue000"  # of Unicode's private use
 
 
