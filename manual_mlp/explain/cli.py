@@ -96,7 +96,8 @@ def _run(options: argparse.Namespace) -> int:
     explanation = explain(
         network,
         RIGHT if mistake is None else mistake.formulas,
-        mistaken=tuple(MISTAKES) if mistake is None else (mistake.name,),
+        # A page lets its reader make the others too.
+        mistaken=tuple(MISTAKES) if mistake is None or options.html or options.serve else (mistake.name,),
         picture=picture,
         seed=options.seed,
     )

@@ -58,7 +58,7 @@ class Markup:
                 shown = f'<a class="tag" href="#proof-{tag}">{tag}</a>' if tag else ""
                 return f'<div class="formula">{mathml(text, display=True)}{shown}</div>'
             case Numbers(parts):
-                return f'<div class="parts">{self._parts(parts)}</div>'
+                return f'<div class="parts">{pictures.paired(parts, self._matrix)}</div>'
             case Table(header, rows):
                 return self._table(header, rows)
             case Tiles():
@@ -104,14 +104,6 @@ class Markup:
             shown = f'<output data-x="{self.trees.number(slot.tree)}"{form}>{escape(slot.text)}</output>'
             made = made.replace(chr(0xE100 + n), shown)
         return made
-
-    def _parts(self, parts: Sequence[Matrix | str]) -> str:
-        made = []
-        for n, part in enumerate(parts):
-            after = next((other for other in parts[n:] if isinstance(other, Matrix)), None)
-            inside = f'<span class="sign">{escape(part)}</span>' if isinstance(part, str) else self._matrix(part)
-            made.append(pictures.from_rows(inside, after))
-        return "".join(made)
 
     def _matrix(self, matrix: Matrix) -> str:
         values, rows, columns = matrix.values, matrix.rows, matrix.columns

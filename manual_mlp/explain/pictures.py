@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from html import escape
 
 from torch import Tensor
 
-from manual_mlp.explain.blocks import Areas, Bars, Curve, Matrix, Tile, Tiles
+from manual_mlp.explain.blocks import Areas, Bars, Curve, Part, Tile, Tiles
 from manual_mlp.explain.compare import shape
 from manual_mlp.explain.mathml import typeset
 from manual_mlp.explain.trees import Trees
@@ -24,28 +25,28 @@ def tiles(picture: Tiles, trees: Trees | None = None) -> str:
     Args:
         trees: of a page that draws them anew when a number is changed.
     """
-    most = max((float(part.values.abs().max()) for part in picture.parts if isinstance(part, Tile)), default=0.0)
-    parts, live = [], False
-    for n, part in enumerate(picture.parts):
-        after = next(tile for tile in picture.parts[n:] if isinstance(tile, Tile))
+    found = [part for part in picture.parts if isinstance(part, Tile)]
+    most = max((float(tile.values.abs().max()) for tile in found), default=0.0) or 1.0
+
+    def draw(tile: Tile) -> str:
+        number = "" if tile.tree is None or trees is None else trees.number(tile.tree)
+        return _tile(tile, most, picture.images, number)
+
+    live = trees is not None and any(tile.tree is not None for tile in found)
+    return _figure(picture.says, paired(picture.parts, draw), "tiles" if live else "")
+
+
+def paired(parts: Sequence[Part | str], draw: Callable[[Part], str]) -> str:
+    """Write parts side by side, each on one line with the sign before it; some are there from a number of rows on."""
+    made, signs = [], ""
+    for part in parts:
         if isinstance(part, str):
-            inside = f'<span class="sign">{escape(part)}</span>' if part else ""
-        else:
-            tree = part.tree if trees is not None else None
-            live |= tree is not None
-            inside = _tile(
-                part, most or 1.0, picture.images, "" if tree is None or trees is None else trees.number(tree)
-            )
-        parts.append(from_rows(inside, after))
-    return _figure(picture.says, "".join(parts), "tiles" if live else "")
-
-
-def from_rows(inside: str, part: Matrix | Tile | None) -> str:
-    """Write a part, or the sign before it, that is there from a number of rows on."""
-    if part is None or part.when == 1:
-        return inside
-    hidden = "" if part.shown else ' hidden="hidden"'
-    return f'<span class="from" data-rows="{part.when}"{hidden}>{inside}</span>'
+            signs += f'<span class="sign">{escape(part)}</span>' if part else ""
+            continue
+        rows = f' data-rows="{part.when}"' + ("" if part.shown else ' hidden="hidden"') if part.when > 1 else ""
+        made.append(f'<span class="pair"{rows}>{signs}{draw(part)}</span>')
+        signs = ""
+    return "".join(made) + signs
 
 
 def curve(picture: Curve) -> str:
