@@ -48,13 +48,11 @@ def verdict(story: Story) -> Step:
     def alone(name: str) -> Callable[[Tensor], Tensor]:
         return lambda value: cost(*(value if other == name else at[other].to(value.dtype) for other in at))
 
-    checks: list[Check] = []
     others: list[Check] = []
     rows: list[tuple[str, ...]] = []
     bars: list[tuple[str, float]] = []
     for name, ours in by_hand.items():
         value, label = at[name], f"∂J/∂{name}"
-        checks.append(story.slope(label, f"d{name}", "J", name))
         others.append(agree(label, ours, by_package[name], "manual_mlp's own backward pass"))
         ways = [("autograd", by_autograd[name].reshape(-1), torch.arange(value.numel()), ROUNDING)]
         ways.append(("central difference", *every_difference(alone(name), value), DIFFERENCE))
@@ -97,7 +95,9 @@ def verdict(story: Story) -> Step:
                     *others,
                 ),
             ),
-            *checks,
+            *(story.slope(f"∂J/∂{name}", f"d{name}", "J", name) for name in "WB"),
+            story.when("linked", *(story.slope(f"∂J/∂{name}", f"d{name}", "J", name) for name in "VCX")),
+            story.when("linked == 0", story.slope("∂J/∂H", "dH", "J", "H")),
         ),
     )
 
