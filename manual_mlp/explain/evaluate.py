@@ -32,8 +32,18 @@ def _hottest(at: Tensor) -> Tensor:
 
 def _basis(like: Tensor, n: Tensor, k: Tensor) -> Tensor:
     made = torch.zeros_like(like)
-    made[_as_far(n), _as_far(k)] = 1
+    _at(made, n, k)[:] = 1
     return made
+
+
+def _at(a: Tensor, n: Tensor, k: Tensor) -> Tensor:
+    return _row(_row(a, n).mT, k)
+
+
+def _row(a: Tensor, n: Tensor) -> Tensor:
+    if _as_far(n) >= len(a):
+        raise IndexError("there is no such entry")
+    return a[_as_far(n)][None]
 
 
 def _as_far(draw: Tensor) -> int:
@@ -80,9 +90,9 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "eye": lambda a: torch.eye(a.shape[1], dtype=a.dtype),
     "diag": lambda a: torch.diag_embed(a[0]),
     "kron": torch.kron,
-    "row": lambda a, n: a[_as_far(n)][None],
-    "col": lambda a, k: a[:, _as_far(k)][:, None],
-    "at": lambda a, n, k: a[_as_far(n), _as_far(k)].view(1, 1),
+    "row": _row,
+    "col": lambda a, k: _row(a.mT, k).mT,
+    "at": _at,
     "basis": _basis,
     "head": lambda a, n, k: a[: _as_far(n), : _as_far(k)],
     "pad": lambda a, value: F.pad(a, (0, 1), value=float(value.item())),

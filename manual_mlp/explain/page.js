@@ -20,8 +20,12 @@
     if (a.r === b.r && a.c === b.c) return { r: a.r, c: a.c, v: a.v.map((x, n) => f(x, b.v[n])) };
     if (b.v.length === 1) return { r: a.r, c: a.c, v: a.v.map((x) => f(x, b.v[0])) };
     if (a.v.length === 1) return { r: b.r, c: b.c, v: b.v.map((y) => f(a.v[0], y)) };
-    const fits = (n) => a[n] === b[n] || a[n] === 1 || b[n] === 1;
-    if (!fits("r") || !fits("c")) fail(`${shapeOf(a)} does not fit ${shapeOf(b)}`);
+    // In torch's words, as Python has them.
+    for (const [side, n] of [["c", 1], ["r", 0]]) {
+      if (a[side] === b[side] || a[side] === 1 || b[side] === 1) continue;
+      const both = `The size of tensor a (${a[side]}) must match the size of tensor b (${b[side]})`;
+      fail(`${both} at non-singleton dimension ${n}`);
+    }
     const entry = (m, i, j) => m.v[(m.r === 1 ? 0 : i) * m.c + (m.c === 1 ? 0 : j)];
     return matrix(Math.max(a.r, b.r), Math.max(a.c, b.c), (i, j) => f(entry(a, i, j), entry(b, i, j)));
   };
@@ -29,7 +33,7 @@
   const shapeOf = (m) => `${m.r}×${m.c}`;
   const total = (n, entry) => { let sum = 0; for (let i = 0; i < n; i++) sum += entry(i); return sum; };
   const product = (a, b) => {
-    if (a.c !== b.r) fail(`${shapeOf(a)} times ${shapeOf(b)} is no product: the inner sides differ`);
+    if (a.c !== b.r) fail(`mat1 and mat2 shapes cannot be multiplied (${a.r}x${a.c} and ${b.r}x${b.c})`);
     return matrix(a.r, b.c, (i, j) => total(a.c, (m) => a.v[i * a.c + m] * b.v[m * b.c + j]));
   };
   const fold = (rows) => (a) => rows(a.r, a.c, (i, j) => a.v[i * a.c + j]);
