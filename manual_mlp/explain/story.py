@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from manual_mlp.explain.blocks import Block, Check, Matrix, Text, Tile, Values, When
-from manual_mlp.explain.compare import agree, autograd
-from manual_mlp.explain.evaluate import Scope
+from manual_mlp.explain.compare import DIFFERENCE, agree, autograd
+from manual_mlp.explain.evaluate import NUDGE, Scope
 from manual_mlp.explain.expressions import Tree, is_data, parse
 from manual_mlp.explain.formulas import RIGHT, Formulas, of_activation, of_loss
 from manual_mlp.explain.network import Network
@@ -37,6 +37,17 @@ _FORWARD = {
     "Wt": "W.T",
     "Hr": "row(H, r)",
 }
+
+# J after a step of gradient descent, and η: the largest of 1, 1/2, 1/4, … that lowers J, or 0.
+_MOVED = "J(f(f(X @ (V - {0} * dV_) + C - {0} * dC_) @ (W - {0} * dW_) + B - {0} * dB_), T)"
+
+
+def _rate(power: int = 0) -> str:
+    rate = 2.0**-power
+    return "0" if power == 10 else f"({rate} if {_MOVED.format(rate)} < J else {_rate(power + 1)})"
+
+
+_FORWARD |= {"eta": _rate(), "next": _MOVED.format("eta")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +142,17 @@ class Story:
         want = parse(of)
         found = agree(name, self.value(got), self.scope.slopes(want, by))
         return replace(found, got=parse(got), want=want, by=by)
+
+    def difference(self, name: str, got: str, of: str, by: str) -> Check:
+        """Compare a formula with the slopes of another by what has a name, by central differences."""
+        want = parse(of)
+        found = agree(name, self.value(got), self.scope.differences(want, by), "central difference", DIFFERENCE)
+        value = self.scope.compute(want)
+        # What the subtraction of two numbers that are nearly equal loses.
+        lost = (
+            16 * torch.finfo(torch.float64).eps * float(value.abs().max()) / NUDGE if isinstance(value, Tensor) else 0
+        )
+        return replace(found, allowed=found.allowed + lost, got=parse(got), want=want, by=by)
 
     def same(self, name: str, got: str, want: str, against: str) -> Check:
         """Compare two formulas."""

@@ -58,7 +58,9 @@ def chromium() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(browser: Any, address: str, script: bool = True, rights: tuple[str, ...] = (), **context: Any) -> Iterator[Any]:
+def opened(
+    browser: Any, address: str, script: bool = True, rights: tuple[str, ...] = (), **context: Any
+) -> Iterator[Any]:
     """Open a page; at the end it has complained of nothing, and asked for nothing but its own file."""
     complaints: list[str] = []
     asked: list[str] = []

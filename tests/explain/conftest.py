@@ -78,6 +78,6 @@ def truth(net):
 
 @pytest.fixture(scope="session")
 def row(net, truth):
-    """The row that steps 3, 4 and 9 look at: the one with most to show."""
+    """The row that steps 0, 3, 4 and 9 look at: the one with most to show."""
     sizes = [math.fsum(map(abs, h)) * math.fsum(map(abs, d)) for h, d in zip(truth["H"], truth["delta"], strict=True)]
     return sizes.index(max(sizes))

@@ -6,7 +6,8 @@ import torch
 
 from manual_mlp import Activation, losses
 from manual_mlp.explain import Formulas
-from manual_mlp.explain.blocks import Matrix, Numbers, Table, Text
+from manual_mlp.explain.blocks import Matrix, Numbers, OfF, Table, Text
+from manual_mlp.explain.terminal import of_f
 
 RIGHT = Formulas()
 LOSSES = losses.flags()
@@ -39,7 +40,7 @@ def wrong(field):
 
 
 def matrices(step):
-    parts = [part for block in step.blocks if isinstance(block, Numbers) for part in block.parts]
+    parts = [part for block in step.shown if isinstance(block, Numbers) for part in block.parts]
     return [part for part in parts if isinstance(part, Matrix)]
 
 
@@ -49,11 +50,12 @@ def shown(step, name):
 
 
 def tables(step):
-    return [block for block in step.blocks if isinstance(block, Table)]
+    return [block for block in step.shown if isinstance(block, Table)]
 
 
 def words(step):
-    return " ".join(block.text for block in step.blocks if isinstance(block, Text))
+    blocks = [Text(of_f(b.name, b.text)) if isinstance(b, OfF) else b for b in step.shown]
+    return " ".join(block.text for block in blocks if isinstance(block, Text))
 
 
 def value(text):

@@ -22,7 +22,7 @@ def test_it_prints_every_step_and_ends_in_the_verdict(run, tmp_path):
     status, out, err = run()
     assert status == 0
     assert err == ""
-    assert re.findall(r"^(\d+)\. ", out, re.MULTILINE) == [str(n) for n in range(13)]
+    assert re.findall(r"^(\d+)\. ", out, re.MULTILINE) == [str(n) for n in range(14)]
     checks = re.findall(r"^  (ok    |FAILED) ", out, re.MULTILINE)
     assert set(checks) == {"ok    "}
     assert out.splitlines()[-1] == f"All {len(checks)} checks passed."
@@ -33,10 +33,9 @@ def test_it_prints_every_step_and_ends_in_the_verdict(run, tmp_path):
 
 def test_the_options_are_those_of_the_network(run):
     _, out, _ = run(*OTHERS)
-    assert "A row H of 2 numbers enters the layer, and a row Y of 3 numbers leaves it. A batch of 5" in " ".join(
-        out.split()
-    )
-    assert "entry by entry, here tanh" in " ".join(out.split())
+    assert "the row that enters, here 2 numbers" in " ".join(out.split())
+    assert "Over 5 rows, J is " in " ".join(out.split())
+    assert "Here f is tanh: f(z) = tanh(z)." in " ".join(out.split())
     assert "softmax(Y)" in out
     assert "The right answer is 3." in " ".join(out.split())
     net = draw_network(2, 3, 5, "tanh", "cross-entropy", 4)
@@ -138,7 +137,7 @@ def test_a_terminal_gets_colour_and_a_pipe_none(run, monkeypatch):
     plain = run()[1]
     monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True)
     coloured = run()[1]
-    assert "\033[1m0. Shapes\033[0m" in coloured
+    assert "\033[1m0. The question, and what its signs mean\033[0m" in coloured
     assert [line.rstrip() for line in re.sub("\033\\[[0-9;]*m", "", coloured).splitlines()] == [
         line.rstrip() for line in plain.splitlines()
     ]

@@ -154,7 +154,9 @@ def differences(scope, trees, values):
     """List the trees of which the page has other values than Python: more than 10⁻⁹ off, and more than rounding is."""
     others = [noisy(scope, seed) for seed in range(2)]
     for tree, got in zip(trees, values, strict=True):
-        if (isinstance(tree, list) and tree[0] == "pair") or is_nearly_singular(scope, tree):  # a pair is for a sentence, and has no value
+        if (isinstance(tree, list) and tree[0] == "pair") or is_nearly_singular(
+            scope, tree
+        ):  # a pair is for a sentence, and has no value
             continue
         want = scope.compute(tree)
         if isinstance(want, Refused) or got is None:

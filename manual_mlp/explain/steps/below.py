@@ -5,16 +5,11 @@ from __future__ import annotations
 from manual_mlp.explain.blocks import Formula, Numbers, Step, Text, Tiles
 from manual_mlp.explain.story import Story
 
-_RATE = (
-    "0.5 / (1 + sum(dV_ * dV_) + sum(dC_ * dC_) + sum(dW_ * dW_) + sum(dB_ * dB_))"  # η: small where slopes are large
-)
-
 
 def below(story: Story) -> Step:
     """Step 8: ∂J/∂H, and the same formulas for the hidden layer."""
     s, width = story, story.network.x.shape[1]
     _, k, _ = s.looked_at
-    moved = f"f(f(X @ (V - {_RATE} * dV_) + C - {_RATE} * dC_) @ (W - {_RATE} * dW_) + B - {_RATE} * dB_)"
     return Step(
         8,
         "One layer down",
@@ -75,7 +70,7 @@ def below(story: Story) -> Step:
             s.when(
                 "linked",
                 "And this is what it is for: move every parameter θ a little against its derivative, to θ − η ∂J/∂θ. "
-                f"With η = {{{_RATE}}} this takes J from {{J:6}} to {{J({moved}, T):6}}.",
+                "With η = {eta} this takes J from {J:6} to {next:6}.",
                 s.slope("δWᵀ = ∂J/∂H", "dH", "J", "H"),
                 s.slope("Xᵀγ = ∂J/∂V", "dV", "J", "V"),
                 s.slope("Σₙ γₙ = ∂J/∂C", "dC", "J", "C"),
@@ -90,6 +85,8 @@ def softmax(story: Story) -> Step:
     s, alone = story, story.network.shape[2] == 1
     second = " It needs a second class to compare with: 0 enters for it." if alone else ""
     full = "diag(row(p, r)) - row(p, r).T @ row(p, r)"
+    # A share too small for a number would make 0/0 of what is 1.
+    kept = full.replace("row(p, r)", "max(row(p, r), 1e-300)")
     return Step(
         9,
         "The exception that proves it",
@@ -149,7 +146,7 @@ def softmax(story: Story) -> Step:
             s.same(
                 "p − t of the row = the sum over i",
                 "row(dE, r)",
-                f"(-row(t, r) / max(row(p, r), 1e-300)) @ ({full})",
+                f"(-row(t, r) / max(row(p, r), 1e-300)) @ ({kept})",
                 "the full matrix",
             ),
             s.slope("p − t of all rows = ∂J/∂S of the cross-entropy", "dE", "sum(lse(E) - sum1(t * E))", "E"),

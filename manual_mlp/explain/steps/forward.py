@@ -237,7 +237,7 @@ def total(story: Story) -> Step:
             (s.tile("∂J/∂Y", "dY", ("n", "i")), "", s.tile("∂J/∂Y ⊙ U", "dY * moves(Y, 0)", ("n", "i"))),
         ),
         s.slope("∂J/∂Y", "dY", "J", "Y"),
-        s.slope("∂J/∂Y · U = the slope of J along U", "sum(dY * moves(Y, 0))", "J(Y + e * moves(Y, 0), T)", "e"),
+        s.difference("∂J/∂Y · U = the slope of J along U", "sum(dY * moves(Y, 0))", "J(Y + e * moves(Y, 0), T)", "e"),
     ]
     return Step(2, "J feels every output", tuple(blocks))
 

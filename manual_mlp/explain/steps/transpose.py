@@ -79,7 +79,7 @@ def transpose(story: Story) -> Step:
                 )
                 for draw in (1, 2, 3)
             ),
-            s.slope(
+            s.difference(
                 "⟨Hᵀδ, U⟩ = the slope of J along U",
                 "sum(dW * moves(W, 1))",
                 "J(f(H @ (W + e * moves(W, 1)) + B), T)",
