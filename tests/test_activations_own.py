@@ -217,9 +217,9 @@ def run(capsys, monkeypatch, tmp_path):
 def test_it_is_explained_in_the_terminal_and_on_the_page(named, run, tmp_path):
     status, out, err = run("explain", "--activation", "arctan")
     assert (status, err) == (0, "")
-    assert "entry by entry, here arctan." in " ".join(out.split())
+    assert "Here f is arctan" in " ".join(out.split())
     assert run("explain", "--activation", "arctan", "--html", "page.html")[0] == 0
-    assert "here arctan." in " ".join((tmp_path / "page.html").read_text("utf-8").split())
+    assert "</math> is arctan" in " ".join((tmp_path / "page.html").read_text("utf-8").split())
     assert "sin, arctan " in " ".join(run("explain", "--help")[1].split())
     assert run("explain", "--activation", "arctan", "--break", "slope-at-output")[0] == 1
 
@@ -259,9 +259,9 @@ def test_a_record_is_explained_by_its_name_whatever_that_holds():
         assert isinstance(net, Network)
         steps = explain(net)
         assert not any(step.failed for step in steps)
-        assert f"here {shown}." in " ".join(terminal.render(steps, 80).split())
+        assert f"Here f is {shown}." in " ".join(terminal.render(steps, 80).split())
         escaped = shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        assert f"here {escaped}." in page.render(steps, "about")
+        assert f"</math> is {escaped}." in page.render(steps, "about")
 
 
 # Trained and exported.

@@ -177,7 +177,7 @@ def test_a_network_of_it_learns_by_autograd_and_by_backprop_and_becomes_torchs_l
 def test_the_activation_is_explained_graded_and_written_into_the_documents(activation, run, tmp_path):
     status, out, err = run("explain", "--activation", "swing")
     assert (status, err) == (0, "")
-    assert "For swing, f(z) = atan(rate·z), where rate = 1.0." in " ".join(out.split())
+    assert "Here f is swing: f(z) = atan(rate·z), where rate = 1.0." in " ".join(out.split())
     assert run("explain", "--activation", "swing", "--html", "page.html")[0] == 0
     assert "here swing." in " ".join((tmp_path / "page.html").read_text("utf-8").split())
     assert " swing " in " ".join(run("explain", "--help")[1].split())

@@ -106,7 +106,7 @@ def test_the_page_of_a_trained_network_shows_the_run_whatever_it_is_called(run, 
     assert run("--checkpoint", folder, "--html", "page.html")[0] == 0
     section = tree((tmp_path / "page.html").read_text("utf-8")).find(".//section[@id='step-12']")
     assert len(section.findall(".//figure")) == 4
-    assert "of the run a `run` <of> W & H." in " ".join("".join(section.find("p").itertext()).split())
+    assert "of the run a `run` <of> W & H." in " ".join("".join(section.find(".//p").itertext()).split())
 
 
 def test_the_image_is_normalised_as_the_run_says(trained, digits):
