@@ -179,7 +179,7 @@ def test_the_activation_is_explained_graded_and_written_into_the_documents(activ
     assert (status, err) == (0, "")
     assert "Here f is swing: f(z) = atan(rate·z), where rate = 1.0." in " ".join(out.split())
     assert run("explain", "--activation", "swing", "--html", "page.html")[0] == 0
-    assert "here swing." in " ".join((tmp_path / "page.html").read_text("utf-8").split())
+    assert "</math> is swing: " in " ".join((tmp_path / "page.html").read_text("utf-8").split())
     assert " swing " in " ".join(run("explain", "--help")[1].split())
 
     def backward(H, W, B, target):

@@ -80,7 +80,7 @@ def clone(tmp_path_factory):
 
 
 def test_the_blocks_are_found():
-    assert len(PYTHON) == README.count("```python") == 4
+    assert len(PYTHON) == README.count("```python") == 5
     assert len(RUN) == 9
     assert len(MAKE) > 8
     assert set(LONG) <= set(COMMANDS)

@@ -235,6 +235,7 @@ def test_what_is_written_is_read_again(read, loss, f, given):
         ({"f": "relu(1, 2)"}, "got 'relu(1, 2)'"),
         ({"f": "leaky_relu(alpha)"}, "got 'leaky_relu(alpha)'"),
         ({"f": "leaky_relu('a')"}, "got \"leaky_relu('a')\""),
+        ({"f": "softplus('a')"}, "got \"softplus('a')\""),
         ({"f": "relu(); 1"}, "got 'relu(); 1'"),
         ({"f": 3}, "got 3.0"),
         ({"f": ["relu"]}, "got a list"),

@@ -60,6 +60,10 @@ def test_head_is_answered_without_the_page(ask):
     assert (response.status, body) == (200, b"")
     assert response.headers["Content-Length"] == str(len(PAGE.encode()))
     assert ask("/other", "HEAD")[0].status == 404
+    # A client leaves out what stands behind the head, so this one reads all that is sent.
+    with socket.create_connection((urlsplit(ask.address).hostname, urlsplit(ask.address).port)) as connection:
+        connection.sendall(b"HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.makefile("rb").read().endswith(b"\r\n\r\n")
     response, body = ask(method="POST")
     assert response.status == 501
     assert PAGE.encode() not in body
