@@ -41,30 +41,34 @@ def _at(a: Tensor, n: Tensor, k: Tensor) -> Tensor:
 
 
 def _row(a: Tensor, n: Tensor) -> Tensor:
-    if _as_far(n) >= len(a):
+    if not 0 <= _as_far(n) < len(a):
         raise IndexError("there is no such entry")
     return a[_as_far(n)][None]
+
+
+def _head(a: Tensor, n: Tensor, k: Tensor) -> Tensor:
+    if _as_far(n) > a.shape[0] or _as_far(k) > a.shape[1]:
+        raise IndexError("there is no such entry")
+    return a[: _as_far(n), : _as_far(k)]
 
 
 def _as_far(draw: Tensor) -> int:
     return int(draw.reshape(()).item())
 
 
-_OPERATIONS: dict[str, Callable[..., Any]] = {
+# An entry of the result is of the same entries of the arguments.
+_ENTRYWISE: dict[str, Callable[..., Any]] = {
     "+": torch.add,
     "-": torch.sub,
     "*": lambda *factors: math.prod(factors[1:], start=factors[0]),
     "/": torch.div,
     "**": torch.pow,
-    "@": torch.mm,
     "<": torch.lt,
     "<=": torch.le,
     ">": torch.gt,
     ">=": torch.ge,
     "==": torch.eq,
-    "if": lambda test, yes, no: torch.where(test != 0, yes, no),
     "neg": torch.neg,
-    "T": lambda a: a.mT,
     "exp": torch.exp,
     "ln": torch.log,
     "log1p": torch.log1p,
@@ -80,6 +84,11 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "phi": lambda a: torch.exp(-a * a / 2) / math.sqrt(2 * math.pi),
     "max": torch.maximum,
     "min": torch.minimum,
+}
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    **_ENTRYWISE,
+    "@": torch.mm,
+    "T": lambda a: a.mT,
     "sum": lambda a: a.sum().view(1, 1),
     "sum0": lambda a: a.sum(0, keepdim=True),
     "sum1": lambda a: a.sum(1, keepdim=True),
@@ -94,7 +103,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "col": lambda a, k: _row(a.mT, k).mT,
     "at": _at,
     "basis": _basis,
-    "head": lambda a, n, k: a[: _as_far(n), : _as_far(k)],
+    "head": _head,
     "pad": lambda a, value: F.pad(a, (0, 1), value=float(value.item())),
     "flat": lambda a: a.reshape(1, -1),
     "rows": lambda a: torch.full((1, 1), float(a.shape[0]), dtype=a.dtype),
@@ -122,12 +131,32 @@ def evaluate(tree: Tree, look: Look, functions: Mapping[str, Definition] = _NONE
     if name == "call":
         found: Tensor = parts[0](*(evaluate(part, look, functions) for part in parts[1:]))
         return found if found.dim() == 2 else found.view(1, -1)
+    if name == "if":
+        chosen = evaluate(parts[0], look, functions) != 0
+        sides = zip(parts[1:], (chosen, ~chosen), strict=True)
+        return torch.where(chosen, *(evaluate(part, _only(side, part, look), functions) for part, side in sides))
     values = [evaluate(part, look, functions) for part in parts]
     if name in functions:
         arguments, body = functions[name]
         return evaluate(body, dict(zip(arguments, values, strict=True)).__getitem__, functions)
     made: Tensor = _OPERATIONS[name](*values)
     return made.to(torch.float64) if made.dtype is torch.bool else made
+
+
+def _only(chosen: Tensor, tree: Tree, look: Look) -> Look:
+    """Look up what an entrywise tree is of, without slopes where an ``if`` does not choose it: 0 · ∞ is no slope."""
+    if not _is_entrywise(tree):
+        return look
+
+    def found(name: str) -> Tensor:
+        value = look(name)
+        return torch.where(chosen, value, value.detach()) if value.shape == chosen.shape else value
+
+    return found
+
+
+def _is_entrywise(tree: Tree) -> bool:
+    return not isinstance(tree, list) or (tree[0] in (*_ENTRYWISE, "if") and all(map(_is_entrywise, tree[1:])))
 
 
 class Scope:

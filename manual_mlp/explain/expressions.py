@@ -58,7 +58,7 @@ def _tree(node: ast.expr) -> Tree:
 
 
 def _stable(tree: Tree) -> Tree:
-    """Write ln(1 + x), exp(x) − 1, ln(1 + exp(x)) and ln(σ(x)) as the functions that lose no digits."""
+    """Write ln(1 + x), exp(x) − 1, ln(1 + exp(x)), ln(σ(x)) and 1/(1 + exp(−x)) as functions that lose no digits."""
     match tree:
         case ["ln", ["+", 1, ["exp", x]]]:
             return ["softplus", x]
@@ -68,6 +68,8 @@ def _stable(tree: Tree) -> Tree:
             return ["neg", ["softplus", ["neg", x]]]
         case ["-", ["exp", x], 1]:
             return ["expm1", x]
+        case ["/", 1, ["+", 1, ["exp", ["neg", x]]]]:
+            return ["sigmoid", x]
     return tree
 
 
@@ -116,5 +118,7 @@ def names_in(tree: Tree) -> set[str]:
 
 
 def is_data(tree: Tree) -> bool:
-    """Tell whether a tree holds no function of Python, so that a page can compute it."""
-    return not callable(tree) and (not isinstance(tree, list) or all(map(is_data, tree)))
+    """Tell whether a tree holds no function of Python, and numbers that JSON has, so that a page can compute it."""
+    if isinstance(tree, list):
+        return all(map(is_data, tree))
+    return isinstance(tree, str) or (not callable(tree) and math.isfinite(tree))
