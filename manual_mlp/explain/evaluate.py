@@ -134,7 +134,8 @@ def evaluate(tree: Tree, look: Look, functions: Mapping[str, Definition] = _NONE
     if name == "if":
         chosen = evaluate(parts[0], look, functions) != 0
         sides = zip(parts[1:], (chosen, ~chosen), strict=True)
-        return torch.where(chosen, *(evaluate(part, _only(side, part, look), functions) for part, side in sides))
+        yes, no = (evaluate(part, _only(side, part, look), functions) for part, side in sides)
+        return torch.where(chosen, yes, no)
     values = [evaluate(part, look, functions) for part in parts]
     if name in functions:
         arguments, body = functions[name]

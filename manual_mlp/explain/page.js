@@ -118,11 +118,11 @@
     };
     compute(tree) { return attempt(() => evaluate(tree, this.look)); }
     at(name, value) { return new Scope({ ...this.given, [name]: value }, this.definitions); }
-    differences(tree, name) {
+    differences(tree, name, nudge) {
       const at = this.look(name), columns = at.v.map((_, n) => {
         const nudged = (step) => ({ ...at, v: at.v.map((x, m) => (m === n ? x + step : x)) });
-        const [up, down] = [NUDGE, -NUDGE].map((step) => evaluate(tree, this.at(name, nudged(step)).look));
-        return up.v.map((x, m) => (x - down.v[m]) / (2 * NUDGE));
+        const [up, down] = [nudge, -nudge].map((step) => evaluate(tree, this.at(name, nudged(step)).look));
+        return up.v.map((x, m) => (x - down.v[m]) / (2 * nudge));
       });
       return columns[0].length === 1 ? { ...at, v: columns.flat() }
         : matrix(columns[0].length, columns.length, (i, j) => columns[j][i]);
@@ -281,22 +281,25 @@
   };
 
   // Checks. Python's words stand until a number is changed.
-  const compared = ({ got, want, by, when }) => {
+  const compared = (check, nudge = NUDGE) => {
+    const { got, want, by, when } = check;
     if (got === null || (when !== null && !compute(when).v?.[0])) return null;
-    const ours = compute(got), key = `${want} ${by}`, whole = compute(want);
-    if (!slopes.has(key)) slopes.set(key, by ? attempt(() => scope.differences(trees[want], by)) : whole);
+    const ours = compute(got), key = `${want} ${by} ${nudge}`, whole = compute(want);
+    if (!slopes.has(key)) slopes.set(key, by ? attempt(() => scope.differences(trees[want], by, nudge)) : whole);
     const theirs = slopes.get(key);
     if (ours.no || theirs.no) return { reason: ours.no || theirs.no };
     const shapes = [ours, theirs].map(shapeOf), error = Math.max(...ours.v.map((x, n) => Math.abs(x - theirs.v[n])));
     if (shapes[0] !== shapes[1]) return { reason: `the shape is ${shapes[0]}, and should be ${shapes[1]}` };
     // What the subtraction of two numbers that are nearly equal loses.
-    const lost = by ? (16 * 2 ** -52 * largest(whole)) / NUDGE : 0;
+    const lost = by ? (16 * 2 ** -52 * largest(whole)) / nudge : 0;
     const allowed = (by ? 1e-6 : 1e-12) * Math.max(1, largest(theirs)) + lost;
-    return { error, allowed, passed: error <= allowed && allowed < Infinity };
+    const passed = error <= allowed && allowed < Infinity;
+    // Where f bends within the nudge, a smaller one is nearer.
+    return passed || !by || nudge < 1e-9 ? { error, allowed, passed } : compared(check, nudge / 16);
   };
   const power = (x) => x.toExponential(1).replace("-", "−").replace(/(\D)(\d)$/, "$10$2");
   const drawChecks = (own) => {
-    const results = data.checks.map(compared), made = results.filter(Boolean);
+    const results = data.checks.map((check) => compared(check)), made = results.filter(Boolean);
     const failed = made.filter((result) => !result.passed).length, sign = (passed) => (passed ? "ok" : "failed");
     for (const line of found.lines) {
       const mine = line.dataset.checks.split(" ").map(Number).filter((n) => results[n]);

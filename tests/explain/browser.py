@@ -38,7 +38,8 @@ CELLS = """([step, name, nth]) => {
   const named = (table) => table.caption.firstChild.textContent.trim() === name;
   const table = [...document.querySelectorAll(`#step-${step} table.matrix`)].filter(named)[nth];
   const cell = (td) => ({ text: td.querySelector("input")?.value ?? td.textContent, kinds: [...td.classList] });
-  const rows = [...table.tBodies[0].rows].map((row) => [...row.cells].filter(({ tagName }) => tagName === "TD").map(cell));
+  const inside = ({ tagName }) => tagName === "TD";
+  const rows = [...table.tBodies[0].rows].map((row) => [...row.cells].filter(inside).map(cell));
   return rows.filter((row) => row.length);
 }"""
 

@@ -35,7 +35,8 @@ PAGES = (
 )
 EDITS = 25  # of each page
 KINKS = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0, 6.0], dtype=torch.float64)
-NOISY = "+ - / @ ** exp ln log1p expm1 tanh sin cos sqrt sigmoid softplus Phi phi sum sum0 sum1 softmax lse inv".split()
+NOISY = ["+", "-", "/", "@", "**", "exp", "ln", "log1p", "expm1", "tanh", "sin", "cos", "sqrt", "sigmoid", "softplus"]
+NOISY += ["Phi", "phi", "sum", "sum0", "sum1", "softmax", "lse", "inv"]
 ALONE = {"neg", "T", *NOISY[5:]}  # of one argument
 
 MAKE = """(states) => states.map((state) => {
@@ -295,7 +296,7 @@ def reads_alike(live, told):
 def test_after_an_edit_the_page_reads_as_the_one_that_python_writes_of_the_same_numbers(size, changes, open_page):
     page = open_page(page_of(size))
     data, drawn = data_of(page), random.Random(f"{size} {changes[0].__name__}")
-    while True:
+    for _ in range(200):
         state = data_of(page)["state"]
         for change in changes:
             change(drawn, state)
@@ -303,6 +304,8 @@ def test_after_an_edit_the_page_reads_as_the_one_that_python_writes_of_the_same_
         # Both look at the same entries.
         if far_from_kinks(story.network) and replace(story, focus=None).looked_at == story.looked_at:
             break
+    else:
+        pytest.fail("no edit leaves the entries that are looked at as they are")
     page.evaluate(MAKE, [state])
     live = page.evaluate(SHOWN, None)
     told = page.evaluate(SHOWN, explain(story.network, story.formulas).html())
@@ -315,7 +318,8 @@ def test_after_an_edit_the_page_reads_as_the_one_that_python_writes_of_the_same_
         if not reads_alike(ours, theirs)
     ]
     assert wrong == []
-    assert all(len(set(map(str, live[key]))) == 1 for key in live)
+    # What is shown in several places is the same there, but for the name of a matrix.
+    assert all(len({text.partition("\n")[2] if "table" in key else text for text in live[key]}) == 1 for key in live)
 
 
 # Numbers that are large.
