@@ -46,7 +46,9 @@ def cost(loss: str, y: Tensor, target: Tensor) -> Tensor:
         y, target: (N, D_out) -> ()
     """
     known = by_flag(loss)
-    return Criterion(known, target, "sum", {}).torchs(y) if known.cost is None else known.cost(y, target)
+    if known.cost is not None and y.is_complex():
+        return known.cost(y, target)
+    return Criterion(known, target, "sum", {}).torchs(y)  # which is finite far out too
 
 
 def of_loss(loss: str) -> dict[str, Definition]:

@@ -391,7 +391,8 @@
     const lines = attempt(() => {
       if (named in scope.given) return [`${title} = ${value}, a given number: type another, or drag it`];
       const [letters, numbers] = spelled(place ? told[named] : tree, seen);
-      const lines = numbers === letters ? [`${title} = ${value}`] : [`${title} = ${letters}`, `= ${numbers} = ${value}`];
+      const lines = letters === numbers ? [`${title} = ${value}`] :
+        [`${title} = ${letters}`, `= ${numbers} = ${value}`];
       if (state.mistakes.length || !data.full[named]) return lines;
       const [all, values] = spelled(data.full[named], new Set());
       return [...lines, `The whole chain rule, the zeros of I struck out: ${all}`, `= ${values} = ${value}`];
@@ -402,8 +403,7 @@
     all(".lit").forEach((other) => other.classList.remove("lit"));
     for (const spot of seen) for (const other of places.get(spot) || []) other.classList.add("lit");
     cell.classList.add("lit");
-    $("why").innerHTML = lines.map((line) => `<p>${line}</p>`).join("");
-    $("why").hidden = false;
+    [$("why").innerHTML, $("why").hidden] = [lines.map((line) => `<p>${line}</p>`).join(""), false];
   };
   const forget = () => {
     all(".lit").forEach((cell) => cell.classList.remove("lit"));
@@ -555,7 +555,7 @@
   });
   on("submit", (event) => {
     event.preventDefault();
-    const form = event.target, want = compute(+form.dataset.answer).v?.[0], said = form.querySelector("output");
+    const form = event.target, want = compute(+form.dataset.answer).v?.[0], said = form.querySelector("button + output");
     const given = new FormData(form).get("answer") ?? "";
     const off = typed(given) === null ? NaN : Math.abs(typed(given) - want);
     const right = off <= (form.dataset.picks ? 0 : Math.max(5.1e-4, 5e-3 * Math.abs(want)));

@@ -16,7 +16,7 @@ import torch
 from manual_mlp.explain.network import Network
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE = 300_000  # milliseconds, which a busy machine does not outlast
+PATIENCE = 60_000  # milliseconds, which a busy machine does not outlast
 NUMBER = re.compile(r"−?\d[\d,]*(?:\.\d+)?(?:e[+−]\d+)?")
 
 # Every number that a page shows of a formula, by the formula and how it is written.

@@ -284,7 +284,7 @@ def reads_alike(live, told):
         (PAGES[0], (change_f_and_j, change_numbers)),
         (PAGES[1], (change_numbers,)),
         (PAGES[1], (change_rows, throw_mistake)),
-        (PAGES[1], (give_h, change_f_and_j)),
+        (PAGES[1], (give_h, change_f_and_j, change_numbers)),
         (PAGES[2], (change_rows, change_numbers)),
         (PAGES[3], (throw_mistake, change_f_and_j)),
         (PAGES[4], (change_numbers, give_h)),
