@@ -228,7 +228,8 @@ MISTAKES = {
             "mean-for-sum",
             "∂J/∂W = Hᵀ δ / N",
             "∂J/∂W = Hᵀ δ",
-            "J adds up the rows. Its derivative does so too. Dividing by N is right only where J was divided by N.",
+            "J adds up the rows. Its derivative does so too. Dividing by N, the number of rows, is right only "
+            "where J was.",
             weight="H.T @ delta / rows(H)",
             stored_weight="delta.T @ H / rows(H)",
             bias="sum0(delta) / rows(delta)",

@@ -62,7 +62,7 @@ def question(story: Story) -> Step:
                         "`∂J/∂B`",
                         "how fast J changes if one entry of B is nudged and all else stands still: one for each",
                     ),
-                    ("`∂J/∂W`", "the same for each entry of W, written where that entry stands"),
+                    ("`∂J/∂W`, `∂J/∂Y`", "the same for each entry of W and of Y, written where that entry stands"),
                     ("`∗`, `⊙`", "entry by entry: multiply what stands in the same place"),
                     ("`Hᵀ`", "H transposed: its row stood up as a column"),
                     ("`Σᵢ`", "add up what follows, for every i"),
