@@ -39,17 +39,6 @@ def autograd(cost: Callable[..., Tensor], *at: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(cost(*leaves), leaves)
 
 
-def jacobian(f: Cost, at: Tensor) -> Tensor:
-    """Return all derivatives of a vector by all entries of an array, as torch finds them.
-
-    Shape:
-        f: (...) -> (M,); at: (...). Output: (M, ...)
-    """
-    leaf = at.detach().clone().requires_grad_()
-    y = f(leaf)
-    return torch.stack([torch.autograd.grad(entry, leaf, retain_graph=True)[0] for entry in y])
-
-
 def central_difference(cost: Cost, at: Tensor, direction: Tensor) -> float:
     """Return (J(x + εu) − J(x − εu)) / 2ε, for the longest ε of a few with which a shorter one agrees.
 
