@@ -3,6 +3,7 @@
 import json
 import re
 import xml.etree.ElementTree as ET
+from importlib.resources import files
 
 import pytest
 import torch
@@ -258,3 +259,9 @@ def test_text_of_others_cannot_break_the_page():
     text = page.render(steps, "<about> & so on", "a <note>")
     assert "script" not in {name for name, _ in Parsed(text).tags}
     assert "<about> & so on" in "".join(tree(text).itertext())
+
+
+def test_the_script_is_small_enough_to_be_read():
+    lines = files("manual_mlp.explain").joinpath("page.js").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 600
+    assert max(map(len, lines)) <= 120
