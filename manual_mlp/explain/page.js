@@ -555,7 +555,7 @@
   });
   on("submit", (event) => {
     event.preventDefault();
-    const form = event.target, want = compute(+form.dataset.answer).v?.[0], said = form.querySelector("button + output");
+    const form = event.target, want = compute(+form.dataset.answer).v?.[0], said = form.querySelector("div output");
     const given = new FormData(form).get("answer") ?? "";
     const off = typed(given) === null ? NaN : Math.abs(typed(given) - want);
     const right = off <= (form.dataset.picks ? 0 : Math.max(5.1e-4, 5e-3 * Math.abs(want)));
