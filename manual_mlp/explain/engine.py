@@ -22,6 +22,7 @@ from manual_mlp.explain.steps.mistakes import mistakes
 from manual_mlp.explain.steps.transpose import size, transpose
 from manual_mlp.explain.steps.verdict import verdict
 from manual_mlp.explain.story import Story
+from manual_mlp.explain.writing import count
 
 _STEPS = (question, nudge, total, bias, weight, batch, transpose, size, below, softmax, verdict)
 
@@ -59,7 +60,7 @@ class Explanation(Sequence[Step]):
 
     def __repr__(self) -> str:
         rows, inputs, outputs = self.story.network.shape
-        layer = f"{inputs} -> {outputs}, {self.story.network.f!r}, {self.story.network.loss}, {rows} rows"
+        layer = f"{inputs} -> {outputs}, {self.story.network.f!r}, {self.story.network.loss}, {count(rows, 'row')}"
         return f"<Explanation of a layer {layer}: {self.verdict}>"
 
     def _repr_html_(self) -> str:

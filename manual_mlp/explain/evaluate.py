@@ -219,6 +219,8 @@ class Scope:
             made = self.at(**{name: leaf}).compute(tree)
             if isinstance(made, Refused):
                 return made
+            if leaf.numel() == 1 < made.numel():
+                return _by_one(made, leaf)
             rows = [_gradient(entry, leaf) for entry in made.reshape(-1)]
         return rows[0] if len(rows) == 1 else torch.stack([row.reshape(-1) for row in rows])
 
@@ -239,11 +241,17 @@ class Scope:
         return table.view(value.shape) if len(table) == 1 else table
 
 
-def _gradient(entry: Tensor, leaf: Tensor) -> Tensor:
+def _gradient(entry: Tensor, leaf: Tensor, again: bool = False) -> Tensor:
     if not entry.requires_grad:
         return torch.zeros_like(leaf)
-    (found,) = torch.autograd.grad(entry, leaf, retain_graph=True, allow_unused=True)
+    (found,) = torch.autograd.grad(entry, leaf, retain_graph=True, create_graph=again, allow_unused=True)
     return torch.zeros_like(leaf) if found is None else found
+
+
+def _by_one(made: Tensor, leaf: Tensor) -> Tensor:
+    """Return the slopes of many entries by one number, all at once: those of a weighted sum's slope, by the weights."""
+    weights = torch.zeros_like(made, requires_grad=True)
+    return _gradient(_gradient((made * weights).sum(), leaf, again=True), weights).reshape(-1, 1)
 
 
 class _Unknown(Exception):

@@ -101,7 +101,9 @@ class Markup:
         made = typeset(marked)
         for n, slot in enumerate(slots):
             form = f' data-f="{slot.form}"' if slot.form else ""
-            shown = f'<output data-x="{self.trees.number(slot.tree)}"{form}>{escape(slot.text)}</output>'
+            shown = (
+                f'<output aria-live="off" data-x="{self.trees.number(slot.tree)}"{form}>{escape(slot.text)}</output>'
+            )
             made = made.replace(chr(0xE100 + n), shown)
         return made
 

@@ -49,10 +49,9 @@ def written(form: str, *values: Values) -> str:
     if form == "shape":
         return "×".join(map(str, first.shape))
     if form in ("list", "all"):
-        shown = [number(value) for value in first.reshape(-1).tolist()]
-        if form == "all":
-            return ", ".join(shown)
-        return ", ".join(shown[:3]) + (", …" if len(shown) > 3 else "")
+        most = first.numel() if form == "all" else 3
+        shown = [number(value) for value in first.reshape(-1)[:most].tolist()]
+        return ", ".join(shown) + (", …" if first.numel() > most else "")
     value = float(first.reshape(-1)[0])
     if form == "whole":
         return f"{value:,.0f}"

@@ -77,3 +77,50 @@ class Counted(TorchDispatchMode):
 def tree(text):
     """The page, by Python's own parser of XML."""
     return ET.fromstring(text.split("\n", 1)[1])
+
+
+LOWERED = dict(zip("0123456789ijklnm", "₀₁₂₃₄₅₆₇₈₉ᵢⱼₖₗₙₘ", strict=True))
+RAISED = {"⊤": "ᵀ", "+": "⁺", "−1": "⁻¹", "2": "²", "*": "*"}
+LINES = ("p", "caption", "figcaption", "h3", "summary", "small", "label", "li", "th", "dt", "dd")
+
+
+def formula(element):
+    """A formula of the page as it was written, with spaces between its letters: ∂ J / ∂ Wₖₗ = Hᵀ δ."""
+    parts = [formula(part) for part in element]
+    match element.tag:
+        case "msub" | "munder":
+            return parts[0] + "".join(LOWERED[c] for c in parts[1] if c != " ")
+        case "msup":
+            return parts[0] + RAISED[parts[1]]
+        case "msubsup":
+            return parts[0] + RAISED[parts[2]] + "".join(LOWERED[c] for c in parts[1] if c != " ")
+        case "mfrac":
+            return " / ".join(parts)
+    return " ".join([(element.text or "").replace("∑", "Σ"), *parts]).strip()
+
+
+def line(element):
+    """What a reader reads in an element."""
+    found = [element.text or ""]
+    for part in element:
+        shown = "" if part.get("hidden") or part.tag == "svg" else formula(part) if part.tag == "math" else line(part)
+        found += [" ", shown, " ", part.tail or ""]
+    return " ".join("".join(found).split())
+
+
+def lines(element):
+    """What a reader reads in an element, line by line; but no titles, no matrix's numbers, and nothing hidden."""
+    numbers = element.tag == "td" and element.get("class") not in ("word", "number")
+    if element.get("hidden") or element.tag in ("svg", "h2") or numbers:
+        return
+    if element.tag == "tr" and element.find("td[@class='word']") is not None:
+        yield line(element)
+    elif element.tag in LINES and element.find("h2") is None:
+        yield line(element)
+    elif element.tag == "math":
+        yield formula(element)
+    else:
+        yield (element.text or "").strip()
+        for part in element:
+            yield from lines(part)
+            yield (part.tail or "").strip()

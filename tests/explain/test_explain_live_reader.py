@@ -60,7 +60,7 @@ def test_a_number_is_read_as_people_write_it(page, text, number):
     assert state(page)["B"][0][0] == number
 
 
-@pytest.mark.parametrize("text", ["abc", "", "1e9", "1/2", "−"])
+@pytest.mark.parametrize("text", ["abc", "", "1e9", "1/2", "−", "1,000", "0x10"])
 def test_what_is_no_number_is_refused_in_words_and_nothing_is_lost(page, text):
     before, field = state(page), given(page, "W", 0, 0)
     enter(page, field, text)
@@ -107,7 +107,7 @@ def test_rows_are_added_and_taken_away(page):
         assert len(state(page)["T"]) == len(state(page)["X"]) == rows
     tool(page, "one row more").click()
     assert "at most 8 rows" in page.locator("#said").inner_text()
-    assert "Now all 8 rows, counted by" in page.locator("#step-5").inner_text()
+    assert "Now the whole batch, 8 rows, counted by" in page.locator("#step-5").inner_text()
     for _ in range(8):
         tool(page, "one row less").click()
     assert "one row is left" in page.locator("#said").inner_text()
@@ -139,6 +139,20 @@ def test_h_that_is_typed_is_cut_from_the_layer_below_until_it_is_given_back(page
     tool(page, "H from the layer below").click()
     assert now(page).linked
     assert verdict(page).startswith("All")
+
+
+def test_a_number_at_a_kink_is_said_to_have_no_slope_and_fails_no_check(open_page):
+    page = open_page(explain(draw_network(activation="hardtanh")))
+    enter(page, given(page, "H", 1, 0), "0")
+    for n, name in ((1, "H"), (2, "H")):
+        enter(page, given(page, name, 1, n), "0")
+    enter(page, given(page, "B", 0, 0), "1")
+    assert "Here f is met at a kink, where it has no slope, so some are left out." in verdict(page)
+    assert verdict(page).startswith("All ")
+    page.locator("#step-11 summary").first.click()
+    page.locator("[data-mistake=convention-swapped]").click()
+    enter(page, given(page, "B", 0, 0), "0.5")
+    assert "δᵀH = weight.grad" in page.locator("[data-mistake=convention-swapped] + span").inner_text()
 
 
 # The link.
@@ -286,7 +300,9 @@ def test_exercises_are_judged_on_the_numbers_at_hand(page):
         form.locator("input").fill(f"{float(answer):.4f}")
         form.get_by_role("button").click()
         assert "✓" in form.locator("output").last.inner_text()
-    for n, choice in ((3, "3×2"), (4, f"row {k + 1} of")):
+    enter(page, given(page, "W", 2, 0), "1.8")
+    assert [form.locator("div output").inner_text() for form in forms.all()] == [""] * 5  # of other numbers now
+    for n, choice in ((3, "that of W"), (4, f"row {k + 1} of")):
         form = forms.nth(n)
         form.get_by_role("button").click()
         assert "Nothing yet" in form.locator("output").last.inner_text()

@@ -13,19 +13,18 @@ from manual_mlp.explain.writing import low
 def exercises(story: Story) -> Step:
     """Step 13: five questions, three of which ask for a number."""
     _, k, l = story.looked_at  # noqa: E741
-    _, inputs, outputs = story.network.shape
 
     def ask(question: str, answer: str, hint: str, step: int, *choices: str) -> Exercise:
         found = story.value(answer)
         value = float(found.reshape(-1)[0]) if isinstance(found, Tensor) else float("nan")
         return Exercise(story.say(question), value, parse(answer), hint, step, choices)
 
-    shapes = (f"{outputs}×{inputs}", f"{inputs}×{outputs}", f"{inputs}×{outputs}, for each row", "one number")
+    shapes = ("that of H", "that of W", "that of W, once for each row", "that of Y")
     return Step(
         13,
         "Five questions for you",
         (
-            Text("With a pencil, and the numbers above. Three decimals are enough."),
+            Text("With a pencil, and the numbers above. Two per cent off is near enough."),
             ask(
                 f"In row {{r + 1:whole}} `∂J/∂Y` is {{at(dY_, r, l)}} at output {l + 1}, and `f′(Z)` is {{at(S, r, l)}}"
                 f" there. What is `δ{low(l)}`?",
@@ -46,7 +45,7 @@ def exercises(story: Story) -> Step:
                 5,
             ),
             ask(
-                "There are {rows(H):row}. What is the shape of `∂J/∂W` for all of them?",
+                "The batch has {rows(H):row}. Which shape has `∂J/∂W` for all of it?",
                 "1",
                 "J is one number. Which numbers does one nudge?",
                 0,
@@ -57,8 +56,8 @@ def exercises(story: Story) -> Step:
                 "2",
                 "Look for Hₙₖ in the formula of ∂J/∂W.",
                 5,
-                "all of `∂J/∂W`",
-                f"column {k + 1} of `∂J/∂W`",
+                "nothing",
+                f"`∂J/∂B{low(l)}`",
                 f"row {k + 1} of `∂J/∂W`",
                 f"`δ{low(l)}`",
             ),

@@ -35,7 +35,8 @@ def question(story: Story) -> Step:
     assert isinstance(z, Tensor)
     assert isinstance(y, Tensor)
     assert isinstance(slope, Tensor)
-    ends = torch.linspace(-6, 6, 97, dtype=torch.float64)
+    wide = max(6.0, float(z.abs().max()))
+    ends = torch.linspace(-wide, wide, 97, dtype=torch.float64)
     return Step(
         0,
         "The question, and what its signs mean",

@@ -156,8 +156,8 @@ def batch(story: Story) -> Step:
         "A batch",
         (
             s.text(
-                "Now all {rows(H):row}, counted by n. One W serves them all, so the chain rule sums over the rows too. "
-                "Each adds its outer product:"
+                "Now the whole batch, {rows(H):row}, counted by n. One W serves them all, so the chain rule sums over "
+                "the rows too. Each adds its outer product:"
             ),
             Formula("∂J/∂Wₖₗ = Σₙ Hₙₖ δₙₗ = (Hᵀ δ)ₖₗ", "B3"),
             Numbers(
