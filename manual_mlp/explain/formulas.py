@@ -220,8 +220,8 @@ MISTAKES = {
             "slope-at-output",
             "δ = ∂J/∂Y ⊙ f′(Y)",
             "δ = ∂J/∂Y ⊙ f′(Z)",
-            "Y is at hand and Z is not. A slope can sometimes be had from Y, as Y(1 − Y) for the sigmoid, but that is "
-            "another function of Y than f′.",
+            "Y is at hand and Z is not. A slope can sometimes be had from Y, as `Y(1 − Y)` for the sigmoid, but that "
+            "is another function of Y than f′.",
             delta="dY * df(f(Z))",
         ),
         _mistake(

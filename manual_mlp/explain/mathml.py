@@ -24,7 +24,8 @@ _TOKEN = re.compile(
 
 # A letter of the notation, or a few, that stand alone in a sentence.
 _LETTERS = re.compile(
-    r"(?<![\w.])(∂[A-Za-z]/∂[A-Zθ]|Σₙ|[A-Zpδγ][₀-₉ᵢⱼₖₗₙₘ]+|[HX]ᵀ[δγ]|δᵀH|δWᵀ|[HW][ᵀ⁺]δ?|[δγ]|H dW|dW|f′\(Zᵢ?\)|f′|"
+    r"(?<![\w.])(∂[A-Za-z][₀-₉ᵢⱼₖₗₙₘ]*/∂[A-Zpθ][₀-₉ᵢⱼₖₗₙₘ]*|Y\*|f′\(XV \+ C\)|"
+    r"Σₙ|[A-Zpδγ][₀-₉ᵢⱼₖₗₙₘ]+|[HX]ᵀ[δγ]|δᵀH|δWᵀ|[HW][ᵀ⁺]δ?|[δγ]|H dW|dW|f′\(Zᵢ?\)|f′|"
     r"[HWBZYJXVCUSIθεηNfnkijlpt])(?![\w(])"
 )
 

@@ -328,7 +328,7 @@
     const first = data.checks[results.findIndex((result) => result && !result.passed)];
     for (const button of found.switches) {
       const on = state.mistakes.includes(button.dataset.mistake);
-      button.setAttribute("aria-pressed", on);
+      [button.ariaPressed, button.textContent] = [on, on ? "undo" : "make it"];
       const caught = first ? `aught in ${first.step}: ${first.name}.` : "";
       button.nextElementSibling.textContent = !on ? "" : !caught ? "No check objects: here it does no harm."
         : state.mistakes.length > 1 ? `All that are made: first c${caught}` : `C${caught}`;
@@ -337,7 +337,7 @@
 
   // Where a number comes from: its terms, in letters or in numbers, and the entries that they look up.
   const low = (...at) => at.map((n) => n + 1).join(at.some((n) => n > 8) ? "," : "");
-  const name = (named) => data.names[named] || named, flat = new Set(["B", "C", "dB", "dC"]);
+  const name = (named) => data.names[named.replace(/_$/, "")] || named, flat = new Set(["B", "C", "dB", "dC"]);
   const symbol = (named, i, j) => {
     const below = `<sub>${flat.has(named) ? low(j) : low(i, j)}</sub>`;
     return name(named).replace(/\)?$/, (end) => below + end);
@@ -392,7 +392,7 @@
     const lines = attempt(() => {
       if (named in scope.given) return [`${title} = ${value}, a given number: type another, or drag it`];
       const [letters, numbers] = spelled(place ? told[named] : tree, seen);
-      const lines = letters === numbers ? [`${title} = ${value}`] :
+      const lines = [numbers, title].includes(letters) ? [`${title} = ${value}`] :
         [`${title} = ${letters}`, `= ${numbers} = ${value}`];
       if (state.mistakes.length || !data.full[named]) return lines;
       const [all, values] = spelled(data.full[named], new Set());

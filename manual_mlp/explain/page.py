@@ -20,12 +20,12 @@ from manual_mlp.explain.trees import Trees
 _MOST_NUMBERS = 2000  # that a page computes
 _OPEN = 6  # steps that are unfolded
 _ANSWER = (
-    "f takes each number by itself. So what an output did wrong is multiplied by its own slope and by no other: that "
-    "is the product entry by entry.",
-    "A weight hands one input to one output. So its share of the blame is that input times that output's error: every "
-    "input times every error, a table.",
-    "To write this table as a product of matrices, the row of inputs must stand upright. Standing a row upright is "
-    "what the transpose does, and nothing more.",
+    "f takes each number by itself. So what an output did wrong is multiplied by its own slope, and by no other: that is "
+    "its blame, and a product entry by entry.",
+    "A weight hands one input to one output. So its blame is that input times the blame of that output: every input "
+    "times every blame, a table.",
+    "To write this table as a product of matrices, the row of inputs must stand upright. Standing every row upright is "
+    "what a transpose does.",
 )
 
 
@@ -60,8 +60,7 @@ class _Page:
         answers = "".join(f"<li>{escape(line)}</li>" for line in _ANSWER)
         body = (
             "<header><h1>Why entry by entry, and why a transpose?</h1>"
-            '<p class="soft">The gradients of a dense layer, one number at a time. Blue is positive, orange '
-            "negative.</p>"
+            '<p class="soft">Blue is positive, orange negative.</p>'
             f"<ol>{answers}</ol>"
             f'<p id="verdict" class="verdict {"failed" if failed else "ok"}">{escape(verdict_of(self.steps))}</p>'
             f"{warning}</header>\n{self._tools()}<main>\n{first}\n"

@@ -113,9 +113,8 @@ def lines(element):
     numbers = element.tag == "td" and element.get("class") not in ("word", "number")
     if element.get("hidden") or element.tag in ("svg", "h2") or numbers:
         return
-    if element.tag == "tr" and element.find("td[@class='word']") is not None:
-        yield line(element)
-    elif element.tag in LINES and element.find("h2") is None:
+    told = element.tag == "tr" and element.find("td[@class='word']") is not None
+    if told or (element.tag in LINES and element.find("h2") is None):
         yield line(element)
     elif element.tag == "math":
         yield formula(element)

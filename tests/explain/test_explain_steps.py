@@ -151,7 +151,7 @@ def test_step_6_the_transpose_passes_and_the_inverse_fails(steps, net, truth):
     assert same_side == number(float((delta * (h @ u)).sum()))
     assert other == number(float((torch.linalg.solve(h, delta) * u).sum()))
     assert value(off) > 0.1
-    assert "H is 4×3, so it has none. Cut it down to 3×3:" in words(step)
+    assert "H is 4×3, so it has none. Its first rows and columns, 3×3, may have one:" in words(step)
 
 
 def test_step_7_counts_what_a_jacobian_would_hold(steps):

@@ -14,7 +14,7 @@ TOLD = {
     "H": "H the row that enters",
     "k": "Hₖ is number k",
     "W": "W the weights: Wₖₗ says",
-    "l": "says how much input k counts for output l",
+    "l": "Wₖₗ says how much input k counts for output l",
     "B": "B the biases, one for each output",
     "HW": "HW their matrix product: for each l multiply",
     "f": "f a function of one number, used on each entry by itself",
@@ -30,7 +30,7 @@ TOLD = {
     "∂J/∂Y": "∂J/∂Y the same for each entry of W and of Y",
     "∗": "∗, ⊙ entry by entry: multiply what stands in the same place",
     "⊙": "⊙ entry by entry: multiply what stands in the same place",
-    "ᵀ": "Hᵀ H transposed: its row stood up as a column",
+    "ᵀ": "Hᵀ H transposed: every row stood up as a column",
     "Σ": "Σᵢ add up what follows, for every i",
     "i": "Σᵢ add up what follows, for every i",
     "δ": "δ short for ∂J/∂Y ⊙ f′(Z)",
@@ -44,7 +44,7 @@ TOLD = {
     "Δ": "How far did each entry of Z move, divided by ε?",
     "I": "Iᵢₗ is 1 if i and l are the same number, else 0",
     "j": "Zᵢ = Σⱼ Hⱼ Wⱼᵢ + Bᵢ",
-    "δᵢₗ": "Proofs write it δᵢₗ, whatever the letters, the Kronecker delta",
+    "δᵢₗ": "Proofs write its entries δᵢₗ, whatever the letters, the Kronecker delta",
     "U": "each its own way: Y + εU, with any U",
     "ΔJ": "this is how far J really moves, ΔJ",
     "θ": "one knob θ, any weight or bias",
@@ -54,19 +54,19 @@ TOLD = {
     "⟨": "multiply the entries that stand in the same place and add all. Write ⟨A, D⟩ for that",
     "D": "Write ⟨A, D⟩ for that",
     "∂J/∂H": "An entry Hₙₖ reaches every output of its row",
-    "X": "H = f(XV + C), with data X of 5 numbers a row",
-    "V": "V + C), with data X of 5 numbers a row, counted by m, a weight V",
-    "C": "C), with data X of 5 numbers a row, counted by m, a weight V and a bias C",
-    "m": "counted by m",
+    "X": "H = f(XV + C), with data X of",
+    "V": "V + C), with data X of",
+    "C": "C), with data X of",
+    "m": "counted by m, a weight V and a bias C",
     "γ": "Call its δ by another letter, γ",
-    "η": "to θ − η ∂J/∂θ. With η =",
+    "η": "to θ − η ∂J/∂θ, where η says how far",
     "S": "It turns a row S into shares p that add up to 1",
     "p": "shares p that add up to 1",
     "t": "Write t for the row that is 1 at the right class",
     "N": "Dividing by N, the number of rows",
 }
 INDICES = dict(zip("ijklnm", "ᵢⱼₖₗₙₘ", strict=True))
-UNUSED = {"σ", "ln"}  # are told for other activations and losses
+UNUSED = {"σ", "ln", "e", "x", "D"}  # that tell others, or are told for other activations and losses
 
 
 def spaced(text):
@@ -112,10 +112,10 @@ def test_every_symbol_is_told_before_it_is_used(said, symbol):
 @pytest.mark.parametrize(
     ("network", "more"),
     [
-        (lambda: draw_network(loss="cross-entropy"), {"p": "p − Y*, p = softmax(Y)"}),
-        (lambda: draw_network(loss="binary-cross-entropy"), {"p": "p − Y*, p = σ(Y)"}),
-        (lambda: draw_network(1, 1, 1), {"X": "H = f(XV + C), with data X of 3 numbers a row"}),
-        (lambda: draw_network(12, 11, 9, "relu"), {"X": "H = f(XV + C), with data X of 14 numbers a row"}),
+        (lambda: draw_network(loss="cross-entropy"), {"p": "A softmax turns a row into shares p"}),
+        (lambda: draw_network(loss="binary-cross-entropy"), {"p": "p = sigmoid(Y) is its share of yes"}),
+        (lambda: draw_network(1, 1, 1), {}),
+        (lambda: draw_network(12, 11, 9, "relu"), {}),
         (lambda: Network.of_layer([[0.5, 0.6, 0.8]], [[0.1], [-0.9], [0.8]], [-0.1], [[1.0]], "tanh"), {}),
     ],
     ids=["cross-entropy", "binary-cross-entropy", "one of each", "many", "H given"],

@@ -42,8 +42,7 @@ def below(story: Story) -> Step:
             ),
             s.when(
                 "linked == 0",
-                "H has been given by hand, so it comes from elsewhere now. What follows is for the H of this X, V and "
-                "C no more: `γ` would be passed to a layer that is cut off.",
+                "H has been given by hand, so X, V and C do not reach J now. The formulas say what would go back to them.",
             ),
             Text(
                 "For the hidden layer ∂J/∂H is what ∂J/∂Y was for the layer above. So the same formulas hold again. "
@@ -67,9 +66,12 @@ def below(story: Story) -> Step:
                 "its weight and the sum of δ for its bias, then δWᵀ for the layer below: with more layers this is "
                 "repeated, and it is called backpropagation."
             ),
+            Text(
+                "And this is what it is for: move every parameter θ a little against its derivative, to θ − η ∂J/∂θ, "
+                "where η says how far."
+            ),
             s.when(
                 "linked",
-                "And this is what it is for: move every parameter θ a little against its derivative, to θ − η ∂J/∂θ. "
                 "With η = {eta} this takes J from {J:6} to {next:6}.",
                 s.slope("δWᵀ = ∂J/∂H", "dH", "J", "H"),
                 s.slope("Xᵀγ = ∂J/∂V", "dV", "J", "V"),

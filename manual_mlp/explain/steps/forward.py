@@ -45,7 +45,7 @@ def question(story: Story) -> Step:
             Formula("Y = f(HW + B)"),
             Formula("∂J/∂B = (Y − Y*) ∗ f′(HW + B)"),
             Formula("∂J/∂W = Hᵀ((Y − Y*) ∗ f′(HW + B))"),
-            Text("Why entry by entry? Why a transpose? First, what each sign means:"),
+            Text("First, what each sign means:"),
             Table(
                 ("sign", "is"),
                 (
@@ -53,8 +53,8 @@ def question(story: Story) -> Step:
                     ("`W`", "the weights: Wₖₗ says how much input k counts for output l"),
                     ("`B`", "the biases, one for each output"),
                     ("`HW`", "their matrix product: for each l multiply Hₖ by Wₖₗ for every k, and add"),
-                    ("`Z`", "short for `HW + B`, the layer before f"),
                     ("`f`", "a function of one number, used on each entry by itself"),
+                    ("`Z`", "short for `HW + B`, the layer before f"),
                     ("`Y`", "`f(Z)`, the row that leaves"),
                     ("`Y*`", "what Y should be"),
                     ("`f′`", "the slope of f: how fast `f(z)` rises at z"),
@@ -65,9 +65,9 @@ def question(story: Story) -> Step:
                     ),
                     ("`∂J/∂W`, `∂J/∂Y`", "the same for each entry of W and of Y, written where that entry stands"),
                     ("`∗`, `⊙`", "entry by entry: multiply what stands in the same place"),
-                    ("`Hᵀ`", "H transposed: its row stood up as a column"),
+                    ("`Hᵀ`", "H transposed: every row stood up as a column"),
                     ("`Σᵢ`", "add up what follows, for every i"),
-                    ("`δ`", "short for `∂J/∂Y ⊙ f′(Z)`, here `(Y − Y*) ∗ f′(Z)`"),
+                    ("`δ`", "short for `∂J/∂Y ⊙ f′(Z)`, the textbook's `(Y − Y*) ∗ f′(Z)`"),
                     ("`σ`", "the sigmoid, `1/(1 + exp(−z))` at z; `exp(x)` is e to the power x, and ln undoes it"),
                 ),
             ),
@@ -159,13 +159,14 @@ def nudge(story: Story) -> Step:
             ),
             Text(
                 f"A weight of column {l + 1} reaches output {l + 1} and no other, and there it is multiplied by Hₖ, k "
-                f"= {k + 1}. As a formula, with i for any output:"
+                f"= {k + 1}. As a formula, where i is any output, and `Iᵢₗ` is 1 if i and l are the same number, "
+                "else 0:"
             ),
             Formula("∂Zᵢ/∂Wₖₗ = Hₖ Iᵢₗ"),
             Text(
-                "`Iᵢₗ` is 1 if i and l are the same number, else 0: an entry of the identity matrix I. Proofs write it "
-                "`δᵢₗ`, whatever the letters, the Kronecker delta; here δ is something else. A full proof has two. In "
-                "`Zᵢ = Σⱼ Hⱼ Wⱼᵢ + Bᵢ` the derivative of `Wⱼᵢ` by `Wₖₗ` is 1 only where both letters agree:"
+                "I is the identity matrix. Proofs write its entries `δᵢₗ`, whatever the letters, the Kronecker delta; "
+                "here δ is something else. A full proof has two. In `Zᵢ = Σⱼ Hⱼ Wⱼᵢ + Bᵢ` the "
+                "derivative of `Wⱼᵢ` by `Wₖₗ` is 1 only where both letters agree:"
             ),
             Formula("∂Zᵢ/∂Wₖₗ = Σⱼ Hⱼ Iⱼₖ Iᵢₗ = Hₖ Iᵢₗ"),
             Text("The first, `δⱼₖ`, removes the sum over j. The second, `δᵢₗ`, stays: other outputs stand still."),
@@ -225,9 +226,8 @@ def total(story: Story) -> Step:
         ),
         Formula("∂J/∂θ = Σᵢ ∂J/∂Yᵢ · ∂Yᵢ/∂θ"),
         Text(
-            "This is the chain rule. It sums over all outputs because a knob may move each `Yᵢ`, and J depends on "
-            "every one. `∂J/∂Bₗ` has its sum over i for that reason alone. It is a dot product of two rows, ∂J/∂Y and "
-            "∂Y/∂θ. How many of its terms are 0 is the next question."
+            "This is the chain rule. It sums over all outputs because a knob may move each `Yᵢ`, as an input does; a bias "
+            "moves one, and its other terms are 0. The sum is a dot product of two rows, ∂J/∂Y and ∂Y/∂θ."
         ),
         Text(
             "To check a derivative without calculus, nudge up and down by ε, and divide the difference of J by 2ε: a "

@@ -87,7 +87,7 @@ def _made(
     return [
         Heading(mistake.name, mistake.name),
         Text(mistake.why),
-        Table(("", ""), (("written", mistake.wrong), ("should be", mistake.right))),
+        Table(("", ""), (("written", f"`{mistake.wrong}`"), ("should be", f"`{mistake.right}`"))),
         *_numbers(story, mistake),
         When(
             None,

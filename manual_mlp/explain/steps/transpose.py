@@ -63,7 +63,7 @@ def transpose(story: Story) -> Step:
             ),
             s.when(
                 f"abs(rows(H) - {inputs})",
-                f"Now try an inverse. H is {{H:shape}}, so it has none. Cut it down to {{{square}:shape}}:",
+                f"Now try an inverse. H is {{H:shape}}, so it has none. Its first rows and columns, {{{square}:shape}}, may have one:",
             ),
             s.text(
                 f"With the transpose `⟨Hᵀδ, U⟩` is {{{right}}}, as `⟨δ, H U⟩` is. With the inverse in its place it is "
