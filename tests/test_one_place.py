@@ -179,7 +179,9 @@ def test_the_activation_is_explained_graded_and_written_into_the_documents(activ
     assert (status, err) == (0, "")
     assert "Here f is swing: f(z) = atan(rate·z), where rate = 1.0." in " ".join(out.split())
     assert run("explain", "--activation", "swing", "--html", "page.html")[0] == 0
-    assert "</math> is swing: " in " ".join((tmp_path / "page.html").read_text("utf-8").split())
+    made = (tmp_path / "page.html").read_text("utf-8")
+    assert "</math> is swing: " in made
+    assert "<script" not in made
     assert " swing " in " ".join(run("explain", "--help")[1].split())
 
     def backward(H, W, B, target):
@@ -235,6 +237,10 @@ def test_the_loss_is_explained_and_graded(loss, run, tmp_path):
     assert "the sum of the logarithms of the hyperbolic cosines of Y − Y*" in out
     assert "∂J/∂Y = tanh(Y − Y*)" in out
     assert run("explain", "--loss", "log-cosh", "--html", "page.html")[0] == 0
+    made = (tmp_path / "page.html").read_text("utf-8")
+    assert "the sum of the logarithms of the hyperbolic cosines of" in made
+    assert "<script" not in made
+    assert "f, J or a formula is a function that it does not know" in made
     assert "log-cosh" in run("explain", "--help")[1]
 
     def backward(H, W, B, target):

@@ -214,7 +214,7 @@ def test_under_autocast_it_is_as_right_as_eager(reduction: str, draw: Draw, engi
         assert (of_compiled - true).abs().max() <= 2 * (of_eager - true).abs().max() + 1e-6
     # A CPU without instructions for bfloat16 computes the products in float32.
     narrow = product_dtype(torch.bfloat16, torch.device("cpu")) == torch.bfloat16
-    assert torch.allclose(values[0].double(), truth, rtol=1e-6) is not narrow
+    assert torch.allclose(values[0].double(), truth, rtol=1e-4) is not narrow
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

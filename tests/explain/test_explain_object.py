@@ -4,10 +4,12 @@ import html
 import re
 
 import pytest
+import torch
 
 from faces import Parsed, tree
 from manual_mlp.explain import MISTAKES, Network, draw_network, explain
 from manual_mlp.explain.engine import Explanation
+from shown import same
 
 LAYER = ([[0.5, 0.6, 0.8]], [[0.1, -0.5], [-0.9, -0.4], [0.8, 0.2]], [-0.1, 0.3], [[1.0, 0.0]])
 
@@ -39,8 +41,11 @@ def test_it_is_saved_and_a_path_that_cannot_be_written_is_told(steps, tmp_path):
     Parsed(text)
     assert "".join(tree(text).find("./body/footer").itertext()) == "about this page"
     assert len(text.encode()) <= 400_000
-    with pytest.raises(ValueError, match=r"expected a path that can be written, got .*: Is a directory"):
-        steps.save(tmp_path)
+    for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "no" / "page.html", "No such file or directory")):
+        expected = f"expected a path that can be written, got {path}: {reason}"
+        with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+            steps.save(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
 def test_it_checks_itself(steps, net):
@@ -55,21 +60,31 @@ def test_it_checks_itself(steps, net):
 @pytest.mark.parametrize(
     ("arguments", "error", "expected"),
     [
-        (([[1.0]],), TypeError, "expected network to be a Network, as draw_network makes one, got list"),
-        ((None, "slope"), TypeError, "expected formulas to be Formulas, got str"),
+        ({"network": [[1.0]]}, TypeError, "expected network to be a Network, as draw_network makes one, got list"),
+        ({"formulas": "slope"}, TypeError, "expected formulas to be Formulas, got str"),
+        (
+            {"mistaken": ("slope", "bias-not-summed", 3)},
+            ValueError,
+            f"expected mistaken among {', '.join(MISTAKES)}, got slope, 3",
+        ),
     ],
 )
-def test_what_is_no_network_or_no_formulas_is_told_by_the_name_of_the_argument(net, arguments, error, expected):
-    with pytest.raises(error, match=expected):
-        explain(*(net if argument is None else argument for argument in arguments))
+def test_a_wrong_argument_is_told_by_its_name(net, arguments, error, expected):
+    with pytest.raises(error, match=f"^{re.escape(expected)}$"):
+        explain(**{"network": net, **arguments})
 
 
 def test_a_layer_of_ones_own_is_explained_whose_h_is_given():
     found = explain(Network.of_layer(*LAYER, activation="tanh")).check()
     assert not found.story.network.linked
-    assert [name for name in ("dW", "dB", "dH") if found.story.value(name) is None] == []
+    h, w, b, target = (torch.tensor(t, dtype=torch.float64, requires_grad=True) for t in LAYER)
+    wanted = torch.autograd.grad(0.5 * (torch.tanh(h @ w + b) - target).square().sum(), (w, b, h))
+    for name, value in zip(("dW", "dB", "dH"), wanted, strict=True):
+        same(found.story.value(name), value.view(-1, value.shape[-1]))
     assert "has been given by hand" in " ".join(str(found).split())
     assert "∂J/∂V, by autograd" not in str(found)
+    assert "takes J from" not in str(found)
+    assert "<script" in found.html()
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 2, 1), (2, 1, 3), (3, 2, 1)])
@@ -80,8 +95,10 @@ def test_sentences_agree_with_ones(sizes):
     assert not re.search(r"\b([2-9]|\d\d) (number|row|check|entry)\b(?! of)", said)
 
 
-def test_a_large_page_stands_still_and_says_so():
-    text = explain(draw_network(60, 30, 20)).html()
+def test_a_large_page_is_made_and_stands_still_and_says_so():
+    text = explain(draw_network(200, 30, 50)).check().html()
+    Parsed(text)
+    assert tree(text).find(".//section[@id='step-13']") is not None
     assert "With so many numbers this page stands still" in text
     assert len(text.encode()) < 700_000
     assert "<script" not in text

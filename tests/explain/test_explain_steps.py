@@ -9,7 +9,11 @@ import pytest
 import torch
 
 import reference
+from faces import Counted
+from manual_mlp.explain import draw_network
 from manual_mlp.explain.blocks import Areas, Bars, Check, Curve, Exercise, Formula, Numbers, Table, Text, Tiles
+from manual_mlp.explain.steps.forward import nudge
+from manual_mlp.explain.story import Story
 from manual_mlp.explain.terminal import verdict_of
 from manual_mlp.explain.writing import number
 from shown import matrices, same, shown, tables, value, words
@@ -74,6 +78,17 @@ def test_step_1_moves_one_column_by_a_column_of_h(steps, truth):
     expected = [[row[k] * reference.kronecker(i, l) for i in range(2)] for row in truth["H"]]
     same(moved, expected, 1e-8)
     assert f"from input {k + 1} to output {l + 1}" in words(steps[1])
+
+
+def test_step_1_takes_no_more_operations_for_a_large_layer():
+    counts = []
+    for sizes in ((3, 2, 4), (200, 30, 50)):
+        story = Story(draw_network(*sizes))
+        assert story.looked_at
+        with Counted() as counted:
+            assert not nudge(story).failed
+        counts.append(counted.operations)
+    assert counts[0] == counts[1] < 1000
 
 
 def test_step_2_is_a_dot_product_with_the_change_of_y(steps, truth):

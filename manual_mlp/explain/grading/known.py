@@ -46,7 +46,7 @@ RIGHTLY: dict[str, Step] = {
     "Y": lambda at: at.f.f(at.z),
     "dY": lambda at: by_flag(at.loss).gradient_of(at.y, at.t),
     "delta": lambda at: at.dy * at.f.df(at.z),
-    "dB": lambda at: RIGHT.bias(at.delta),
+    "dB": lambda at: RIGHT.bias(at.delta)[0],
     "dW": lambda at: RIGHT.weight(at.h, at.delta),
     "dH": lambda at: RIGHT.input(at.delta, at.w),
 }

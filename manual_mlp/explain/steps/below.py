@@ -42,7 +42,8 @@ def below(story: Story) -> Step:
             ),
             s.when(
                 "linked == 0",
-                "H has been given by hand, so X, V and C do not reach J now. The formulas say what would go back to them.",
+                "H has been given by hand, so X, V and C do not reach J now. The formulas say what would go back to "
+                "them.",
             ),
             Text(
                 "For the hidden layer ∂J/∂H is what ∂J/∂Y was for the layer above. So the same formulas hold again. "

@@ -45,7 +45,7 @@ def question(story: Story) -> Step:
             Formula("Y = f(HW + B)"),
             Formula("∂J/∂B = (Y − Y*) ∗ f′(HW + B)"),
             Formula("∂J/∂W = Hᵀ((Y − Y*) ∗ f′(HW + B))"),
-            Text("First, what each sign means:"),
+            Text("Why entry by entry? Why a transpose? First, what each sign means:"),
             Table(
                 ("sign", "is"),
                 (
@@ -226,8 +226,8 @@ def total(story: Story) -> Step:
         ),
         Formula("∂J/∂θ = Σᵢ ∂J/∂Yᵢ · ∂Yᵢ/∂θ"),
         Text(
-            "This is the chain rule. It sums over all outputs because a knob may move each `Yᵢ`, as an input does; a bias "
-            "moves one, and its other terms are 0. The sum is a dot product of two rows, ∂J/∂Y and ∂Y/∂θ."
+            "This is the chain rule. It sums over all outputs because a knob may move each `Yᵢ`, as an input does; a "
+            "bias moves one, and its other terms are 0. The sum is a dot product of two rows, ∂J/∂Y and ∂Y/∂θ."
         ),
         Text(
             "To check a derivative without calculus, nudge up and down by ε, and divide the difference of J by 2ε: a "

@@ -63,7 +63,8 @@ def transpose(story: Story) -> Step:
             ),
             s.when(
                 f"abs(rows(H) - {inputs})",
-                f"Now try an inverse. H is {{H:shape}}, so it has none. Its first rows and columns, {{{square}:shape}}, may have one:",
+                f"Now try an inverse. H is {{H:shape}}, so it has none. Its first rows "
+                f"and columns, {{{square}:shape}}, may have one:",
             ),
             s.text(
                 f"With the transpose `⟨Hᵀδ, U⟩` is {{{right}}}, as `⟨δ, H U⟩` is. With the inverse in its place it is "

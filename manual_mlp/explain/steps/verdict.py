@@ -91,8 +91,9 @@ def verdict(story: Story) -> Step:
                 (
                     Text(
                         "The last column counts units in the last place. One unit is the gap between two neighbouring "
-                        "numbers of 53 binary digits, so a few of them mean: the same but for rounding. Where large terms "
-                        "cancel, what is left is off by more of its own, smaller places, and it is so by every way."
+                        "numbers of 53 binary digits, so a few of them mean: the same but for rounding. Where large "
+                        "terms cancel, what is left is off by more of its own, smaller places, and it is so by every "
+                        "way."
                     ),
                     Table(("by hand", "beside", "apart by", "last places"), tuple(rows)),
                     Bars(
