@@ -220,7 +220,7 @@ def test_it_is_explained_in_the_terminal_and_on_the_page(named, run, tmp_path):
     assert "Here f is arctan" in " ".join(out.split())
     assert run("explain", "--activation", "arctan", "--html", "page.html")[0] == 0
     made = (tmp_path / "page.html").read_text("utf-8")
-    assert "</math> is arctan." in made
+    assert "</math> is arctan" in made
     # No script knows it, and the page says so.
     assert "<script" not in made
     assert "f, J or a formula is a function that it does not know" in made

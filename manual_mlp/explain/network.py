@@ -247,7 +247,6 @@ def _off_kinks(z: Tensor, bias: Tensor, f: Activation, generator: torch.Generato
     for power in range(2, 8):
         if not len(kinks) or ((z + moved)[..., None] - kinks).abs().min() > _NEAR:
             break
-        # One digit for all entries, at one decimal more than before.
         moved = bias + 5 * 10.0**-power if power < 6 else bias + torch.rand(bias.shape, generator=generator) / 10
     return moved
 
@@ -255,7 +254,8 @@ def _off_kinks(z: Tensor, bias: Tensor, f: Activation, generator: torch.Generato
 def _numbers(given: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     """Copy what there is, as float64."""
     found: dict[str, Tensor] = {}
-    for name, value in ((name, torch.as_tensor(t).detach()) for name, t in given.items() if t is not None):
+    for name, t in ((name, t) for name, t in given.items() if t is not None):
+        value = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64).detach()
         if value.is_complex() or not value.isfinite().all():
             raise ValueError(f"expected real and finite numbers in {name}, got {value}")
         with torch.inference_mode(False):  # a copy that autograd accepts, wherever it was made
