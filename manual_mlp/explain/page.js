@@ -25,8 +25,7 @@
     const entry = (m, i, j) => m.v[(m.r === 1 ? 0 : i) * m.c + (m.c === 1 ? 0 : j)];
     return matrix(Math.max(a.r, b.r), Math.max(a.c, b.c), (i, j) => f(entry(a, i, j), entry(b, i, j)));
   };
-  const largest = (m) => Math.max(...m.v.map(Math.abs));
-  const shapeOf = (m) => `${m.r}×${m.c}`;
+  const largest = (m) => Math.max(...m.v.map(Math.abs)), shapeOf = (m) => `${m.r}×${m.c}`;
   const total = (n, entry) => { let sum = 0; for (let i = 0; i < n; i++) sum += entry(i); return sum; };
   const product = (a, b) => {
     if (a.c !== b.r) fail(`mat1 and mat2 shapes cannot be multiplied (${a.r}x${a.c} and ${b.r}x${b.c})`);
@@ -470,18 +469,20 @@
     there?.focus({ preventScroll: true });
   };
 
-  // The link: all numbers in the address.
-  const code = () => { const { T, ...rest } = state; return `#n=${btoa(JSON.stringify({ ...rest, "Y*": T }))}`; };
+  // The link: all numbers in the address, in ASCII.
+  const escaped = (letter) => `\\u${letter.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  const code = () =>
+    `#n=${btoa(JSON.stringify({ ...state, T: undefined, "Y*": state.T }).replace(/[^ -~]/g, escaped))}`;
   const follow = () => {
     if (!location.hash.startsWith("#n=")) return show(location.hash.slice(1));
     try {
-      const { "Y*": T, ...rest } = JSON.parse(atob(decodeURIComponent(location.hash.slice(3)))), given = { ...rest, T };
+      const given = JSON.parse(atob(decodeURIComponent(location.hash.slice(3)))), T = given.T = given["Y*"];
       const width = (named) => (named === "H" ? data.state.W.length : data.state[named][0].length);
       const fine = (x) => typeof x === "number" && Math.abs(x) <= LARGEST;
       const fits = (named) => given[named].length === ("XTH".includes(named) ? T.length : data.state[named].length) &&
         given[named].every((row) => row.length === width(named) && row.every(fine));
-      const known = given.f in data.activations && given.loss in data.losses &&
-        given.mistakes.every((one) => one in data.mistakes);
+      const known = Object.hasOwn(data.activations, given.f) && Object.hasOwn(data.losses, given.loss) &&
+        given.mistakes.every((one) => Object.hasOwn(data.mistakes, one));
       const named = data.inputs.filter((one) => one !== "H" || given.H);
       if (!T.length || T.length > MOST_ROWS || !known || !named.every(fits)) throw new Error("other numbers");
       state = Object.fromEntries([...named, "f", "loss", "mistakes"].map((key) => [key, given[key]]));
@@ -572,8 +573,7 @@
   const found = Object.fromEntries(Object.entries(parts).map(([key, selector]) => [key, all(selector)]));
   const update = () => {
     refresh();
-    const own = JSON.stringify(state) !== JSON.stringify(data.state);
-    document.body.classList.toggle("own", own);
+    const own = document.body.classList.toggle("own", JSON.stringify(state) !== JSON.stringify(data.state));
     for (const part of found.whens) part.hidden = !compute(+part.dataset.when).v?.[0];
     for (const part of found.from) part.hidden = +part.dataset.rows > state.T.length;
     for (const part of found.texts) part.textContent = written(trees[+part.dataset.x], part.dataset.f || "");

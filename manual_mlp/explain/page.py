@@ -20,8 +20,8 @@ from manual_mlp.explain.trees import Trees
 _MOST_NUMBERS = 2000  # that a page computes
 _OPEN = 6  # steps that are unfolded
 _ANSWER = (
-    "f takes each number by itself. So what an output did wrong is multiplied by its own slope, and by no other: that "
-    "is its blame, and a product entry by entry.",
+    "The function of a layer takes each number by itself. So what an output did wrong is multiplied by its own slope, "
+    "and by no other: that is its blame, and a product entry by entry.",
     "A weight hands one input to one output. So its blame is that input times the blame of that output: every input "
     "times every blame, a table.",
     "To write this table as a product of matrices, the row of inputs must stand upright. Standing every row upright is "

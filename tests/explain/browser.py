@@ -3,11 +3,13 @@
 The tests name this as a plugin of theirs, for its fixtures, and import it too, hence: PYTEST_DONT_REWRITE.
 """
 
+import base64
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from math import exp
 from typing import Any
 
 import pytest
@@ -41,6 +43,22 @@ CELLS = """([step, name, nth]) => {
   const inside = ({ tagName }) => tagName === "TD";
   const rows = [...table.tBodies[0].rows].map((row) => [...row.cells].filter(inside).map(cell));
   return rows.filter((row) => row.length);
+}"""
+
+# Of every cell: what it shows, and where its number comes from.
+REASONS = """() => {
+  document.querySelectorAll("details").forEach((fold) => { fold.open = true; });
+  return [...document.querySelectorAll("table.matrix[data-x] td")].filter((cell) => cell.offsetParent).map((cell) => {
+    cell.dispatchEvent(new PointerEvent("pointerover", { bubbles: true, pointerType: "mouse" }));
+    const why = document.getElementById("why"), lines = why.hidden ? [] : [...why.children];
+    return [cell.querySelector("input")?.value ?? cell.textContent, lines.map((line) => line.textContent)];
+  });
+}"""
+# Whether what has the focus can be seen: nothing lies upon its middle.
+SEEN = """() => {
+  const there = document.activeElement, { left, top, width, height } = there.getClientRects()[0];
+  const upper = document.elementFromPoint(left + width / 2, top + height / 2);
+  return [there.tagName, there.contains(upper), there.getAttribute("aria-label") ?? there.textContent.slice(0, 30)];
 }"""
 
 
@@ -178,3 +196,36 @@ def unfold(page: Any, step: int) -> None:
 
 def verdict(page: Any) -> str:
     return page.locator("#verdict").inner_text()
+
+
+def written_state(explanation: Any) -> dict[str, Any]:
+    """Read the numbers of an explanation's page without a browser."""
+    found = re.search(r'id="data">(.*?)</script>', explanation.html(), re.DOTALL)
+    assert found, "the page is not live"
+    return json.loads(found[1])["state"]
+
+
+def address_of(numbers: dict[str, Any]) -> str:
+    """Write what a link to numbers ends in."""
+    rest = {name: numbers[name] for name in numbers if name != "T"}
+    return "#n=" + base64.b64encode(json.dumps({**rest, "Y*": numbers["T"]}).encode()).decode()
+
+
+def numbers_in(address: str) -> dict[str, Any]:
+    """Read what a link carries."""
+    return json.loads(base64.b64decode(address.partition("#n=")[2]))
+
+
+def apart(line: str, f: Callable[[float], float]) -> tuple[float, float]:
+    """Compute what a line of terms comes to: how far it is from the line's result, and how far rounding may take it."""
+    said, _, result = line.replace("−", "-").replace("·", "*").removeprefix("= ").rpartition(" = ")
+    assert re.fullmatch(r"(exp|f|[-\d.e+*/() ])*", said), line
+    parts = re.split(r"(\d+\.?\d*(?:e[-+]\d+)?)", said)  # every other one is a number
+
+    def compute(nudged: int = -1) -> float:
+        by = 0.5 * 10.0 ** -len(parts[nudged].partition(".")[2])
+        nudges = [f"({part} + {by})" if n == nudged else part for n, part in enumerate(parts)]
+        return float(eval("".join(nudges), {"exp": exp, "f": f}))
+
+    rounded = [n for n in range(1, len(parts), 2) if re.search(r"\.\d{4}$|e", parts[n])]
+    return abs(compute() - float(result)), sum(abs(compute(n) - compute()) for n in rounded) + 6e-5

@@ -5,8 +5,27 @@ import re
 import pytest
 import torch
 
-from browser import at, data_of, enter, given, matrix, now, state, tool, unfold, verdict, with_class
-from manual_mlp import Activation
+from browser import (
+    REASONS,
+    SEEN,
+    address_of,
+    apart,
+    at,
+    data_of,
+    enter,
+    given,
+    matrix,
+    now,
+    numbers_in,
+    state,
+    tool,
+    unfold,
+    value,
+    verdict,
+    with_class,
+    written_state,
+)
+from manual_mlp import Activation, activations
 from manual_mlp.explain import MISTAKES, draw_network, explain
 
 pytest_plugins = ("browser",)
@@ -58,6 +77,14 @@ def test_a_number_that_is_typed_changes_all_that_rests_on_it(page):
 def test_a_number_is_read_as_people_write_it(page, text, number):
     enter(page, given(page, "B", 0, 0), text)
     assert state(page)["B"][0][0] == number
+
+
+def test_a_number_may_be_typed_key_by_key(page):
+    field = given(page, "B", 0, 0)
+    field.click()
+    page.keyboard.type("−0,5")
+    assert state(page)["B"][0][0] == -0.5
+    assert field.get_attribute("aria-invalid") is None
 
 
 @pytest.mark.parametrize("text", ["abc", "", "1e9", "1/2", "−", "1,000", "0x10"])
@@ -168,6 +195,33 @@ def test_a_link_carries_the_numbers_and_stays_while_one_walks_through_the_steps(
     is_of(other, now(page))
 
 
+@pytest.mark.parametrize("rights", [(), ("clipboard-read", "clipboard-write")], ids=["refused", "granted"])
+def test_a_link_is_copied_or_where_that_is_refused_stands_in_the_address(open_page, default, rights):
+    page = open_page(default, rights=rights)
+    enter(page, given(page, "W", 0, 0), "4.5")
+    tool(page, "copy link").click()
+    page.wait_for_function("document.getElementById('said').textContent")
+    assert page.locator("#said").inner_text() == ("copied" if rights else "the address of this page has them now")
+    link = page.evaluate("navigator.clipboard.readText()") if rights else page.url
+    assert state(open_page(default, hash="#" + link.partition("#")[2])) == state(page)
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        *({"f": "nobody"}, {"f": "toString"}, {"loss": "valueOf"}, {"mistakes": ["constructor"]}, {"mistakes": ["no"]}),
+        *({"W": [[1, 2]] * 4}, {"X": [[1, 2, 3, 4, "5"]] * 4}, {"B": [[1, 1e7]]}, {"T": []}, {"T": [[0, 1]] * 9}),
+        *({"H": [[1, 2]] * 4}, {"V": None}),
+    ],
+    ids=str,
+)
+def test_a_link_to_what_the_page_cannot_compute_is_told_and_changes_nothing(open_page, default, spoilt):
+    before = written_state(default)
+    page = open_page(default, hash=address_of(before | spoilt))
+    assert "do not fit this page" in page.locator("#said").inner_text()
+    assert state(page) == before
+
+
 @pytest.mark.parametrize("hash", ["#n=nonsense", "#n=e30=", "#n=" + "A" * 50, "#n=%"])
 def test_a_spoilt_link_is_told_and_changes_nothing(open_page, default, hash):
     page = open_page(default, hash=hash)
@@ -224,6 +278,29 @@ def test_an_entry_of_dw_lights_its_column_of_h_and_of_delta_and_tells_its_terms(
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"loss": "cross-entropy", "f": "gelu"},
+        {"H": [[1.5, -2.0, 0.25]] * 4, "f": "softplus"},
+        {"mistakes": ["mean-for-sum", "slope-forgotten"]},
+    ],
+    ids=str,
+)
+def test_the_terms_of_every_cell_make_its_number(page, change):
+    page.evaluate("(change) => explained.set(change)", change)
+    network, summed = now(page), 0
+    for shown, lines in page.evaluate(REASONS):
+        for line in lines:
+            if line.startswith("= ") and "…" not in line:
+                off, allowed = apart(line, lambda z: float(network.f.f(torch.tensor(z, dtype=torch.float64))))
+                assert off <= allowed, line
+                assert value(line.rpartition("= ")[2]) == pytest.approx(value(shown), abs=1e-4)
+                summed += 1
+    assert summed > 150
+
+
+@pytest.mark.parametrize(
     ("step", "name", "letters", "lit"),
     [
         (0, "Z", "Z21=H21·W11+H22·W21+H23·W31+B1", (0, "W", {(0, 0), (1, 0), (2, 0)})),
@@ -246,6 +323,26 @@ def test_a_tap_pins_and_escape_lets_go(open_page, default):
     assert why(page)[0].startswith("∂J/∂B")
     page.keyboard.press("Escape")
     assert page.locator("#why").is_hidden()
+
+
+def test_a_click_pins_until_another_place_is_clicked(page):
+    at(page, 5, "∂J/∂W", 0, 0).click()
+    pinned = why(page)
+    at(page, 5, "∂J/∂B", 0, 0).hover()
+    assert why(page) == pinned
+    enter(page, given(page, "W", 0, 0), "0.7")
+    assert why(page)[0].startswith("W")
+    page.locator("h1").click()
+    assert page.locator("#why").is_hidden()
+
+
+def test_whatever_the_tab_key_reaches_can_be_seen_and_cells_are_among_it(open_page, default):
+    page, seen = open_page(default, reduced_motion="reduce"), []
+    while len(seen) < 60:
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate(SEEN))
+    assert {"TD", "INPUT", "BUTTON", "SELECT", "SUMMARY"} <= {tag for tag, *_ in seen}
+    assert [name for _, visible, name in seen if not visible] == []
 
 
 def test_cells_are_reached_and_explained_by_the_keyboard(page):
@@ -297,6 +394,11 @@ def test_exercises_are_judged_on_the_numbers_at_hand(page):
         form.get_by_role("button").click()
         assert "✗" in form.locator("output").last.inner_text()
         assert form.locator("details a").is_visible()
+        step = form.locator("details a").get_attribute("href")
+        form.locator("details a").click()
+        assert page.evaluate("document.activeElement.id") == step[1:]
+        assert page.locator(f"{step} > details").get_attribute("open") is not None
+        assert numbers_in(page.url)["W"][2][0] == 1.7
         form.locator("input").fill(f"{float(answer):.4f}")
         form.get_by_role("button").click()
         assert "✓" in form.locator("output").last.inner_text()
@@ -338,12 +440,24 @@ def test_a_phone_needs_not_scroll_sideways(open_page, default, dark):
     for n in range(14):
         unfold(page, n)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    fields = page.locator("input:visible, select:visible, button:visible")
+    assert fields.count() > 100
+    beside = fields.evaluate_all("""(fields) => fields.filter((field) => {
+      field.scrollIntoView({ block: "center", inline: "center", behavior: "instant" });
+      const { left, top, width, height } = field.getBoundingClientRect();
+      return document.elementFromPoint(left + width / 2, top + height / 2) !== field;
+    }).map((field) => field.outerHTML)""")
+    assert beside == []
     light = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(251, 250, 247)"
     assert light is not dark
 
 
 def test_the_words_that_are_unfolded_are_at_most_3000(page):
     assert 1500 < len(page.locator("body").inner_text().split()) <= 3000
+
+
+def test_the_page_weighs_at_most_400_kilobytes(default):
+    assert len(default.html().encode()) <= 400_000
 
 
 def test_an_edit_is_followed_quickly(page):
@@ -368,3 +482,19 @@ def test_a_function_that_the_page_does_not_know_leaves_it_still(open_page):
     page = open_page(explain(draw_network(activation=own)))
     assert "stand still: f, J or a formula is a function that it does not know" in page.locator("body").inner_text()
     assert page.locator("script, .tools, td input").count() == 0
+
+
+def test_a_name_in_any_script_is_linked_too(open_page, default, forget):
+    @activations.register
+    def größe_λ():
+        """A function.
+
+        f = z/(1 + |z|)
+        f′ = 1/(1 + |z|)²
+        """
+        return Activation(f=lambda z: z / (1 + z.abs()), df=lambda z: (1 + z.abs()) ** -2.0, d2f=lambda z: 0 * z)
+
+    named = explain(draw_network(activation="größe_λ"))
+    page = open_page(named)
+    enter(page, given(page, "W", 0, 0), "4.5")
+    assert state(open_page(named, hash=page.evaluate("location.hash"))) == state(page)
