@@ -75,7 +75,7 @@ class Explanation(Sequence[Step]):
 
     def text(self, width: int = 80, colour: bool = False) -> str:
         """Return it as lines of text."""
-        return f"{self.note}{terminal.render(self.steps, width, colour)}\n{self.verdict}\n"
+        return f"{self.note}{terminal.render(self.steps, width, colour, self.story)}\n{self.verdict}\n"
 
     def html(self, about: str = "") -> str:
         """Return it as one page that needs nothing else.

@@ -253,8 +253,8 @@ MISTAKES = {
             "softmax-as-diagonal",
             "δ = ∂J/∂p ⊙ p ⊙ (1 − p)",
             "δ = p − t",
-            "Step 3 worked for an entrywise f, so its diagonal is used once more. But every pᵢ depends on all entries "
-            "of Z.",
+            "Step 3 worked for an entrywise f, so its diagonal is used once more. But every pᵢ depends on all that "
+            "enters the softmax.",
             softmax="-t * (1 - softmax(E))",
             cost_gradient="diagonal(Y, T)",
         ),

@@ -12,7 +12,7 @@ from manual_mlp.explain.live import checks_of, data_of
 from manual_mlp.explain.markup import Markup, links
 from manual_mlp.explain.mathml import typeset
 from manual_mlp.explain.proofs import PROOFS
-from manual_mlp.explain.questions import QUESTIONS
+from manual_mlp.explain.questions import questions
 from manual_mlp.explain.story import Story
 from manual_mlp.explain.terminal import result_of, verdict_of
 from manual_mlp.explain.trees import Trees
@@ -43,7 +43,7 @@ def render(steps: Sequence[Step], about: str, note: str = "", story: Story | Non
 class _Page:
     def __init__(self, steps: Sequence[Step], story: Story | None) -> None:
         self.still = "" if story is None else _why_still(story)
-        self.steps, self.story = steps, None if self.still else story
+        self.steps, self.told, self.story = steps, story, None if self.still else story
         self.markup = Markup(self.story is not None)
 
     def render(self, about: str, note: str) -> str:
@@ -115,11 +115,13 @@ class _Page:
         )
 
     def _questions(self) -> str:
-        questions = "".join(
-            f"<dt>{typeset(question)}</dt><dd>{typeset(answer)} {links(numbers)}</dd>"
-            for question, answer, numbers in QUESTIONS
+        if self.told is None:
+            return ""
+        answers = "".join(
+            f"<dt>{typeset(asked)}</dt><dd>{typeset(answer)} {links(numbers)}{self.markup.block(here)}</dd>"
+            for asked, answer, here, numbers in questions(self.told)
         )
-        return f'<section id="questions"><h2>Six questions, answered in short</h2><dl>{questions}</dl></section>'
+        return f'<section id="questions"><h2>Six questions, answered in short</h2><dl>{answers}</dl></section>'
 
     def _proofs(self) -> str:
         proofs = "".join(

@@ -30,7 +30,8 @@ from manual_mlp.explain.blocks import (
     there,
 )
 from manual_mlp.explain.compare import shape
-from manual_mlp.explain.questions import QUESTIONS
+from manual_mlp.explain.questions import questions
+from manual_mlp.explain.story import Story
 from manual_mlp.explain.writing import ALL_SHOWN, decimals, number, unprotected
 
 _ROWS, _COLUMNS = ALL_SHOWN, 8  # of a matrix that are shown; where there are more, the last of them is a row of dots
@@ -40,13 +41,17 @@ _BOLD, _DIM, _RED, _GREEN, _BLUE, _YELLOW = "1", "2", "31", "32", "34", "33"
 _POSITIVE, _NEGATIVE = " ░▒▓█", " .-=#"
 
 
-def render(steps: Iterable[Step], width: int = 80, colour: bool = False) -> str:
-    """Write the steps as lines of at most ``width`` characters, where words and matrices allow it."""
+def render(steps: Iterable[Step], width: int = 80, colour: bool = False, story: Story | None = None) -> str:
+    """Write the steps as lines of at most ``width`` characters, where words and matrices allow it.
+
+    Args:
+        story: what the steps are made of; with it the six questions and their answers stand in front.
+    """
     paint = _paint if colour else _plain
     lines: list[str] = []
-    for question, answer, numbers in QUESTIONS:
+    for asked, answer, here, numbers in questions(story) if story else ():
         shown = ("step " if len(numbers) == 1 else "steps ") + " and ".join(map(str, numbers))
-        lines += ["", *_wrapped(question, width, paint, _BOLD), *_wrapped(f"{answer} ({shown})", width)]
+        lines += ["", *_wrapped(asked, width, paint, _BOLD), *_wrapped(f"{answer} {here.text} ({shown})", width)]
     for step in steps:
         lines += ["", paint(f"{step.number}. {step.title}", _BOLD), ""]
         for block in step.shown:

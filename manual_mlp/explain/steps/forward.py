@@ -8,6 +8,7 @@ from torch import Tensor
 from manual_mlp.explain.blocks import (
     Block,
     Curve,
+    Fold,
     Formula,
     Heading,
     Numbers,
@@ -192,50 +193,55 @@ def total(story: Story) -> Step:
         s.when("se", _given(story, "Y", "Y")),
         s.when("se == 0", _given(story, "p" if own.has_shares or own.written else "Y", "P")),
         Text(
-            "Now move every entry of Y a little, each its own way: `Y + εU`, with any U. Small moves add up, each by "
-            "its derivative times how far it went:"
-        ),
-        Numbers(
-            (
-                s.matrix("∂J/∂Y", "dY", columns="i"),
-                "⊙",
-                s.matrix("U", "moves(Y, 0)", columns="i"),
-                "=",
-                s.matrix("∂J/∂Y ⊙ U", "dY * moves(Y, 0)", columns="i"),
-            )
-        ),
-        s.text(
-            "All entries on the right add up to {sum(dY * moves(Y, 0))}: a dot product. And this is how far J really "
-            "moves, ΔJ:"
-        ),
-        Table(
-            ("ε", "ΔJ / ε", "the dot product", "apart by"),
-            tuple(
-                (
-                    size,
-                    s.say(f"{{(J(Y + {size} * moves(Y, 0), T) - J) / {size}:6}}"),
-                    s.say("{sum(dY * moves(Y, 0)):6}"),
-                    s.say(f"{{abs((J(Y + {size} * moves(Y, 0), T) - J) / {size} - sum(dY * moves(Y, 0))):6}}"),
-                )
-                for size in ("0.1", "0.01", "0.001")
-            ),
-        ),
-        Text(
-            "So much for any move of Y. Now one knob θ, any weight or bias, moves Y: entry `Yᵢ` goes by `ε ∂Yᵢ/∂θ`. "
-            "Put that in the place of U:"
+            "Now nudge one knob θ, any weight or bias, by a tiny ε: `Yᵢ` goes by `ε ∂Yᵢ/∂θ`. Each of these moves J "
+            "by its derivative times how far it went, and small moves add up:"
         ),
         Formula("∂J/∂θ = Σᵢ ∂J/∂Yᵢ · ∂Yᵢ/∂θ"),
         Text(
             "This is the chain rule. It sums over all outputs because a knob may move each `Yᵢ`, as an input does; a "
             "bias moves one, and its other terms are 0. The sum is a dot product of two rows, ∂J/∂Y and ∂Y/∂θ."
         ),
+        Fold(
+            "Small moves add up: try it",
+            (
+                Text(
+                    "Move every entry of Y a little, each its own way: `Y + εU`, with any U. Each moves J by its "
+                    "derivative times how far it went:"
+                ),
+                Numbers(
+                    (
+                        s.matrix("∂J/∂Y", "dY", columns="i"),
+                        "⊙",
+                        s.matrix("U", "moves(Y, 0)", columns="i"),
+                        "=",
+                        s.matrix("∂J/∂Y ⊙ U", "dY * moves(Y, 0)", columns="i"),
+                    )
+                ),
+                s.text(
+                    "All entries on the right add up to {sum(dY * moves(Y, 0))}: a dot product. And this is how far J "
+                    "really moves, ΔJ:"
+                ),
+                Table(
+                    ("ε", "ΔJ / ε", "the dot product", "apart by"),
+                    tuple(
+                        (
+                            size,
+                            s.say(f"{{(J(Y + {size} * moves(Y, 0), T) - J) / {size}:6}}"),
+                            s.say("{sum(dY * moves(Y, 0)):6}"),
+                            s.say(f"{{abs((J(Y + {size} * moves(Y, 0), T) - J) / {size} - sum(dY * moves(Y, 0))):6}}"),
+                        )
+                        for size in ("0.1", "0.01", "0.001")
+                    ),
+                ),
+                Tiles(
+                    "How J feels each entry of Y, and what each adds.",
+                    (s.tile("∂J/∂Y", "dY", ("n", "i")), "", s.tile("∂J/∂Y ⊙ U", "dY * moves(Y, 0)", ("n", "i"))),
+                ),
+            ),
+        ),
         Text(
             "To check a derivative without calculus, nudge up and down by ε, and divide the difference of J by 2ε: a "
             "central difference."
-        ),
-        Tiles(
-            "How J feels each entry of Y, and what each adds.",
-            (s.tile("∂J/∂Y", "dY", ("n", "i")), "", s.tile("∂J/∂Y ⊙ U", "dY * moves(Y, 0)", ("n", "i"))),
         ),
         s.slope("∂J/∂Y", "dY", "J", "Y"),
         s.difference("∂J/∂Y · U = the slope of J along U", "sum(dY * moves(Y, 0))", "J(Y + e * moves(Y, 0), T)", "e"),

@@ -160,6 +160,7 @@ def batch(story: Story) -> Step:
                 "the rows too. Each adds its outer product:"
             ),
             Formula("∂J/∂Wₖₗ = Σₙ Hₙₖ δₙₗ = (Hᵀ δ)ₖₗ", "B3"),
+            s.when(f"rows(H) > {_SHOWN}", f"The first {_SHOWN} rows are shown. The sum has all of them:"),
             Numbers(
                 (
                     *_between(
@@ -169,7 +170,6 @@ def batch(story: Story) -> Step:
                     s.matrix("the sum", "H.T @ delta_", "k"),
                 )
             ),
-            s.when(f"rows(H) > {_SHOWN}", f"The first {_SHOWN} rows are shown. The sum has all of them."),
             Tiles(
                 "An outer product of each row, and their sum.",
                 (
