@@ -19,13 +19,13 @@ train: .venv/native  ## train on MNIST; flags by ARGS="--epochs 3 --activation g
 JOBS ?= logical
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist worksteal
 
-test: .venv/native  ## every claim: five to ten minutes on two cores
+test: .venv/native  ## every claim: ten to twenty minutes on two cores
 	$(PYTEST) $(ARGS)
 
 quick: .venv/native  ## the core's claims: one minute on two cores
 	$(PYTEST) --cases=quick tests/core tests/test_derivation.py tests/test_architecture.py $(ARGS)
 
-test-all: .venv/native  ## every claim, and the full products of their cases: twenty minutes on two cores
+test-all: .venv/native  ## every claim, and the full products of their cases: twenty to forty minutes
 	$(PYTEST) --cases=all $(ARGS)
 
 explain: .venv/installed  ## derive the gradients step by step, and write explain.html; flags by ARGS="--activation gelu"

@@ -103,6 +103,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cases", choices=covering.CHOICES, default=covering.CHOICES[0], help=covering.__doc__)
+    parser.addoption(
+        "--part", type=covering.read_part, default=(1, 1), help="K/N: of the tests, every N-th from the K-th"
+    )
     parser.addoption("--kills", type=int, help="how often a training run is killed, and resumed: 1, or 3 in all cases")
     parser.addoption("--error-table", action="store_true", help="print the largest error of every gradient proof")
 

@@ -3,11 +3,13 @@
 A test that is parametrised along several axes stands for the whole product. `--cases covering` runs a covering array of
 it, `--cases all` all of it, and `--cases rest` what the covering array leaves out. `--cases quick` runs so few that
 every value occurs, as the covering array does of a test marked with `each_value`, and starts no processes that learn or
-compute together. Whatever is named by its id is run.
+compute together. Whatever is named by its id is run. Of these, `--part 2/3` runs every third test, from the second.
 """
 
+import argparse
 import heapq
 import random
+import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import combinations_with_replacement
@@ -63,8 +65,8 @@ def _key(value: object) -> Hashable:
     return (type(value), value) if isinstance(value, str | int | float | None) else id(value)
 
 
-def split(items: Sequence[pytest.Item], quick: bool) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """Part tests into those of the covering arrays, and the others; one without parameters is of the first."""
+def covered(items: Sequence[pytest.Item], quick: bool) -> list[pytest.Item]:
+    """Keep the tests of the covering arrays; one without parameters is one of them."""
     tests: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         tests[item.nodeid.partition("[")[0]].append(item)
@@ -77,7 +79,7 @@ def split(items: Sequence[pytest.Item], quick: bool) -> tuple[list[pytest.Item],
         strength = 1 if quick or rows[0].get_closest_marker("each_value") else 2
         values = [row_of(item) for item in rows]
         kept |= {rows[k] for k in covering(values, strength)} if values[0] else set(rows)
-    return [item for item in items if item in kept], [item for item in items if item not in kept]
+    return [item for item in items if item in kept]
 
 
 def takes_more(item: pytest.Item) -> bool:
@@ -85,14 +87,24 @@ def takes_more(item: pytest.Item) -> bool:
     return "every_case" in item.fixturenames or item.get_closest_marker("hypothesis") is not None
 
 
+def read_part(text: str) -> tuple[int, int]:
+    """Read K/N."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    k, n = (int(number) for number in found.groups()) if found else (0, 0)
+    if not 1 <= k <= n:
+        raise argparse.ArgumentTypeError(f"expected K/N with K from 1 to N, got {text}")
+    return k, n
+
+
 def select(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests that the option --cases asks for."""
-    cases = config.getoption("--cases")
-    if cases == "all" or any("[" in argument for argument in config.args):
-        return
-    kept, others = split(items, cases == "quick")
-    if cases == "rest":
-        done = {item for item in kept if not takes_more(item)}
-        kept, others = [item for item in items if item not in done], [item for item in kept if item in done]
-    config.hook.pytest_deselected(items=others)
-    items[:] = kept
+    """Keep the tests that the options --cases and --part ask for."""
+    cases, (k, n) = config.getoption("--cases"), config.getoption("--part")
+    kept = items
+    if cases != "all" and not any("[" in argument for argument in config.args):
+        kept = covered(items, cases == "quick")
+        if cases == "rest":
+            done = {item for item in kept if not takes_more(item)}
+            kept = [item for item in items if item not in done]
+    chosen = dict.fromkeys(kept[k - 1 :: n])
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen

@@ -1,5 +1,6 @@
 """A product of parameters is run in part, and no pair of its values is left out."""
 
+import argparse
 import itertools
 import re
 import textwrap
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from covering import CHOICES, covering, parts
+from covering import CHOICES, covering, parts, read_part
 
 pytest_plugins = ("pytester",)
 
@@ -121,3 +122,15 @@ def test_a_decorator_is_an_axis_and_so_is_a_fixture(passed: Callable[..., dict[s
 def test_what_is_named_by_its_id_is_run(passed: Callable[..., dict[str, int]]) -> None:
     names = [f"test_it.py::test_of_axes[{made}-{row}-b{b}-2]" for made in "xy" for row in ("0-1", "1-0") for b in "01"]
     assert passed(*names) == {"test_of_axes": 8}
+
+
+def test_the_parts_of_the_cases_are_the_cases(passed: Callable[..., dict[str, int]]) -> None:
+    parts = [passed("--cases=rest", f"--part={k}/3") for k in (1, 2, 3)]
+    assert sum(parts, Counter()) == passed("--cases=rest")
+    assert max(part.total() for part in parts) - min(part.total() for part in parts) <= 1
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1/0", "1", "a/b", "-1/3"])
+def test_what_is_no_part_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"expected K/N with K from 1 to N, got {text}"):
+        read_part(text)

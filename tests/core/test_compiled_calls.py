@@ -161,6 +161,7 @@ def _asked(make: Make, pattern: Callable[[Make], Iterator[tuple[nn.Module, Tenso
     return count.frame_count, sum(counters["graph_break"].values())
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", SUBJECTS)
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.__name__.strip("_"))
 def test_no_more_graphs_and_breaks_than_torchs_own(name: str, pattern: Any) -> None:

@@ -248,6 +248,7 @@ def given(name: str, n: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return make().double(), (h.requires_grad_(), *others)
 
 
+@pytest.mark.each_value
 @of_each
 @pytest.mark.usefixtures("_engine")
 def test_compiled_autograd_gives_the_same_gradients_and_compiles_once(name: str) -> None:
@@ -269,6 +270,7 @@ def test_compiled_autograd_gives_the_same_gradients_and_compiles_once(name: str)
     assert counters["compiled_autograd"]["captures"] == 1
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     "name", ["Dense, relu", "MLP", "MLP, dropout, 2 rows at once", "2 rows at once", "each row", "squared"]
 )

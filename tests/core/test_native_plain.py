@@ -78,6 +78,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, dtype=torch.float64).to(dtype)
 
 
+@pytest.mark.each_value
 @every_activation
 @every_precision
 def test_a_layer_of_many_rows_is_as_exact_as_plain(activation: Any, precision: str) -> None:
