@@ -22,14 +22,15 @@ def main():
 
         # An entry of ∂J/∂W and where it comes from.
         product = "#step-5 .parts:has(caption:has-text('∂J/∂W'))"
-        page.locator(f"{product} table").last.scroll_into_view_if_needed()
-        page.evaluate("window.scrollBy({top: 260, behavior: 'instant'})")
+        page.locator(product).last.evaluate("(parts) => parts.scrollIntoView({block: 'start', behavior: 'instant'})")
+        page.evaluate("window.scrollBy({top: -320, behavior: 'instant'})")
         page.locator(f"{product} table").last.locator("td").nth(2).hover()
         page.screenshot(path=DOCS / "explain.png")
 
         # An edit: the numbers before, 2 for one H, and the slope of f forgotten.
         page.keyboard.press("Escape")
         page.mouse.move(5, 5)
+        page.add_style_tag(content=".tools { position: static !important; }")  # it would lie upon a frame
         frames = []
 
         def frame():
