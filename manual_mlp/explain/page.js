@@ -509,7 +509,9 @@
     if (mistake || does) { fit(); update(); }
   });
   on("focusin", ({ target }) => {
-    if (cellOf({ target })?.of && !pinned) explain(cellOf({ target }));
+    const cell = cellOf({ target });
+    if (cell?.of && !pinned) explain(cell);
+    if (cell && target.matches(":focus-visible")) target.scrollIntoView({ block: "nearest" });
     if (!isField(target)) return;
     target.value = String(valueOf(target.parentElement.of.place)).replaceAll("-", "−");
     target.select();
@@ -552,9 +554,7 @@
     move(drag.field, drag.from + (event.clientX - drag.x) * (event.shiftKey ? 0.001 : 0.01));
   });
   on("pointerup pointercancel", () => { document.body.classList.remove("drags"); drag = null; });
-  on("change", ({ target }) => {
-    if (target.matches(".tools select")) { state[target.name] = target.value; fit(); update(); }
-  });
+  on("change", ({ target: to }) => { if (to.matches(".tools select")) state[to.name] = to.value, fit(), update(); });
   on("submit", (event) => {
     event.preventDefault();
     const form = event.target, want = compute(+form.dataset.answer).v?.[0], said = form.querySelector("div output");
