@@ -19,14 +19,6 @@ class Question(NamedTuple):
     steps: tuple[int, ...]
 
 
-def questions(story: Story) -> Sequence[Question]:
-    """Answer the six questions, on the row, the input and the output of a story that are looked at."""
-    _, k, l = story.looked_at  # noqa: E741
-    felt = int(story.network.w.abs().amin(1).argmax())  # the input that every output feels most
-    shown = {"k": low(k), "l": low(l), "felt": low(felt), "weights": f"row(W, {felt})"}
-    return [Question(asked, answer, story.text(here.format(**shown)), steps) for asked, answer, here, steps in _ASKED]
-
-
 # What is said of the numbers; what stands between double braces is computed.
 _ASKED = (
     (
@@ -70,3 +62,11 @@ _ASKED = (
         (1, 3),
     ),
 )
+
+
+def questions(story: Story) -> Sequence[Question]:
+    """Answer the six questions, on the row, the input and the output of a story that are looked at."""
+    _, k, l = story.looked_at  # noqa: E741
+    felt = int(story.network.w.abs().amin(1).argmax())  # the input that every output feels most
+    shown = {"k": low(k), "l": low(l), "felt": low(felt), "weights": f"row(W, {felt})"}
+    return [Question(asked, answer, story.text(here.format(**shown)), steps) for asked, answer, here, steps in _ASKED]

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from manual_mlp.explain.network import Network
+from manual_mlp.explain import Explanation, Network, draw_network, explain
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60_000  # milliseconds, which a busy machine does not outlast
+NEAR = 2e-4  # what four decimals tell
 NUMBER = re.compile(r"−?\d[\d,]*(?:\.\d+)?(?:e[+−]\d+)?")
 
 # Every number that a page shows of a formula, by the formula and how it is written.
@@ -128,6 +129,16 @@ def open_page(chromium: Any, saved: Callable[[Any], str]) -> Iterator[Callable[.
         yield open_page
 
 
+@pytest.fixture(scope="session")
+def default() -> Explanation:
+    return explain(draw_network())
+
+
+@pytest.fixture
+def page(open_page: Callable[..., Any], default: Explanation) -> Any:
+    return open_page(default)
+
+
 def data_of(page: Any) -> dict[str, Any]:
     return json.loads(page.locator("#data").text_content())
 
@@ -229,3 +240,16 @@ def apart(line: str, f: Callable[[float], float]) -> tuple[float, float]:
 
     rounded = [n for n in range(1, len(parts), 2) if re.search(r"\.\d{4}$|e", parts[n])]
     return abs(compute() - float(result)), sum(abs(compute(n) - compute()) for n in rounded) + 6e-5
+
+
+def close(shown: torch.Tensor, truth: torch.Tensor) -> None:
+    """Hold numbers of the page, of four decimals, to true ones."""
+    torch.testing.assert_close(shown, truth, rtol=2e-3, atol=NEAR)
+
+
+def is_of(page: Any, network: Network) -> None:
+    """Hold what the page shows to the network: forward, and the gradients by autograd."""
+    close(matrix(page, 0, "Z"), network.z[1:2])
+    close(matrix(page, 0, "Y"), network.y[1:2])
+    close(matrix(page, 5, "∂J/∂W"), network.gradients[1])
+    close(matrix(page, 5, "∂J/∂B"), network.gradients[2][None])

@@ -1,4 +1,4 @@
-"""The live page as a person meets it: typed, dragged, pointed at, switched, linked, printed, and without its script."""
+"""The live page as a person meets it: typed, dragged, pointed at, switched, printed, and without its script."""
 
 import re
 
@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from browser import (
+    NEAR,
     REASONS,
     SEEN,
-    address_of,
     apart,
     at,
+    close,
     data_of,
     enter,
     given,
+    is_of,
     matrix,
     now,
     numbers_in,
@@ -23,37 +25,11 @@ from browser import (
     value,
     verdict,
     with_class,
-    written_state,
 )
-from manual_mlp import Activation, activations
+from manual_mlp import Activation
 from manual_mlp.explain import MISTAKES, draw_network, explain
 
 pytest_plugins = ("browser",)
-
-NEAR = 2e-4  # what four decimals tell
-
-
-@pytest.fixture(scope="module")
-def default():
-    return explain(draw_network())
-
-
-@pytest.fixture
-def page(open_page, default):
-    return open_page(default)
-
-
-def close(shown, truth):
-    torch.testing.assert_close(shown, truth, rtol=2e-3, atol=NEAR)
-
-
-def is_of(page, network):
-    """What the page shows is the network's: forward, δ, and the gradients by autograd."""
-    close(matrix(page, 0, "Z"), network.z[1:2])
-    close(matrix(page, 0, "Y"), network.y[1:2])
-    close(matrix(page, 5, "∂J/∂W"), network.gradients[1])
-    close(matrix(page, 5, "∂J/∂B"), network.gradients[2][None])
-
 
 # Changes.
 
@@ -180,68 +156,6 @@ def test_a_number_at_a_kink_is_said_to_have_no_slope_and_fails_no_check(open_pag
     page.locator("[data-mistake=convention-swapped]").click()
     enter(page, given(page, "B", 0, 0), "0.5")
     assert "δᵀH = weight.grad" in page.locator("[data-mistake=convention-swapped] + span").inner_text()
-
-
-# The link.
-
-
-def test_a_link_carries_the_numbers_and_stays_while_one_walks_through_the_steps(page, open_page, default):
-    enter(page, given(page, "W", 0, 0), "−7.25")
-    page.select_option(".tools select[name=f]", "tanh")
-    page.locator("#questions a[href='#step-4']").first.click()
-    other = open_page(default, hash=page.evaluate("location.hash"))
-    assert state(other) == state(page)
-    assert float(now(other).w[0, 0]) == -7.25
-    is_of(other, now(page))
-
-
-@pytest.mark.parametrize("rights", [(), ("clipboard-read", "clipboard-write")], ids=["refused", "granted"])
-def test_a_link_is_copied_or_where_that_is_refused_stands_in_the_address(open_page, default, rights):
-    page = open_page(default, rights=rights)
-    enter(page, given(page, "W", 0, 0), "4.5")
-    tool(page, "copy link").click()
-    page.wait_for_function("document.getElementById('said').textContent")
-    assert page.locator("#said").inner_text() == ("copied" if rights else "the address of this page has them now")
-    link = page.evaluate("navigator.clipboard.readText()") if rights else page.url
-    assert state(open_page(default, hash="#" + link.partition("#")[2])) == state(page)
-
-
-@pytest.mark.parametrize(
-    "spoilt",
-    [
-        *({"f": "nobody"}, {"f": "toString"}, {"loss": "valueOf"}, {"mistakes": ["constructor"]}, {"mistakes": ["no"]}),
-        *({"W": [[1, 2]] * 4}, {"X": [[1, 2, 3, 4, "5"]] * 4}, {"B": [[1, 1e7]]}, {"T": []}, {"T": [[0, 1]] * 9}),
-        *({"H": [[1, 2]] * 4}, {"V": None}),
-    ],
-    ids=str,
-)
-def test_a_link_to_what_the_page_cannot_compute_is_told_and_changes_nothing(open_page, default, spoilt):
-    before = written_state(default)
-    page = open_page(default, hash=address_of(before | spoilt))
-    assert "do not fit this page" in page.locator("#said").inner_text()
-    assert state(page) == before
-
-
-@pytest.mark.parametrize("hash", ["#n=nonsense", "#n=e30=", "#n=" + "A" * 50, "#n=%"])
-def test_a_spoilt_link_is_told_and_changes_nothing(open_page, default, hash):
-    page = open_page(default, hash=hash)
-    assert "do not fit this page" in page.locator("#said").inner_text()
-    assert state(page) == data_of(page)["state"]
-
-
-def test_the_numbers_of_another_size_are_refused(open_page, default, page):
-    enter(page, given(page, "W", 0, 0), "5")
-    other = open_page(explain(draw_network(2, 2, 3)), hash=page.evaluate("location.hash"))
-    assert "do not fit this page" in other.locator("#said").inner_text()
-
-
-def test_a_link_to_a_step_opens_it(open_page, default):
-    page = open_page(default, hash="#step-9")
-    assert page.locator("#step-9 > details").get_attribute("open") is not None
-    page.locator("#step-9 a.tag").first.click()
-    assert page.locator("#proof-O2").is_visible()
-    page.locator("#proof-O2 a").click()
-    assert page.locator("#step-9").is_visible()
 
 
 # Where a number comes from.
@@ -482,19 +396,3 @@ def test_a_function_that_the_page_does_not_know_leaves_it_still(open_page):
     page = open_page(explain(draw_network(activation=own)))
     assert "stand still: f, J or a formula is a function that it does not know" in page.locator("body").inner_text()
     assert page.locator("script, .tools, td input").count() == 0
-
-
-def test_a_name_in_any_script_is_linked_too(open_page, default, forget):
-    @activations.register
-    def größe_λ():
-        """A function.
-
-        f = z/(1 + |z|)
-        f′ = 1/(1 + |z|)²
-        """
-        return Activation(f=lambda z: z / (1 + z.abs()), df=lambda z: (1 + z.abs()) ** -2.0, d2f=lambda z: 0 * z)
-
-    named = explain(draw_network(activation="größe_λ"))
-    page = open_page(named)
-    enter(page, given(page, "W", 0, 0), "4.5")
-    assert state(open_page(named, hash=page.evaluate("location.hash"))) == state(page)

@@ -43,8 +43,7 @@ def test_each_answer_ends_in_what_autograd_finds(sizes):
     assert all(w[m].ne(0)), "an example of several outputs that one of them does not feel"
 
 
-def test_they_are_answered_on_the_numbers_that_a_reader_types(open_page):
-    page = open_page(explain(draw_network()))
+def test_they_are_answered_on_the_numbers_that_a_reader_types(page):
     before = page.locator("#questions dd output").all_text_contents()
     enter(page, given(page, "B", 0, 0), "−0.4")
     shown = page.locator("#questions dd output").all_text_contents()
@@ -53,8 +52,7 @@ def test_they_are_answered_on_the_numbers_that_a_reader_types(open_page):
     assert [text for text in shown if text not in told] == []
 
 
-def test_they_are_reached_and_answered_within_seven_hundred_words(open_page):
-    page = open_page(explain(draw_network()))
+def test_they_are_reached_and_answered_within_seven_hundred_words(page):
     texts = [page.locator(part).inner_text() for part in ("header", "#step-0", "#questions")]
     words = [word for text in texts for word in text.split() if re.search("[a-z]{2}", word)]
     assert 400 < len(words) <= 700  # under four minutes, at 200 words a minute
