@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -34,7 +36,13 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat1
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line, and whose options tell the command that they were read from."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Read the options; ``command`` is the line to type for them."""
+        options = super().parse_args(args, namespace)
+        options.command = shlex.join([*self.prog.split(), *(sys.argv[1:] if args is None else args)])
+        return options
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong in one line and exit with status 2."""
@@ -72,6 +80,14 @@ def parser(command: str, description: str, dtype: bool = True) -> Parser:
     if dtype:
         flags.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
     return flags
+
+
+def add_data(flags: Parser) -> None:
+    """Add the flags of a command that trains on images."""
+    add_device(flags)
+    flags.add_argument("--data-dir", type=Path, default=Path(os.environ.get("MANUAL_MLP_DATA") or "data"))
+    flags.add_argument("--json", action="store_true", help="also write <results>/<machine>-<date>.json")
+    flags.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where --json writes")
 
 
 def add_device(flags: Parser) -> None:
@@ -262,7 +278,7 @@ def save(command: str, run: dict[str, Any], options: argparse.Namespace, key: st
     if key and command in whole:
         new = {row[key] for row in run["rows"]}
         run = run | {"rows": [*(row for row in whole[command]["rows"] if row[key] not in new), *run["rows"]]}
-    path.write_text(layout(whole | {command: run}) + "\n", encoding="utf-8")
+    path.write_text(layout(whole | {command: {"command": options.command, **run}}) + "\n", encoding="utf-8")
     return path
 
 

@@ -5,17 +5,23 @@
 - step: forward and backward of an MLP rows × sizes, 784-width-width-10 if none are given, with dropout on its hidden
   layers;
 - backprop: the same by ``backprop``, against autograd.
+
+Each row of the JSON holds: case, way (of the four above), p (that is dropped), threads, malloc; load, others_cores,
+busy, number and rounds as the other commands' rows; providers: torch and manual_mlp, of each median_us, p20_us, p80_us,
+ratio and extra_us.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import command, machine
-from benchmarks.harness import Step, fix, paired_ratio, percentile, time_rounds
+from benchmarks.harness import Step
+from benchmarks.layers import BASELINE, OURS
 from manual_mlp import MLP, backprop
 from manual_mlp.dropout import Mask, draw_seed, drop
 
@@ -55,39 +61,61 @@ def network(rows: int, sizes: Sequence[int], p: float, device: torch.device) -> 
     return {"step": (step(model), step(mlp)), "backprop": (step(model), explicit)}
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Measure and print."""
-    flags = command.Parser(prog="python -m benchmarks dropout", description=__doc__.splitlines()[0])
+def read_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    flags = command.parser("dropout", "Dropout by the hash against F.dropout: alone, and in a step.", dtype=False)
     flags.add_argument("--rows", type=command.positive_int, default=4096)
     flags.add_argument("--width", type=command.positive_int, default=512)
     flags.add_argument("--sizes", type=command.positive_int, nargs="+", help="of the network")
     flags.add_argument("--p", type=float, default=0.5)
-    flags.add_argument("--threads", type=command.positive_int, nargs="+", default=[1])
-    flags.add_argument("--seconds", type=command.positive_seconds, default=2.0, help="time a row")
-    command.add_device(flags)
     options = flags.parse_args(arguments)
     if not 0 < options.p < 1:
         flags.error(f"--p: expected a share between 0 and 1, got {options.p}")
     if options.sizes and len(options.sizes) < 2:
         flags.error(f"--sizes: expected two or more, got {options.sizes}")
-    command.pick_device(flags, options)
-    print(f"{machine.describe(options.device)}\n")
-    lines = [line for threads in options.threads for line in measured(options, threads)]
-    print(command.table(("what", "threads", "torch µs", "ours µs", "ours/torch", "torch/ours [95 %]"), lines))
-    return 0
+    command.complete(flags, options, seconds=1.0)
+    options.sizes = options.sizes or [784, options.width, options.width, 10]
+    options.dtype = "float32"
+    return options
 
 
-def measured(options: argparse.Namespace, threads: int) -> list[tuple[str, ...]]:
-    """Time every pair with so many threads."""
-    fix(threads)
-    pairs = alone(torch.randn(options.rows, options.width, device=options.device), options.p)
-    sizes = options.sizes or [784, options.width, options.width, 10]
-    pairs |= network(options.rows, sizes, options.p, options.device)
+def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, Any]], dict[int, dict[str, float]]]:
+    """Take every row under the malloc this process has; return rows, and ceilings by thread count."""
+    pairs = {
+        f"{options.rows}×{options.width}": alone(
+            torch.randn(options.rows, options.width, device=options.device), options.p
+        ),
+        f"{'→'.join(map(str, options.sizes))}, {options.rows} rows": network(
+            options.rows, options.sizes, options.p, options.device
+        ),
+    }
+    rows = []
+    for case, ways in pairs.items():
+        for way, steps in ways.items():
+            for threads in options.threads:
+                both = dict(zip((BASELINE, OURS), steps, strict=True))
+                about = {"case": case, "way": way, "p": options.p, "malloc": malloc}
+                rows.append(about | command.time_row(both, BASELINE, options, threads, ours=(OURS,)))
+    return rows, {threads: machine.ceilings(options.device, torch.float32, threads) for threads in options.threads}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Lay out times and ratios: a line a row."""
+    titles = ("case", "what", "threads", "malloc", "torch µs", "ours µs", "torch/ours [95 %]")
     lines = []
-    for name, (theirs, ours) in pairs.items():
-        seconds = time_rounds({"torch": theirs, "ours": ours}, options.seconds).seconds
-        both = [percentile(seconds[who], 50) for who in ("torch", "ours")]
-        ratio = paired_ratio(seconds["torch"], seconds["ours"])
-        micros = (f"{1e6 * value:,.0f}" for value in both)
-        lines.append((name, str(threads), *micros, f"{both[1] / both[0]:.2f}", command.interval(ratio, ".2f")))
-    return lines
+    for row in rows:
+        both = [row["providers"][name] for name in (BASELINE, OURS)]
+        micros = (f"{provider['median_us']:,.0f}" for provider in both)
+        about = (row["case"], row["way"], str(row["threads"]), row["malloc"])
+        lines.append((*about, *micros, command.interval(both[1]["ratio"], ".2f")))
+    return command.table(titles, lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure, print, write; masks are random, so that there is no error to find."""
+    options = read_options(arguments)
+    run = command.whole_run("dropout", measure, options)
+    print("\nAbove 1, ours is faster.\n" + table(run["rows"]))
+    if options.json:
+        print(f"\nwritten: {command.save('dropout', run, options)}")
+    return 0

@@ -11,7 +11,6 @@ reported (%), error (ours, [mean, min, max], %), tolerance (points by which the 
 """
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ import torch
 from benchmarks import command, machine
 from manual_mlp.training import build
 from manual_mlp.training.config import Config
-from manual_mlp.training.data import load
+from manual_mlp.training.data import Data, load
 from manual_mlp.training.interrupt import Interrupt
 from manual_mlp.training.log import NoLog
 from manual_mlp.training.loop import Trainer
@@ -34,14 +33,19 @@ def train(name: str, seed: int, data_dir: Path, device: torch.device, epochs: in
     """Train a recipe, for so many epochs if they are given; return its error, %, and the seconds of training."""
     recipe = RECIPES[name]
     flags = {**recipe.flags, "epochs": epochs or recipe.flags["epochs"]}
-    config = Config(recipe=name, seed=seed, data_dir=data_dir, check_every=0, **flags)
-    torch.manual_seed(seed)
-    data = load(config.dataset, data_dir, device, config.held_out, config.normalised)
+    trainer, data, seconds = fit(Config(recipe=name, seed=seed, data_dir=data_dir, check_every=0, **flags), device)
+    judged = data.validation if recipe.metric == "validation accuracy" else data.read_test()
+    return 100 * (1 - trainer.evaluate(judged).accuracy), seconds
+
+
+def fit(config: Config, device: torch.device) -> tuple[Trainer, Data, float]:
+    """Train as train.py does, without a log; return the trainer, its images, and the seconds of training."""
+    torch.manual_seed(config.seed)
+    data = load(config.dataset, config.data_dir, device, config.held_out, config.normalised)
     trainer = Trainer(build.build_model(config, data, device), data, config)
     with NoLog() as log:
-        result = trainer.fit(log, Interrupt())
-    judged = data.validation if recipe.metric == "validation accuracy" else data.read_test()
-    return 100 * (1 - trainer.evaluate(judged).accuracy), result.seconds
+        seconds = trainer.fit(log, Interrupt()).seconds
+    return trainer, data, seconds
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -103,10 +107,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     flags.add_argument(
         "--epochs", type=command.positive_int, help="instead of the recipe's; its schedule then ends there"
     )
-    command.add_device(flags)
-    flags.add_argument("--data-dir", type=Path, default=Path(os.environ.get("MANUAL_MLP_DATA") or "data"))
-    flags.add_argument("--json", action="store_true", help="also write <results>/<machine>-<date>.json")
-    flags.add_argument("--results", type=Path, default=command.RESULTS, metavar="DIR", help="where --json writes")
+    command.add_data(flags)
     options = flags.parse_args(arguments)
     command.pick_device(flags, options)
     return options

@@ -222,10 +222,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     flags.add_argument("--seeds", type=command.positive_int, default=10, help="runs of each provider (10)")
     flags.add_argument("--threads", type=command.positive_int, default=min(2, machine.cores()), help="of each run (2)")
     flags.add_argument("--providers", nargs="+", choices=PROVIDERS, default=list(PROVIDERS))
-    command.add_device(flags)
-    flags.add_argument("--data-dir", type=Path, default=Path(os.environ.get("MANUAL_MLP_DATA") or "data"))
-    flags.add_argument("--json", action="store_true", help="also write <results>/<machine>-<date>.json")
-    flags.add_argument("--results", type=Path, default=command.RESULTS, metavar="DIR", help="where --json writes")
+    command.add_data(flags)
     options = flags.parse_args(arguments)
     command.pick_device(flags, options)
     return options

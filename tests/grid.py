@@ -103,7 +103,7 @@ def is_compiled(subject: Subject) -> bool:
 
 
 def allowed(name: str, case: Case) -> bool:
-    """Tell whether the README's Limits let ours answer this."""
+    """Tell whether docs/limits.md lets ours answer this."""
     names, message = LIMITS.get(name, ((), ""))
     return case.verdict.outcome == "equal" or (
         case.verdict.outcome == "raises"

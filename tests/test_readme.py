@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import manual_mlp
+from benchmarks import report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -61,15 +62,30 @@ def test_make_test_leaves_no_file_out_and_ci_runs_a_fifth_of_the_rest_of_the_pro
     assert [int(part) for part in parts] == [1, 2, 3, 4, 5, 1, 2]
 
 
-def test_every_link_and_every_file_of_the_layout_exists() -> None:
+def test_it_is_a_screen_and_a_half_and_what_one_needs_first_stands_on_the_first_screen() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    first = "\n".join(lines[:32])
+    for needed in ("Y = f(HW + B)", "pip install .", "make train", "make test", "```python", "assert torch.allclose("):
+        assert needed in first
+    assert re.search(r"^!\[.*\]\(docs/explain\.png\)$", README, re.MULTILINE)
+    headings = re.findall(r"^## (.*)$", README, re.MULTILINE)
+    for wanted in ("For whom", "Use", "Explain", "Train", "Limits", "Where to read on"):
+        assert wanted in headings
+
+
+def test_its_table_has_a_dozen_rows_and_torch_is_faster_in_some() -> None:
+    table = re.search(r"<!-- report: summary -->(.*?)<!-- end -->", README, re.DOTALL)[1]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("|")][2:]
+    assert 10 <= len(rows) <= 14
+    speeds = [float(row[2]) for row in rows]
+    assert min(speeds) < 1 < max(speeds)
+
+
+def test_the_tables_of_figures_are_what_the_results_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main(["--check"]) == 0, capsys.readouterr()
+
+
+def test_every_link_exists() -> None:
     for link in re.findall(r"\]\((?!http)([^)#]+)", README):
         assert (ROOT / link).exists(), link
-    layout = re.search(r"## Layout\n\n```\n(.*?)```", README, re.DOTALL)[1]
-    folder = ROOT
-    for line in layout.splitlines():
-        name = line.split()[0]
-        if line.startswith("  "):
-            assert (folder / name).exists(), name
-        else:
-            assert (ROOT / name).exists(), name
-            folder = ROOT / name

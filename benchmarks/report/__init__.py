@@ -1,28 +1,58 @@
-"""Write the README's tables, and a picture, from the results: no figure is copied by hand.
+"""Write the tables of README and docs/figures.md, and pictures, from the results: no figure is copied by hand.
 
-A table stands between ``<!-- report: NAME -->`` and ``<!-- end -->``, each a line of its own, NAME a command's. It is
-made from the newest run of that command, whichever file it is in; the literature's, of which a run has some rows, from
-the newest row of each recipe, of all its epochs where there is one. Runs with ``--quick`` are for ``--from`` alone.
+A table stands between ``<!-- report: NAME -->`` and ``<!-- end -->``, each a line of its own; over it stand the
+commands that measured it, the machine, and the day. It is made from the newest run of its commands, whichever file
+they are in; the literature's, of which a run has some rows, from the newest row of each recipe, of all its epochs where
+there is one. Runs with ``--quick`` are for ``--from`` alone.
 """
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import command
-from benchmarks.report import plot
-from benchmarks.report.tables import TABLES
+from benchmarks.machine import brief
+from benchmarks.report import engines, plot, summary, tables, training
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ROOT / "README.md", ROOT / "docs" / "figures.md"
 MARKED = re.compile(r"(^<!-- report: ([\w-]+) -->\n)(.*?)(^<!-- end -->$)", re.MULTILINE | re.DOTALL)
 
 
+class Table(NamedTuple):
+    """A table: the commands whose runs it shows, and what lays it out."""
+
+    commands: Sequence[str]
+    write: Callable[..., str]
+
+
+# By the name in the marker.
+TABLES = {
+    "summary": Table(summary.COMMANDS, summary.summary),
+    "layers": Table(["native"], engines.layers),
+    "networks": Table(["native"], engines.native("backprop", "backprop with dropout", "MLP")),
+    "heads": Table(["native"], engines.native("head")),
+    "derivatives": Table(["native"], engines.native("second order")),
+    "dense": Table(["dense"], tables.dense),
+    "second-order": Table(["second-order"], tables.second_order),
+    "output": Table(["output"], tables.output),
+    "network": Table(["network"], tables.network),
+    "compile": Table(["compile"], engines.compiled),
+    "dropout": Table(["dropout"], engines.dropout),
+    "transforms": Table(["transforms"], tables.transforms),
+    "train": Table(["train"], training.train),
+    "accuracy": Table(["accuracy"], training.accuracy),
+    "time-to": Table(["time-to-98", "time-to-98.4", "time-to-99"], training.time_to),
+    "literature": Table(["literature"], training.literature),
+}
+
+
 class Problem(Exception):
-    """What is wrong with the results or the README, in a line."""
+    """What is wrong with the results or a document, in a line."""
 
 
 def newest(files: Iterable[Path], quick: bool = False) -> dict[str, dict[str, Any]]:
@@ -52,6 +82,34 @@ def _worth(row: Mapping[str, Any]) -> tuple[bool, str]:
     return row["epochs"] == row["of_epochs"], row["date"]
 
 
+def told(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say what runs were taken by, on and when, and how many of their rows beside other work."""
+    commands: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        rows = [{"machine": run["machine"], "date": run["date"], **row} for row in run["rows"]]
+        machines = dict.fromkeys(_hardware(row["machine"]) for row in rows)
+        days = sorted({row["date"][:10] for row in rows})
+        busy = sum(row.get("busy", False) for row in rows)
+        where = f"{' and '.join(machines)}, {' to '.join(dict.fromkeys((days[0], days[-1])))}"
+        typed = f"`{run.get('command', f'python -m benchmarks {name} --json')}`"
+        commands.setdefault(where, []).append(typed + f" ({busy} of {len(rows)} rows beside other work)" * bool(busy))
+    return "; ".join(f"{', '.join(those)} on {where}" for where, those in commands.items())
+
+
+def _hardware(machine: Mapping[str, Any]) -> str:
+    if machine["device"] != "cpu":
+        return f"one {machine['device']}, torch {machine['torch']}"
+    amx = " and AMX" if machine.get("features", {}).get("amx_bf16") else ""
+    cpu = f"{machine['cores']} cores of {brief(machine['cpu'])} with {machine['capability']}{amx}"
+    return f"{cpu}, torch {machine['torch']}"
+
+
+def captioned(name: str, runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lay out a table under what it was measured by."""
+    shown = {of: runs[of] for of in TABLES[name].commands}
+    return f"Measured by {told(shown)}.\n\n{TABLES[name].write(*shown.values())}"
+
+
 def rewritten(text: str, tables: Mapping[str, str]) -> str:
     """Put the tables between their markers."""
 
@@ -68,37 +126,43 @@ def rewritten(text: str, tables: Mapping[str, str]) -> str:
 
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
-    flags = command.Parser(prog="python -m benchmarks report", description="The README's tables and plot from results.")
+    flags = command.Parser(prog="python -m benchmarks report", description="Tables and pictures from results.")
     flags.add_argument("--results", type=Path, default=command.RESULTS, metavar="DIR", help="where results are read")
     flags.add_argument("--from", type=Path, nargs="+", dest="files", metavar="FILE", help="these files instead")
-    flags.add_argument("--readme", type=Path, default=README, metavar="FILE", help="what is rewritten")
-    flags.add_argument("--check", action="store_true", help="change nothing; exit 1 if the README is not up to date")
+    flags.add_argument(
+        "--documents", type=Path, nargs="+", default=DOCUMENTS, metavar="FILE",
+        help="what is rewritten (README.md docs/figures.md)",
+    )  # fmt: skip
+    flags.add_argument("--check", action="store_true", help="change nothing; exit 1 if a document is not up to date")
     flags.add_argument("--print", action="store_true", dest="show", help="print the tables, change nothing")
     options: argparse.Namespace = flags.parse_args(arguments)
     options.quick = bool(options.files)
     options.files = options.files or sorted(options.results.glob("*.json"))
     if not options.files:
         flags.error(f"--results: expected a folder with *.json, got {options.results}")
-    if not options.show and not options.readme.is_file():
-        flags.error(f"--readme: expected a file, got {options.readme}")
+    for path in () if options.show else options.documents:
+        if not path.is_file():
+            flags.error(f"--documents: expected a file, got {path}")
     return options
 
 
 def report(options: argparse.Namespace) -> int:
     """Print, check, or rewrite."""
     runs = newest(options.files, options.quick)
-    tables = {name: write(runs[of]) for name, (of, write) in TABLES.items() if of in runs}
+    written = {name: captioned(name, runs) for name, table in TABLES.items() if runs.keys() >= {*table.commands}}
     if options.show:
-        for name, table in tables.items():
-            print(f"{name}, {runs[TABLES[name][0]]['date']}\n\n{table}\n")
+        for name, table in written.items():
+            print(f"{name}\n\n{table}\n")
         return 0
-    before = options.readme.read_text(encoding="utf-8")
-    after = rewritten(before, tables)
+    texts = {path: path.read_text(encoding="utf-8") for path in options.documents}
+    found = {path: rewritten(text, written) for path, text in texts.items()}
     if options.check:
-        print("the README is up to date" if before == after else "the README differs: python -m benchmarks report")
-        return int(before != after)
-    options.readme.write_text(after, encoding="utf-8")
-    print(f"{options.readme.name}: {len(MARKED.findall(after))} tables")
+        late = [path.name for path, text in texts.items() if found[path] != text]
+        print(f"{', '.join(late)}: python -m benchmarks report" if late else "the documents are up to date")
+        return int(bool(late))
+    for path, text in found.items():
+        path.write_text(text, encoding="utf-8")
+        print(f"{path.name}: {len(MARKED.findall(text))} tables")
     if runs.get("network", {}).get("by_batch"):
         print(f"drawn: {plot.draw(runs['network'], options.results / 'batch.png')}")
     if runs.get("output-peers"):
@@ -107,7 +171,7 @@ def report(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Rewrite the README's tables and draw the plot; return 1 if ``--check`` finds a difference."""
+    """Rewrite the documents and draw the pictures; return 1 if ``--check`` finds a difference."""
     options = read_options(arguments)
     try:
         return report(options)

@@ -1,13 +1,10 @@
-"""The README's tables, from what the commands measured."""
+"""Tables of layers, heads, networks and transforms, from what the commands measured."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.layers import BASELINE, OURS
-from benchmarks.machine import brief
 from benchmarks.network.providers import AUTOGRAD
-from manual_mlp.training.recipes import RECIPES
 
 Run = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -16,7 +13,7 @@ CHUNKED = "torch chunked"
 
 
 def markdown(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Write a table as the README has it."""
+    """Write a table as the documents have it."""
     return "\n".join(f"| {' | '.join(line)} |" for line in [titles, *lines]).replace(
         "|\n", f"|\n|{'---|' * len(titles)}\n", 1
     )
@@ -87,28 +84,26 @@ def dense(run: Run) -> str:
                 f"{both[BASELINE]['median_us']:,.0f}",
                 interval(both[OURS]["extra_us"], "+,.0f").replace("+0", "0").replace("-0", "0"),
                 *(pair(of, threads, ratio(OURS)) for threads in (1, 2)),
+                ", ".join(f"{kept(both[name]) / 1e3:,.0f}" for name in (BASELINE, OURS)),
             )
         )
-    return markdown(("N × D_in → D_out", "f", "torch µs", "ours − torch µs", "1 thread", "2 threads"), lines)
+    titles = ("N × D_in → D_out", "f", "torch µs", "ours − torch µs", "1 thread", "2 threads", "kept kB: torch, ours")
+    return markdown(titles, lines)
 
 
 def second_order(run: Run) -> str:
     """Lay out steps with a derivative in their loss: a line for each kind and width."""
-    found = grouped([row for row in run["rows"] if row["malloc"] == "default"], "case", "width")
+    found = grouped(run["rows"], "case", "width")
     kinds = list(dict.fromkeys(case for case, _ in found))
     lines = []
     for (case, width), of in sorted(found.items(), key=lambda item: (kinds.index(item[0][0]), item[0][1])):
-        one = of[1, "default"]["providers"]
-        spans = [
-            interval(of[threads, "default"]["providers"][OURS]["ratio"], ".2f") if (threads, "default") in of else "–"
-            for threads in (1, 2)
-        ]
+        one = first(of)["providers"]
         lines.append(
             (
                 case,
                 str(width),
                 f"{one[BASELINE]['median_us'] / 1e3:.1f}",
-                *spans,
+                *(pair(of, threads, ratio(OURS)) for threads in (1, 2)),
                 f"{one['differentiable']['ratio'][0]:.2f}",
                 ", ".join(f"{kept(one[name]) / 1e6:.1f}" for name in (BASELINE, OURS)),
             )
@@ -190,57 +185,3 @@ def transforms(run: Run) -> str:
         for (case, net, activation), of in grouped(run["rows"], "case", "net", "activation").items()
     ]
     return markdown(("transform", "net", "f", "torch µs", "1 thread", "2 threads"), lines)
-
-
-def train(run: Run) -> str:
-    """Lay out training steps: a line for each case and optimiser."""
-    lines = [
-        (
-            case,
-            optimiser,
-            f"{first(of)['providers'][BASELINE]['steps_per_second']:,.0f}",
-            *(pair(of, threads, ratio(name)) for name in (OURS, AUTOGRAD) for threads in (1, 2)),
-        )
-        for (case, optimiser), of in grouped(run["rows"], "case", "optimiser").items()
-    ]
-    titles = ("network", "optimiser", "torch steps/s", "1 thread", "2 threads", "autograd path: 1", "2")
-    return markdown(titles, lines)
-
-
-def literature(run: Run) -> str:
-    """Lay out the literature's MLPs: a line a recipe, all figures as errors."""
-    rows, lines = {row["recipe"]: row for row in run["rows"]}, []
-    for name, recipe in RECIPES.items():
-        if name not in rows:
-            continue
-        row = rows[name]
-        epochs, machine = row["epochs"], row["machine"]
-        source, year = re.match(r"([^ ,]+).*?(\d{4})", recipe.source).groups()
-        widths = "-".join(map(str, recipe.flags["hidden"]))
-        lines.append(
-            (
-                f"`{name}`",
-                f"{source} {year}",
-                widths,
-                f"{recipe.reported_error:.2f}",
-                "{:.2f} [{:.2f}, {:.2f}]".format(*row["error"]),
-                str(row["seeds"]),
-                f"{epochs}" if epochs == row["of_epochs"] else f"{epochs} of {row['of_epochs']}",
-                f"{row['seconds'][0]:.0f}",
-                f"{brief(machine['cpu'])}, {row['threads']}" if machine["device"] == "cpu" else machine["device"],
-            )
-        )
-    titles = ("recipe", "source", "hidden", "its error, %", "ours: mean [min, max]", "seeds", "epochs", "seconds")
-    return markdown((*titles, "machine, threads"), lines)
-
-
-# By the name in the marker: the command whose run it shows, and how.
-TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
-    "dense": ("dense", dense),
-    "second-order": ("second-order", second_order),
-    "output": ("output", output),
-    "network": ("network", network),
-    "transforms": ("transforms", transforms),
-    "train": ("train", train),
-    "literature": ("literature", literature),
-}

@@ -54,7 +54,7 @@ def test_the_report_draws_the_curves_of_every_case(tmp_path, capsys):
     run = {"date": "2026-11-24 02:24 UTC", "settings": {"quick": False}, "rows": rows}
     (tmp_path / "some.json").write_text(json.dumps({"output-peers": run}))
     (tmp_path / "README.md").write_text("")
-    assert main(["report", "--results", str(tmp_path), "--readme", str(tmp_path / "README.md")]) == 0
+    assert main(["report", "--results", str(tmp_path), "--documents", str(tmp_path / "README.md")]) == 0
     assert "peers.png" in capsys.readouterr().out
     assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
 

@@ -6,9 +6,10 @@ import pytest
 
 from benchmarks import command, report
 from benchmarks.__main__ import main
-from benchmarks.report import tables
+from benchmarks.report import engines, summary, tables, training
 
 OURS, AUTOGRAD = "manual_mlp", "manual_mlp autograd"
+MACHINE = {"device": "cpu", "cpu": "AMD EPYC Processor", "cores": 2, "capability": "AVX2", "torch": "2.14.1"}
 KEYS = [(threads, malloc) for threads in (1, 2) for malloc in ("default", "tuned")]
 
 
@@ -18,14 +19,21 @@ def provider(micros: float, ratio: float = 1.0, **more: object) -> dict:
 
 
 def run(rows: list[dict], date: str = "2026-11-24 02:24 UTC", quick: bool = False, **more: object) -> dict:
-    return {"date": date, "settings": {"quick": quick}, "rows": rows, **more}
+    return {"date": date, "settings": {"quick": quick}, "machine": MACHINE, "rows": rows, **more}
 
 
 def rows_of(case: dict, providers: dict) -> list[dict]:
     return [case | {"threads": t, "malloc": m, "providers": providers} for t, m in KEYS]
 
 
-DENSE = run(rows_of({"case": "5×7→4", "activation": "gelu"}, {"torch": provider(1234.5), OURS: provider(900, 0.805)}))
+KEPT = {"kept_bytes": {"total": 7000, "attributes": 400}}
+DENSE = run(
+    rows_of(
+        {"case": "5×7→4", "activation": "gelu"},
+        {"torch": provider(1234.5, **KEPT), OURS: provider(900, 0.805, **KEPT)},
+    ),
+    command="python -m benchmarks dense --json --seconds 1",
+)
 NETWORK = run(
     rows_of(
         {"case": "32→64→1, 8 rows, relu"},
@@ -59,7 +67,7 @@ def readme(folder: Path, *names: str) -> Path:
 
 
 def call(folder: Path, *arguments: str) -> int:
-    return main(["report", "--results", str(folder), "--readme", str(folder / "README.md"), *arguments])
+    return main(["report", "--results", str(folder), "--documents", str(folder / "README.md"), *arguments])
 
 
 def test_tables_are_put_between_their_markers_and_prose_stays(folder, capsys):
@@ -69,12 +77,14 @@ def test_tables_are_put_between_their_markers_and_prose_stays(folder, capsys):
     if find_spec("matplotlib"):
         assert call(folder) == 0
     else:
-        path.write_text(report.rewritten(path.read_text(), {"dense": tables.dense(DENSE)}))
+        path.write_text(report.rewritten(path.read_text(), {"dense": report.captioned("dense", {"dense": DENSE})}))
     assert path.read_text() == (
         "# Title\nProse.\n\n<!-- report: dense -->\n\n"
-        "| N × D_in → D_out | f | torch µs | ours − torch µs | 1 thread | 2 threads |\n"
-        "|---|---|---|---|---|---|\n"
-        "| 5×7→4 | gelu | 1,234 | -453 [-1,856, 0] | 0.81, 0.81 | 0.81, 0.81 |\n"
+        "Measured by `python -m benchmarks dense --json --seconds 1` on 2 cores of AMD EPYC with AVX2, torch 2.14.1, "
+        "2026-11-24.\n\n"
+        "| N × D_in → D_out | f | torch µs | ours − torch µs | 1 thread | 2 threads | kept kB: torch, ours |\n"
+        "|---|---|---|---|---|---|---|\n"
+        "| 5×7→4 | gelu | 1,234 | -453 [-1,856, 0] | 0.81, 0.81 | 0.81, 0.81 | 7, 7 |\n"
         "\n<!-- end -->\n\nMore.\n"
     ).replace("0.81", f"{0.805:.2f}")
     assert call(folder, "--check") == 0
@@ -107,7 +117,7 @@ def test_transforms_and_training_have_their_tables():
     lines = tables.transforms(run(rows_of({"case": "jvp", "net": "4→4", "activation": "relu"}, both)))
     assert lines.splitlines()[-1] == "| jvp | 4→4 | relu | 1,500 | 0.50, 0.50 | 0.50, 0.50 |"
     three = {"torch": provider(1500, steps_per_second=666.7), OURS: provider(500, 3.0), AUTOGRAD: provider(500, 2.0)}
-    lines = tables.train(run(rows_of({"case": "4→4", "optimiser": "SGD"}, three)))
+    lines = training.train(run(rows_of({"case": "4→4", "optimiser": "SGD"}, three)))
     assert lines.splitlines()[-1] == "| 4→4 | SGD | 667 | 3.00, 3.00 | 3.00, 3.00 | 2.00, 2.00 | 2.00, 2.00 |"
 
 
@@ -122,8 +132,8 @@ def test_the_newest_run_is_taken_and_a_quick_one_only_where_it_is_asked_for(fold
 def test_the_results_that_are_stored_make_every_table_of_theirs(capsys):
     assert main(["report", "--print"]) == 0
     printed = capsys.readouterr().out
-    for name in ("dense", "second-order", "output"):
-        assert f"{name}, 2026-" in printed
+    for name in report.TABLES:
+        assert f"{name}\n\nMeasured by `python -m benchmarks " in printed
     assert main(["report", "--print", "--from", *map(str, command.RESULTS.glob("*.json"))]) == 0
     assert capsys.readouterr().out == printed
 
@@ -173,7 +183,89 @@ def test_the_literature_has_the_newest_whole_row_of_each_recipe_and_its_machine(
     ]
     for number, found in enumerate(runs):
         (tmp_path / f"{number}.json").write_text(json.dumps({"literature": found}))
-    assert tables.literature(report.newest(tmp_path.glob("*.json"))["literature"]).splitlines()[2:] == [
+    assert training.literature(report.newest(tmp_path.glob("*.json"))["literature"]).splitlines()[2:] == [
         "| `simard` | Simard 2003 | 800 | 1.60 | 1.20 [1.10, 1.30] | 3 | 10 | 90 | AMD EPYC, 1 |",
         "| `dropout` | Srivastava 2014 | 1024-1024-1024 | 1.25 | 1.30 [1.20, 1.40] | 3 | 10 | 90 | NVIDIA H100 |",
     ]
+
+
+def native_rows(group: str, case: str, of: str, ratio: float) -> list[dict]:
+    ours = provider(500, ratio, ratios={"torch": [ratio, 0, 0], "plain": [1.5, 1, 2]})
+    others = {"torch": provider(1500), OURS: ours, "products": provider(100, 4.0)}
+    return rows_of({"group": group, "case": case, "of": of}, others)
+
+
+def test_a_layer_has_both_ways_on_one_line_and_other_groups_have_theirs():
+    found = run(
+        [
+            *native_rows("layer", "5×7→4", "relu", 1.2),
+            *native_rows("layer by grad", "5×7→4", "relu", 0.9),
+            *native_rows("head", "5×7→4 float32", "logistic", 2.0),
+        ]
+    )
+    assert engines.layers(found).splitlines()[2:] == [
+        "| 5×7→4 | relu | 1,500 | 1.20, 1.20 | 1.20, 1.20 | 0.90, 0.90 | 0.90, 0.90 | 1.50 |"
+    ]
+    assert engines.native("head")(found).splitlines()[2:] == [
+        "| 5×7→4 float32 | logistic | 1.5 | 2.00, 2.00 | 2.00, 2.00 | 4.00 | 1.50 | 3.0, 3.0 |"
+    ]
+    two = engines.native("head", "layer")(found).splitlines()
+    assert two[0].startswith("| by | case | f or loss | torch ms |")
+    assert [line.split(" | ")[0] for line in two[2:]] == ["| layer", "| head"]
+
+
+def test_a_compiled_step_and_its_forward_pass_alone_are_one_line():
+    case = {"group": "Dense", "case": "5×7→4", "of": "relu", "mode": "default"}
+    rows = [
+        row
+        for way, ratio in (("step", 1.1), ("forward", 0.9))
+        for row in rows_of(
+            case | {"way": way},
+            {"torch": provider(1500), OURS: provider(1400, ratio, ratios={"manual_mlp eager": [2.5, 2, 3]})},
+        )
+    ]
+    assert engines.compiled(run(rows)).splitlines()[2:] == [
+        "| Dense | 5×7→4 | relu | default | 1.5 | 1.10, 1.10 | 1.10, 1.10 | 0.90, 0.90 | 0.90, 0.90 | 2.50 | 3.0, 3.0 |"
+    ]
+
+
+def test_dropout_accuracies_and_times_to_one_have_their_tables():
+    both = {"torch": provider(1500), OURS: provider(300, 5.0)}
+    lines = engines.dropout(run(rows_of({"case": "8×16", "way": "forward"}, both)))
+    assert lines.splitlines()[-1] == "| 8×16 | forward | 1.5 | 5.00, 5.00 | 5.00, 5.00 |"
+    row = {"dataset": "mnist", "accuracies": [98.7, 98.9], "accuracy": [98.8, 98.7, 98.9], "seconds": [5.0, 4.9, 6.0]}
+    assert training.accuracy(run([row])).splitlines()[-1] == "| mnist | 98.70, 98.90 | 98.80 | 5.0 [4.9, 6.0] |"
+    spans = {"accuracy": [98.1, 98, 98.2], "seconds": [0.6, 0.5, 0.7], "ready": [2.3, 2, 2.5]}
+    goals = [run([{"goal": goal, "provider": OURS, "seeds": 10, **spans}]) for goal in (98.0, 99.0)]
+    assert [line.split(" | ")[:3] for line in training.time_to(*goals).splitlines()[2:]] == [
+        ["| 98 %", "train.py, no TensorBoard", "10"],
+        ["| 99 %", "train.py, no TensorBoard", "10"],
+    ]
+
+
+def test_what_measured_a_table_is_said_once_for_each_machine_and_day_and_busy_rows_are_counted():
+    rows = [{"busy": True}, {"busy": False}]
+    gpu = MACHINE | {"device": "NVIDIA H100"}
+    runs = {
+        "dense": run(rows, command="python -m benchmarks dense --json"),
+        "native": run([{}]),
+        "network": run([{}]) | {"machine": gpu},
+    }
+    assert report.told(runs) == (
+        "`python -m benchmarks dense --json` (1 of 2 rows beside other work), `python -m benchmarks native --json` on "
+        "2 cores of AMD EPYC with AVX2, torch 2.14.1, 2026-11-24; `python -m benchmarks network --json` on "
+        "one NVIDIA H100, torch 2.14.1, 2026-11-24"
+    )
+
+
+def test_every_line_of_the_summary_finds_its_row_in_the_results_and_shows_one_thread():
+    runs = report.newest(command.RESULTS.glob("*.json"))
+    written = summary.summary(*(runs[name] for name in summary.COMMANDS)).splitlines()[2:]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in written] == [line.says for line in summary.LINES]
+    asked = summary.LINES[0]
+    (row,) = (
+        row
+        for row in runs[asked.command]["rows"]
+        if row["threads"] == 1 and row["malloc"] == "tuned" and all(row[k] == v for k, v in asked.which.items())
+    )
+    assert written[0].split(" | ")[3] == f"{row['providers'][OURS]['ratio'][0]:.2f}"

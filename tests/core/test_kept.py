@@ -325,7 +325,7 @@ def test_an_output_may_be_changed_in_place_where_torch_lets_it(name: str, shape:
 
         if raises(changed):
             break
-    # These keep y instead of z: a limit that README names.
+    # These keep y instead of z: a limit that docs/limits.md names.
     if results and name not in ("leaky_relu", "relu6", "softcap"):
         assert len(results) == 2, "the output may be changed in torch"
         torch.testing.assert_close(results[1], results[0], rtol=1e-7, atol=1e-7)

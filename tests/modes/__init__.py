@@ -38,7 +38,7 @@ COLUMNS = (
 )
 MODES = {mode.name: mode for modes in GROUPS.values() for mode in modes}
 
-# Where ours raises and may: by mode, the activations, and the message. The README's Limits say so too.
+# Where ours raises and may: by mode, the activations, and the message. docs/limits.md says so too.
 LIMITS: dict[str, tuple[tuple[str, ...], str]] = {
     "compile, then create_graph": (activations.names(), "does not currently support double backward"),
     "in-place change of the output": (("leaky_relu", "relu6"), "modified by an inplace operation"),

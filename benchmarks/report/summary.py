@@ -1,0 +1,70 @@
+"""The README's table: a dozen steps, those where torch is faster among them."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from benchmarks.layers import BASELINE, OURS
+from benchmarks.network.providers import AUTOGRAD
+from benchmarks.report.tables import MALLOCS, Run, markdown, megabytes, milliseconds, ratio
+
+COMMANDS = ("native", "network", "output", "compile", "transforms")
+
+
+class Line(NamedTuple):
+    """One line: what it says, and the rows of a command that it shows."""
+
+    says: str
+    command: str
+    which: Mapping[str, Any]
+    provider: str = OURS
+
+
+LINES = (
+    Line("layer 32×64→64, relu", "native", {"group": "layer", "case": "32×64→64", "of": "relu"}),
+    Line("the same by `autograd.grad`", "native", {"group": "layer by grad", "case": "32×64→64", "of": "relu"}),
+    Line("layer 512×1024→4096, gelu", "native", {"group": "layer", "case": "512×1024→4096", "of": "gelu"}),
+    Line(
+        "`backprop`, 784→128→10, 64 rows, dropout", "native",
+        {"group": "backprop with dropout", "case": "784→128→10, 64 rows"},
+    ),
+    Line(
+        "`backprop`, 64→64×2→10, 32 rows", "native",
+        {"group": "backprop", "case": "64→64×2→10, 32 rows", "of": "relu"},
+    ),
+    Line("`backprop`, 64→64×4→64, 131072 rows", "network", {"case": "64→64×4→64, 131072 rows, relu"}),
+    Line("the same by `MLP` and `.backward()`", "network", {"case": "64→64×4→64, 131072 rows, relu"}, AUTOGRAD),
+    Line("`backprop`, 1024→4096→1024, 512 rows", "network", {"case": "1024→4096→1024, 512 rows, relu"}),
+    Line("cross-entropy of 2048×64→4096", "output", {"case": "2048×64→4096 float32"}),
+    Line("cross-entropy of 4096×512→32000", "output", {"case": "4096×512→32000 float32"}),
+    Line("PINN 4 × 64, first derivatives in the loss", "native", {"group": "second order", "case": "pinn 64"}),
+    Line(
+        "`torch.compile`, MLP 784→512→256→10", "compile",
+        {"case": "784→512→256→10, 256 rows", "way": "step", "mode": "default"},
+    ),
+    Line(
+        "`torch.func.grad`, 64→64→64→10, gelu", "transforms",
+        {"case": "grad", "net": "64→64→64→10", "activation": "gelu"},
+    ),
+)  # fmt: skip
+
+
+def summary(*runs: Run) -> str:
+    """Lay out a dozen steps of one thread: torch's time, and torch's time over ours under each malloc."""
+    of, lines = dict(zip(COMMANDS, runs, strict=True)), []
+    for line in LINES:
+        rows = {
+            row["malloc"]: row
+            for row in of[line.command]["rows"]
+            if row["threads"] == 1 and all(row[key] == value for key, value in line.which.items())
+        }
+        both = [rows[MALLOCS[0]]["providers"][name] for name in (BASELINE, line.provider)]
+        lines.append(
+            (
+                line.says,
+                milliseconds(both[0]),
+                *(f"{ratio(line.provider)(rows[malloc]):.2f}" if malloc in rows else "–" for malloc in MALLOCS),
+                ", ".join(megabytes(one["peak_bytes"]) for one in both) if "peak_bytes" in both[1] else "–",
+            )
+        )
+    titles = ("forward + backward", "torch ms", "speed", "speed, tuned malloc", "peak MB: torch, ours")
+    return markdown(titles, lines)
