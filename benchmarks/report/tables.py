@@ -13,10 +13,11 @@ CHUNKED = "torch chunked"
 
 
 def markdown(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Write a table as the documents have it."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [titles, *lines]).replace(
-        "|\n", f"|\n|{'---|' * len(titles)}\n", 1
-    )
+    """Write a table as the documents have it, without the columns in which nothing was measured."""
+    whole = [titles, *lines]
+    measured = [k for k in range(len(titles)) if any(line[k] != "–" for line in whole[1:])]
+    cells = [[line[k] for k in measured] for line in whole]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells).replace("|\n", f"|\n|{'---|' * len(measured)}\n", 1)
 
 
 def grouped(rows: Sequence[Row], *keys: str) -> dict[tuple[Any, ...], dict[tuple[int, str], Row]]:

@@ -105,11 +105,14 @@ def test_a_network_is_one_line_with_the_ratios_of_both_mallocs():
     )
 
 
-def test_what_was_not_measured_is_a_dash():
+def test_what_was_not_measured_is_a_dash_and_a_column_of_them_is_left_out():
     row = NETWORK["rows"][0]
     assert row["threads"] == 1
-    some = run([row | {"providers": {name: row["providers"][name] for name in ("torch", OURS, AUTOGRAD)}}])
-    assert tables.network(some).splitlines()[-1].split(" | ")[2:6] == ["3.00", "–", "–", "–"]
+    some = row | {"case": "some", "providers": {name: row["providers"][name] for name in ("torch", OURS, AUTOGRAD)}}
+    assert tables.network(run([*NETWORK["rows"], some])).splitlines()[-1].split(" | ")[2:6] == ["3.00", "–", "–", "–"]
+    titles, _, line = tables.network(run([some])).splitlines()
+    assert titles == "| network | torch ms | 1 thread | autograd path: 1 | peak MB: torch, ours |"
+    assert line == "| some | 0.90 | 3.00 | 2.00 | 101, 3.0 |"
 
 
 def test_transforms_and_training_have_their_tables():
