@@ -4,12 +4,10 @@ import contextlib
 import importlib.util
 import inspect
 import io
-import os
 import pkgutil
 import re
 import shlex
 import shutil
-import struct
 import subprocess
 import sys
 import textwrap
@@ -20,18 +18,18 @@ import torch
 import torch.distributed as dist
 
 import manual_mlp
+from pasted import ROOT, blocks, command_of, make_clone, paste
 from patience import SECONDS
 
 pytest.importorskip("tyro")
 pytest.importorskip("torchvision")
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+BLOCKS = blocks(README)
 PYTHON = [text for language, text in BLOCKS if language == "python"]
 # A line of a block without a language, but for its comment, if it is a command.
 COMMANDS = [
-    line.partition("  #")[0].partition(" # ")[0].strip()
+    command_of(line)
     for language, text in BLOCKS
     for line in text.splitlines()
     if not language and re.match(r"(python|torchrun|make) ", line)
@@ -43,38 +41,12 @@ MAKE = [
 # It takes a minute, and is held elsewhere.
 LONG = ("python -m manual_mlp build",)
 RUN = [line for line in COMMANDS if line not in (*MAKE, *LONG)]
-# All that differs from what is pasted: which Python it is.
-INTERPRETERS = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
-
-
-def write_mnist(folder: Path) -> None:
-    """Write 40 training and 20 test images of MNIST's size, at random."""
-    folder.mkdir(parents=True)
-    for part, count in (("train", 40), ("t10k", 20)):
-        images = torch.randint(256, (count, 28, 28), dtype=torch.uint8).numpy().tobytes()
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, count, 28, 28) + images)
-        labels = bytes(k % 10 for k in range(count))
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, count) + labels)
-
-
-def paste(line: str, folder: Path) -> "subprocess.CompletedProcess[str]":
-    """Run a command in a folder, by this Python."""
-    words = shlex.split(line)
-    command = [*INTERPRETERS[words[0]], *words[1:]]
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "MANUAL_MLP_DATA": str(folder / "data")}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A folder as a reader has it after a first run: train.py, images, and runs/NAME."""
-    folder = tmp_path_factory.mktemp("clone")
-    (folder / "train.py").symlink_to(ROOT / "train.py")
-    write_mnist(folder / "data" / "MNIST" / "raw")
-    done = paste("python train.py --name NAME --epochs 1", folder)
-    assert done.returncode == 0, done.stderr
-    return folder
+    return make_clone(tmp_path_factory.mktemp("clone"))
 
 
 def test_the_blocks_are_found():
