@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from manual_mlp import MLP
@@ -70,11 +71,11 @@ def gradients(stack, net, x, y):
     return vmap(lambda parameters: grad(loss)(parameters, net, x, y))(stack)
 
 
-def alone(stack, m, net, x, y):
-    """Compute ∂Jₘ/∂Wₘ of member m by itself."""
-    parameters = {name: p[m].detach().requires_grad_() for name, p in stack.items()}
-    found = torch.autograd.grad(loss(parameters, net, x, y), list(parameters.values()))
-    return dict(zip(parameters, found, strict=True))
+def one_by_one(stack, net, x, y):
+    """Compute the same, a member after the other."""
+    members = [dict(zip(stack, map(nn.Parameter, parts), strict=True)) for parts in zip(*stack.values(), strict=True)]
+    found = [torch.autograd.grad(loss(member, net, x, y), list(member.values())) for member in members]
+    return dict(zip(stack, map(torch.stack, zip(*found, strict=True)), strict=True))
 
 
 def train(stack, net, x, y, steps):
@@ -96,13 +97,13 @@ def predict(stack, net, x):
     return means, variances.mean(0).sqrt(), means.std(0, correction=0)
 
 
-def milliseconds(compute, device):
+def milliseconds(compute, *operands):
     """Time a computation, the least of five times."""
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
-        compute()
-        if device == "cuda":
+        compute(*operands)
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return 1e3 * min(seconds)
@@ -182,19 +183,13 @@ def main():
     print(f"disagreement: in the gap {spread[gap].mean():.3f}, amid the data {spread[~gap].mean():.3f}")
     print(f"error of the mean {error.mean():.3f}, within 2 sigma in {(error < 2 * deviation).float().mean():.0%} of x")
 
-    together, separate = gradients(stack, net, x, y), [alone(stack, m, net, x, y) for m in range(MEMBERS)]
-    off = max((g[m] - separate[m][name]).abs().max().item() for name, g in together.items() for m in range(MEMBERS))
-    largest = max(g.abs().max().item() for g in together.values())
-    print(f"a member's gradients in the stack against its own alone: apart by {off / largest:.1e} of the largest")
-    torchs = [net.to_sequential() for net in nets]
-    of_torchs, _ = stack_module_state(torchs)
-    for name, compute in (
-        ("MLP, vmap", lambda: gradients(stack, net, x, y)),
-        ("MLP, one by one", lambda: [alone(stack, m, net, x, y) for m in range(MEMBERS)]),
-        ("nn.Sequential, vmap", lambda: gradients(of_torchs, torchs[0], x, y)),
-        ("nn.Sequential, one by one", lambda: [alone(of_torchs, m, torchs[0], x, y) for m in range(MEMBERS)]),
-    ):
-        print(f"gradients of all members by {name}: {milliseconds(compute, args.device):.1f} ms")
+    together, alone = (compute(stack, net, x, y) for compute in (gradients, one_by_one))
+    off = max(((g - alone[name]).abs().max() / g.abs().max()).item() for name, g in together.items())
+    print(f"gradients of the members together and one by one: apart by {off:.1e} of the largest")
+    for name, of in (("MLP", nets), ("nn.Sequential", [net.to_sequential() for net in nets])):
+        stack, _ = stack_module_state(of)
+        ms = [milliseconds(compute, stack, of[0], x, y) for compute in (gradients, one_by_one)]
+        print("these gradients by {}: together {:.1f} ms, one by one {:.1f} ms".format(name, *ms))
 
 
 if __name__ == "__main__":

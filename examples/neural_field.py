@@ -132,14 +132,13 @@ def cost(net, rays, device):
     for _ in range(3):
         start = time.perf_counter()
         torch.autograd.grad(loss(net, *rays), list(net.parameters()))
-        if device == "cuda":
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     with torch.autograd.profiler.profile(profile_memory=True) as profiler:
         torch.autograd.grad(loss(net, *rays), list(net.parameters()))
-    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
-    events = [event for event in events if event.device_type().name.lower() == device]
-    events.sort(key=lambda event: event.start_ns())
+    events = sorted(profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    events = [e for e in events if e.name() == "[memory]" and e.device_type().name.lower() == device]
     held = torch.tensor([event.nbytes() for event in events], dtype=torch.float64).cumsum(0)
     return 1e3 * min(seconds), held.max().item() / 1e6
 

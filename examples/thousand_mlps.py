@@ -31,11 +31,10 @@ SIZES = (2, 16, 3)
 
 def photograph(device=None):
     """Load the photograph that comes with matplotlib, its upper 512 × 512 pixels at half size: (256, 256, 3)."""
-    from matplotlib import cbook
-    from matplotlib.image import imread
+    from matplotlib import cbook, image
 
     with cbook.get_sample_data("grace_hopper.jpg") as file:
-        pixels = torch.tensor(imread(file, format="jpg"), device=device)
+        pixels = torch.tensor(image.imread(file, format="jpg"), device=device)
     return pixels[:512].view(256, 2, 256, 2, 3).float().mean((1, 3)) / 255
 
 
@@ -83,7 +82,7 @@ def by_vmap(stack, net, p, colors):
 def ways(nets, p, colors):
     """Stack the networks' parameters, and list the ways to add the gradients of all to those of the stack."""
     stack, torchs = stacked(nets), [net.to_sequential() for net in nets]  # over the same parameters
-    of_torchs = dict(zip(dict(torchs[0].named_parameters()), stack.values(), strict=True))
+    torchs_stack = dict(zip(torchs[0].state_dict(), stack.values(), strict=True))
 
     def by_backprop():
         for net, c in zip(nets, colors, strict=True):
@@ -97,22 +96,20 @@ def ways(nets, p, colors):
         "MLP, one by one by backprop": by_backprop,
         "MLP, all by vmap": lambda: by_vmap(stack, nets[0], p, colors),
         "nn.Sequential, one by one by backward": by_backward,
-        "nn.Sequential, all by vmap": lambda: by_vmap(of_torchs, torchs[0], p, colors),
+        "nn.Sequential, all by vmap": lambda: by_vmap(torchs_stack, torchs[0], p, colors),
     }
 
 
-def milliseconds(add, stack, device):
-    """Time a way to add gradients, the least of two after one to warm up, and forget them."""
+def milliseconds(add):
+    """Time a way to add gradients, the least of three times."""
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
         add()
-        if device == "cuda":
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    for whole in stack.values():
-        whole.grad.zero_()
-    return 1e3 * min(seconds[1:])
+    return 1e3 * min(seconds)
 
 
 def train(stack, add, steps):
@@ -120,7 +117,7 @@ def train(stack, add, steps):
     optimizer = torch.optim.Adam(stack.values(), lr=2e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        optimizer.zero_grad(set_to_none=False)  # the gradients of the networks are views of these
+        optimizer.zero_grad(set_to_none=False)  # those of the networks are views of these
         add()
         optimizer.step()
         schedule.step()
@@ -182,7 +179,7 @@ def main():
     image = photograph(args.device)
     p, colors = places(args.device), tiles_of(image)
     stack, ways_to_add = ways(nets, p, colors)
-    times = {name: milliseconds(add, stack, args.device) for name, add in ways_to_add.items()}
+    times = {name: milliseconds(add) for name, add in ways_to_add.items()}
     chosen = min((name for name in times if name.startswith("MLP")), key=times.get)
 
     start = time.perf_counter()
