@@ -22,6 +22,7 @@ import importlib.util
 import math
 import os
 import time
+import timeit
 from pathlib import Path
 
 import torch
@@ -79,13 +80,14 @@ def distances(rays, samples, device, offset=None):
 def composite(density, color, t):
     """Compute C of rays (N, 3) from density (N, S) and colour (N, S, 3) at distances t (N, S)."""
     depth = density * torch.diff(t, append=torch.full_like(t[:, :1], FAR))  # σᵢδᵢ
-    weights = torch.exp(depth - depth.cumsum(-1)) * -torch.expm1(-depth)  # depth − its sum: of j < i alone
+    weights = torch.exp(depth - depth.cumsum(-1)) * -torch.expm1(-depth)  # the sum, without i itself
     return (weights[..., None] * color).sum(-2) + 1 - weights.sum(-1, keepdim=True)
 
 
 def render(of_points, origins, directions, t):
     """Compute C of rays (N, 3) through a field, a function of points."""
-    return composite(*of_points(origins[:, None] + t[..., None] * directions[:, None]), t)
+    points = origins[:, None] + t[..., None] * directions[:, None]
+    return composite(*of_points(points), t)
 
 
 @torch.no_grad()
@@ -128,15 +130,14 @@ def train(net, rays, steps):
 def cost(net, rays, device):
     """Return the milliseconds of a loss and its gradients, the least of three, and the most MB of new tensors held."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would announce itself
-    rays, seconds = [part[:RAYS] for part in rays], []
-    for _ in range(3):
-        start = time.perf_counter()
-        torch.autograd.grad(loss(net, *rays), list(net.parameters()))
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
+    rays = [part[:RAYS] for part in rays]
+
+    def compute():
+        torch.autograd.grad(loss(net, *rays), list(net.parameters()))[0].cpu()  # which waits for the device
+
+    seconds = timeit.repeat(compute, number=1, repeat=3)
     with torch.autograd.profiler.profile(profile_memory=True) as profiler:
-        torch.autograd.grad(loss(net, *rays), list(net.parameters()))
+        compute()
     events = sorted(profiler.kineto_results.events(), key=lambda event: event.start_ns())
     events = [e for e in events if e.name() == "[memory]" and e.device_type().name.lower() == device]
     held = torch.tensor([event.nbytes() for event in events], dtype=torch.float64).cumsum(0)
