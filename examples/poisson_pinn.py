@@ -10,6 +10,9 @@ The loss of a network u at collocation points xᵢ (Raissi, Perdikaris & Karniad
 
 u″ takes two calls of torch.autograd.grad, and ∂J/∂W a third derivative. manual_mlp.MLP answers them as
 nn.Sequential(nn.Linear, nn.Tanh, …) does: with `net.to_sequential()` in its place the gradients are the same.
+
+    python examples/poisson_pinn.py
+    python examples/poisson_pinn.py --device cuda
 """
 
 import argparse

@@ -9,6 +9,9 @@ loss (Sitzmann et al., 2020, NeurIPS, eq. 6, with |∇f − n| from Gropp et al.
 
 ∇f takes a call of torch.autograd.grad, and ∂J/∂W a second derivative. manual_mlp.MLP answers them as nn.Linear and
 torch.sin do: with `net.to_sequential()` in its place the gradients are the same.
+
+    python examples/siren_sdf.py
+    python examples/siren_sdf.py --device cuda
 """
 
 import argparse

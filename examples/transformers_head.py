@@ -3,6 +3,9 @@
 The model is a Llama made from a config, with a vocabulary of 32,000 tokens and an embedding that is tied to its head;
 the text is docs/derivation.md, a byte a token. The model's own loss makes the logits of all tokens at once, and so does
 its backward; lm_loss makes those of a few at a time. What changes is the five lines of `loss_of_head`.
+
+    python examples/transformers_head.py
+    python examples/transformers_head.py --device cuda
 """
 
 import argparse

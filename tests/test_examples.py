@@ -5,11 +5,8 @@ import inspect
 import math
 import os
 import re
-import runpy
 import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,14 +14,9 @@ from torch import nn
 
 from manual_mlp import MLP, activations
 from patience import SECONDS
+from scripts import ENSEMBLE, FIELD, LLAMA, POISSON, SCRIPTS, SIREN, THOUSAND, assert_close, load, parameter_gradient
 
-FOLDER = Path(__file__).parent.parent / "examples"
-POISSON, SIREN, LLAMA = (FOLDER / f"{name}.py" for name in ("poisson_pinn", "siren_sdf", "transformers_head"))
-every_script = pytest.mark.parametrize("script", [POISSON, SIREN, LLAMA], ids=lambda script: script.stem)
-
-
-def load(script):
-    return SimpleNamespace(**runpy.run_path(str(script)))
+every_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +75,6 @@ def assert_is_a_picture(file):
     assert all(pixels[:, i : i + pixels.shape[1] // 3].std() > 0.02 for i in range(0, 2 * pixels.shape[1] // 3, 100))
 
 
-def parameter_gradient(j, net):
-    return torch.cat([g.flatten() for g in torch.autograd.grad(j, list(net.parameters()))])
-
-
-def assert_close(ours, theirs, tolerance=1e-9):
-    assert (ours - theirs).abs().max() <= tolerance * (1 + theirs.abs().max())
-
-
 def test_the_poisson_network_comes_close_to_the_exact_solution(tmp_path):
     out = run(POISSON, tmp_path / "p.png", "--steps", 600)
     assert number("relative L2 error", out) < 0.02
@@ -118,6 +102,33 @@ def test_a_llama_has_the_same_losses_with_lm_loss_and_holds_less(tmp_path):
     assert theirs > 2 * logits
     assert ours < logits
     assert_is_a_picture(tmp_path / "l.png")
+
+
+def test_the_members_of_an_ensemble_disagree_where_there_are_no_data(tmp_path):
+    out = run(ENSEMBLE, tmp_path / "e.png", "--steps", 100)
+    gap, amid = map(float, re.search(r"disagreement: in the gap ([\d.]+), amid the data ([\d.]+)", out).groups())
+    assert gap > 5 * amid
+    assert number("error of the mean", out) < 0.1
+    assert number("together and one by one: apart by", out) < 1e-4
+    assert_is_a_picture(tmp_path / "e.png")
+
+
+def test_the_field_shows_a_view_that_it_has_not_seen_and_holds_less(tmp_path):
+    out = run(FIELD, tmp_path / "f.png", "--steps", 40)
+    assert number("view held out:", out) > number("its mean colour alone", out) + 4
+    ours, theirs = (float(re.search(rf"by {name}: .* ([\d.]+) MB", out)[1]) for name in ("MLP", "nn.Sequential"))
+    # torch's layers keep 128 numbers of two layers for each of 512 · 32 points.
+    assert theirs > 2 * 512 * 32 * 128 * 4 / 1e6
+    assert ours < theirs / 4
+    assert_is_a_picture(tmp_path / "f.png")
+
+
+def test_a_thousand_networks_fit_better_than_the_mean_colours(tmp_path):
+    out = run(THOUSAND, tmp_path / "t.png", "--steps", 50)
+    assert number("fit", out) > number("the mean colour of each tile", out) + 3
+    rows = re.findall(r"^ *(MLP|nn.Sequential), (one by one|all) .* [\d.]+ +[\d.]+$", out, re.MULTILINE)
+    assert len(set(rows)) == 4
+    assert_is_a_picture(tmp_path / "t.png")
 
 
 @pytest.mark.parametrize("head", ["bare", "adapted"])
@@ -310,6 +321,12 @@ def test_a_missing_transformers_is_said_before_training(main, monkeypatch):
     status, out, err = main(LLAMA)
     assert (status, out) == (2, "")
     assert err == "error: expected transformers, for the model, got none: pip install 'manual_mlp[examples]'\n"
+
+
+@every_script
+def test_a_script_says_how_it_is_run_on_either_device(script):
+    command = f"    python examples/{script.name}\n"
+    assert command + command.replace("\n", " --device cuda\n") in load(script).__doc__
 
 
 @every_script
