@@ -192,7 +192,7 @@ class RunFlags:
     """Do everything on a few batches and leave nothing behind."""
 
 
-# The groups of the command line, whose flags are those of a Config.
+# The groups of the command line. The text under a field is its flag's; that of --no-flag is in its metadata.
 GROUPS = {
     "data": DataFlags,
     "network": NetworkFlags,
