@@ -17,7 +17,11 @@ def main(arguments: list[str]) -> int:
         return 0
     if not arguments or arguments[0] not in COMMANDS:
         came = repr(arguments[0]) if arguments else "nothing"
-        print(f"python -m benchmarks: expected a command, one of {', '.join(COMMANDS)}, got {came}", file=sys.stderr)
+        from manual_mlp.nearest import did_you_mean
+
+        near = did_you_mean(arguments[0], COMMANDS) if arguments else ""
+        told = f"expected a command, one of {', '.join(COMMANDS)}, got {came}{near}"
+        print(f"python -m benchmarks: {told}", file=sys.stderr)
         return 2
     status: int = import_module(f"benchmarks.{arguments[0].replace('-', '_')}").main(arguments[1:])
     return status

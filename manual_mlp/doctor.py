@@ -38,6 +38,12 @@ def _run(_: argparse.Namespace) -> int:
     return 0
 
 
+def version() -> str:
+    """Tell the version, and those of torch and Python, on a line."""
+    own = importlib.import_module("manual_mlp").__version__
+    return f"manual_mlp {own} (torch {torch.__version__}, Python {platform.python_version()})"
+
+
 def report() -> list[str]:
     """List the lines; what cannot be found out is said to be unknown."""
     return [f"{name:12}{_answer(ask)}" for name, ask in _QUESTIONS.items()]

@@ -14,6 +14,7 @@ from manual_mlp.formulas.cross_entropy import Options, Stats
 from manual_mlp.formulas.losses import BinaryCrossEntropy, Loss, SquaredError
 from manual_mlp.formulas.products import rows
 from manual_mlp.loss_checks import check_binary_cross_entropy, check_cross_entropy, check_squared_error, ignored_class
+from manual_mlp.nearest import did_you_mean
 
 
 def _as_it_is(y: Tensor) -> Tensor:
@@ -146,7 +147,13 @@ def flags() -> tuple[str, ...]:
 
 
 def by_flag(flag: str) -> Known:
-    """Find a loss by its name, as a command line has it."""
+    """Find a loss by its name, as a command line has it.
+
+    Raises:
+        ValueError: the name is not known.
+    """
+    if flag not in flags():
+        raise ValueError(f"expected a loss among {', '.join(flags())}, got {flag!r}{did_you_mean(flag, flags())}")
     return LOSSES[flag.replace("-", "_")]
 
 

@@ -12,6 +12,7 @@ from manual_mlp.formulas.losses import Pair
 from manual_mlp.formulas.products import rows
 from manual_mlp.loss_checks import check_gradient
 from manual_mlp.losses import LOSSES, Criterion, Known
+from manual_mlp.nearest import did_you_mean
 from manual_mlp.sweep.objective import Objective
 
 OfRows = Callable[[Tensor, Tensor], Tensor]  # of some rows of output and target
@@ -21,7 +22,8 @@ def known(loss: str | tuple[OfRows, OfRows], options: dict[str, Any]) -> Known:
     """Find a loss by its name, or make one of a pair, and see that it knows the options."""
     if isinstance(loss, str):
         if loss not in LOSSES:
-            raise ValueError(f"expected a loss among {', '.join(LOSSES)}, or a pair of functions, got {loss!r}")
+            near = did_you_mean(loss, LOSSES)
+            raise ValueError(f"expected a loss among {', '.join(LOSSES)}, or a pair of functions, got {loss!r}{near}")
         found = LOSSES[loss]
     elif isinstance(loss, tuple) and len(loss) == 2 and all(map(callable, loss)):
         found = Known(_check_rows_of_target, lambda like, target: Pair(_target_rows(like, target), *loss))
@@ -32,7 +34,8 @@ def known(loss: str | tuple[OfRows, OfRows], options: dict[str, Any]) -> Known:
             raise ValueError(f"expected {name} that requires no grad: loss.backward() would give it one")
         if name not in found.options:
             told = ", ".join(found.options) or "none"
-            raise TypeError(f"expected options among {told} for loss {loss!r}, got {name}")
+            near = did_you_mean(name, found.options)
+            raise TypeError(f"expected options among {told} for loss {loss!r}, got {name}{near}")
     return found
 
 

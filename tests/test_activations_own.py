@@ -241,7 +241,7 @@ def test_one_with_a_wrong_slope_is_found_out(run):
 def test_an_unknown_one_is_refused_with_the_names(named, run):
     assert run("explain", "--activation", "arctn")[::2] == (
         2,
-        f"error: expected an activation among {', '.join(activations.names())}, got 'arctn'\n",
+        f"error: expected an activation among {', '.join(activations.names())}, got 'arctn'; did you mean arctan?\n",
     )
 
 

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "manual_mlp"
 
 # Floor by floor, from the ground: a room imports rooms of the floors below it, and itself.
 FLOORS = (
-    {"transforms", "streams", "processes"},
+    {"transforms", "streams", "processes", "nearest"},
     {"precision"},
     {"activations"},
     {"formulas"},
@@ -33,8 +33,8 @@ FLOORS = (
     {"cross_entropy", "modules"},
     {"language", "objectives"},
     {"loss_modules"},
-    {"explicit"},
-    {"training", "doctor"},
+    {"explicit", "doctor"},
+    {"training"},
     {"explain"},
 )
 ROOMS = sorted(set().union(*FLOORS))

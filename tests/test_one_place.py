@@ -144,7 +144,9 @@ def test_the_activation_is_known_by_its_name_its_module_and_its_attribute(activa
     assert repr(activation(2.0)) == "swing(2.0)"
     assert copy.deepcopy(activation(2.0)) is activation(2.0)
     assert activation(2.0).check() is activation(2.0)
-    with pytest.raises(ValueError, match=r"^expected an activation among identity, .*, swing, got 'swung'$"):
+    with pytest.raises(
+        ValueError, match=r"^expected an activation among identity, .*, swing, got 'swung'; did you mean swing\?$"
+    ):
         Dense(D, V, "swung")
 
 

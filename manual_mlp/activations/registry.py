@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, overload
 from torch import Tensor, nn
 
 from manual_mlp.activations.record import Activation
+from manual_mlp.nearest import did_you_mean
 
 P = ParamSpec("P")
 Factory = Callable[..., Activation]
@@ -188,7 +189,8 @@ def get(activation: str | nn.Module | Activation | None) -> Activation:
         return ENTRIES["identity"].default
     if isinstance(activation, str):
         if activation not in ENTRIES:
-            raise ValueError(f"expected an activation among {', '.join(names())}, got {activation!r}")
+            near = did_you_mean(activation, names())
+            raise ValueError(f"expected an activation among {', '.join(names())}, got {activation!r}{near}")
         return ENTRIES[activation].default
     if isinstance(activation, Entrywise):
         return activation.activation

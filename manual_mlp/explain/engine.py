@@ -23,6 +23,7 @@ from manual_mlp.explain.steps.transpose import size, transpose
 from manual_mlp.explain.steps.verdict import verdict
 from manual_mlp.explain.story import Story
 from manual_mlp.explain.writing import count
+from manual_mlp.nearest import did_you_mean
 
 _STEPS = (question, nudge, total, bias, weight, batch, transpose, size, below, softmax, verdict)
 
@@ -136,7 +137,8 @@ def explain(
         raise TypeError(f"expected formulas to be Formulas, got {type(formulas).__name__}")
     unknown = [name for name in mistaken if name not in MISTAKES]
     if unknown:
-        raise ValueError(f"expected mistaken among {', '.join(MISTAKES)}, got {', '.join(map(str, unknown))}")
+        near = did_you_mean(unknown[0], MISTAKES)
+        raise ValueError(f"expected mistaken among {', '.join(MISTAKES)}, got {', '.join(map(str, unknown))}{near}")
     with torch.inference_mode(False), torch.enable_grad():
         # The mistakes are made on the right formulas, whatever is told.
         right = Story(network, RIGHT, seed)

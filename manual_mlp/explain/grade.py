@@ -10,6 +10,7 @@ from manual_mlp.explain.grading.case import Case, Grade
 from manual_mlp.explain.grading.judge import judge
 from manual_mlp.explain.network import draw_network
 from manual_mlp.losses import by_flag, flags
+from manual_mlp.nearest import did_you_mean
 
 __all__ = ["Grade", "check_my_backward"]
 
@@ -71,7 +72,8 @@ def check_my_backward(
     if not callable(fn):
         raise TypeError(f"expected a function (H, W, B, target) -> results, got {type(fn).__name__}")
     if layout not in LAYOUTS:
-        raise ValueError(f"expected a layout among {', '.join(LAYOUTS)}, got {layout!r}")
+        near = did_you_mean(layout, LAYOUTS)
+        raise ValueError(f"expected a layout among {', '.join(LAYOUTS)}, got {layout!r}{near}")
     if activation is None:
         activation = "identity" if loss in flags() and by_flag(loss).has_shares else "sigmoid"
     with torch.inference_mode(False), torch.enable_grad():

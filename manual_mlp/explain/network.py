@@ -76,13 +76,12 @@ class Network:
         given_h: Tensor | None = None,
     ) -> None:
         found = _numbers({"x": x, "v": v, "c": c, "w": w, "b": b, "target": target, "h": given_h if h is None else h})
-        if loss not in losses.flags():
-            raise ValueError(f"expected a loss among {', '.join(losses.flags())}, got {loss!r}")
+        of_classes = losses.by_flag(loss).of_classes
         check_shapes(found)
         given = found.pop("h", None)
         vars(self).update(found, activation=activations.get(activation), loss=loss, given_h=given)
         _check_sizes(*self.shape)
-        if losses.by_flag(loss).of_classes:
+        if of_classes:
             if len(self.b) == 1:
                 raise ValueError(f"expected at least 2 outputs for the {loss}: with one class there is no choice")
             sums = self.target.sum(1, keepdim=True)

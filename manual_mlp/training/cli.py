@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import itertools
 import sys
 from collections.abc import Iterator, Sequence
 
-from manual_mlp.training import checkpoint, recipes
+from manual_mlp import doctor
+from manual_mlp.nearest import did_you_mean
+from manual_mlp.training import checkpoint, flags, recipes, values
 from manual_mlp.training.config import Config
 from manual_mlp.training.distributed import LostError
 from manual_mlp.training.errors import DivergedError, InputError, one_line
@@ -22,7 +23,12 @@ def parse(args: Sequence[str] | None = None) -> Config:
 
     Raises:
         InputError: a flag is unknown or its value is nonsense, or the extra `train` is not installed.
+        SystemExit: help, the version or the list of recipes was asked for, and has been printed.
     """
+    args = sys.argv[1:] if args is None else list(args)
+    if "--version" in args:
+        print(doctor.version())
+        sys.exit(0)
     missing = [module for module in _EXTRA if importlib.util.find_spec(module) is None]
     if missing:
         raise InputError(
@@ -30,21 +36,24 @@ def parse(args: Sequence[str] | None = None) -> Config:
         )
     import tyro
 
-    args = sys.argv[1:] if args is None else list(args)
-    # A flag that is on by default is turned off by --no-flag.
-    given = {arg[2:].split("=")[0].replace("-", "_").removeprefix("no_") for arg in args if arg.startswith("--")}
+    named = {flags.field_of(flag)[0] for flag, _ in flags.given(args)}
     default = _of_recipe(args)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            config = tyro.cli(Config, args=args, default=default, config=(tyro.conf.FlagCreatePairsOff,))
+            read = tyro.cli(
+                flags.as_tyro_reads_them(default),
+                args=flags.without_idle_switches(args, default),
+                description=flags.DESCRIPTION,
+                # A flag that is on by default is turned off by --no-flag.
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+            )
     except SystemExit as exit:
         if not exit.code:
             raise
-        # What a Config says, without the frame that tyro draws around it, in which long words are broken.
-        said = exit.__context__
-        raise said if isinstance(said, InputError) else InputError(_one_line(complaint.getvalue())) from None
-    return config if config.resume is None else checkpoint.resumed(config, given)
+        raise InputError(flags.fault(args) or _one_line(complaint.getvalue())) from None
+    config = flags.config_of(read)
+    return config if config.resume is None else checkpoint.resumed(config, named)
 
 
 def _of_recipe(args: Sequence[str]) -> Config:
@@ -54,16 +63,17 @@ def _of_recipe(args: Sequence[str]) -> Config:
         InputError: there is no recipe of that name.
         SystemExit: the list was asked for, and has been printed.
     """
-    names = [after for before, after in itertools.pairwise(args) if before == "--recipe"]
-    names += [arg.partition("=")[2] for arg in args if arg.startswith("--recipe=")]
+    names = [words for flag, words in flags.given(args) if flag == "--recipe"]
     if not names:
         return Config()
-    name = names[-1]
+    name = " ".join(names[-1][:1])
     if name == "list":
         print(recipes.listed())
         sys.exit(0)
     if name not in recipes.RECIPES:
-        raise InputError(f"expected --recipe among list, {', '.join(recipes.RECIPES)}, got {name}")
+        known = ("list", *recipes.RECIPES)
+        got = values.shown(name) if names[-1] else "nothing"
+        raise InputError(f"expected --recipe among {', '.join(known)}, got {got}{did_you_mean(name, known)}")
     return Config(recipe=name, **recipes.RECIPES[name].flags)
 
 

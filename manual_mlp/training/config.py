@@ -39,11 +39,8 @@ def _name() -> str:
 
 
 @dataclass(frozen=True)
-class Config:
-    """Train an MLP whose gradients are written by hand."""
-
-    recipe: RecipeName = None
-    """Start from a setting of the literature; other flags override it. list: show them all."""
+class DataFlags:
+    """Which images, and how many of them."""
 
     dataset: Literal["auto", "mnist", "fashion-mnist", "digits"] = "auto"
     """Images to learn. auto: MNIST, or the 8x8 digits inside scikit-learn where MNIST cannot be had."""
@@ -54,6 +51,17 @@ class Config:
     held_out: int | None = None
     """Training images kept for validation, the last ones. None: a twelfth. 0: train on all of them."""
 
+    normalised: bool = field(
+        default=True,
+        metadata={"no": "Leave pixels in [0, 1] instead of giving them mean 0 and standard deviation 1."},
+    )
+    """Give pixels mean 0 and standard deviation 1 instead of leaving them in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class NetworkFlags:
+    """What is trained."""
+
     hidden: tuple[int, ...] = (512, 256)
     """Widths of the hidden layers."""
 
@@ -61,7 +69,19 @@ class Config:
     """Entrywise function after each hidden layer."""
 
     output_activation: ActivationName = "identity"
-    """Entrywise function after the last layer; both cross-entropies bring their own."""
+    """Entrywise function after the last layer. Both cross-entropies bring their own."""
+
+    dropout: float = 0.0
+    """Probability that a hidden unit is dropped in training."""
+
+    initial: Literal["torch", "normal", "scaled-normal"] = "torch"
+    """First weights and biases. torch: those of nn.Linear. normal: from the standard normal distribution.
+    scaled-normal: the same, and each weight over the square root of its layer's inputs."""
+
+
+@dataclass(frozen=True)
+class TrainingFlags:
+    """How it is trained."""
 
     loss: LossName = "cross-entropy"
     """Loss on the last layer's output, summed over classes. squared-error: half the squared distance to the label."""
@@ -93,14 +113,13 @@ class Config:
     weight_decay: float = 0.01
     """Weight decay of the optimizer, for weights and not for biases."""
 
-    dropout: float = 0.0
-    """Probability that a hidden unit is dropped in training."""
-
-    input_dropout: float = 0.0
-    """Probability that a pixel of a training image is made black; the others are lifted to make up for it."""
-
     label_smoothing: float = 0.1
     """Share of each training target that is spread over all classes."""
+
+
+@dataclass(frozen=True)
+class AugmentationFlags:
+    """What is done to a training image each time that it is seen."""
 
     shift: float | None = None
     """Move each training image by whole pixels, up to this share of its width each way. None: 0.04, which is 1 pixel
@@ -124,12 +143,25 @@ class Config:
     elastic_sigma: float = 4.0
     """Smoothness of the elastic deformation, in pixels."""
 
-    normalised: bool = True
-    """Give pixels mean 0 and standard deviation 1. False: they lie in [0, 1]."""
+    input_dropout: float = 0.0
+    """Probability that a pixel of a training image is made black; the others are lifted to make up for it."""
 
-    initial: Literal["torch", "normal", "scaled-normal"] = "torch"
-    """First weights and biases. torch: those of nn.Linear. normal: from the standard normal distribution.
-    scaled-normal: the same, and each weight over the square root of its layer's inputs."""
+
+@dataclass(frozen=True)
+class RunFlags:
+    """Where it runs, what is written, and from where it goes on."""
+
+    recipe: RecipeName = None
+    """Start from a setting of the literature; other flags override it. list: show them all."""
+
+    resume: Path | None = None
+    """Go on with the run in this folder, from its latest checkpoint, with the settings it began with."""
+
+    name: str = field(default_factory=_name, metadata={"default": "date and time"})
+    """Name of this run's folder inside logdir. It must be new."""
+
+    logdir: Path = Path("runs")
+    """Folder of all runs, for TensorBoard."""
 
     seed: int = 0
     """Seed of the initial weights, the order of the images, dropout and deformations."""
@@ -159,21 +191,28 @@ class Config:
     dry_run: bool = False
     """Do everything on a few batches and leave nothing behind."""
 
-    resume: Path | None = None
-    """Go on with the run in this folder, from its latest checkpoint, with the settings it began with."""
 
-    logdir: Path = Path("runs")
-    """Folder of all runs, for TensorBoard."""
+# The groups of the command line. The text under a field is its flag's; that of --no-flag is in its metadata.
+GROUPS = {
+    "data": DataFlags,
+    "network": NetworkFlags,
+    "training": TrainingFlags,
+    "augmentation": AugmentationFlags,
+    "run": RunFlags,
+}
 
-    name: str = field(default_factory=_name)
-    """Name of this run's folder inside logdir: must be new. The default is the date and time."""
+
+# Of several bases dataclasses take the last one's fields first.
+@dataclass(frozen=True)
+class Config(RunFlags, AugmentationFlags, TrainingFlags, NetworkFlags, DataFlags):
+    """Train an MLP whose gradients are written by hand."""
 
     def __post_init__(self) -> None:
         for field_name, hint in get_type_hints(type(self)).items():
             value = getattr(self, field_name)
-            # A choice is always text; elsewhere '4' is to be told from 4.
-            quoted = get_origin(hint) is not Literal
-            self._require(field_name, values.fits(value, hint), values.described(hint), quoted)
+            if not values.fits(value, hint):
+                # A choice is always text; elsewhere '4' is to be told from 4.
+                raise InputError(values.refusal(field_name, value, hint, quoted=get_origin(hint) is not Literal))
         self._require("hidden", all(width >= 1 for width in self.hidden), "widths of at least 1")
         for least, names in ((0, ("held_out", "check_every", "seed")), (1, ("epochs", "batch_size", "log_every"))):
             for name in names:
@@ -193,7 +232,7 @@ class Config:
         self._require("name", is_name, "a folder name without a path")
         self._require("name", len(os.fsencode(self.name)) <= _LONGEST_NAME, f"at most {_LONGEST_NAME} bytes long")
 
-    def _require(self, field_name: str, holds: object, expected: str, quoted: bool = False) -> None:
+    def _require(self, field_name: str, holds: object, expected: str) -> None:
         if not holds:
-            got = values.shown(getattr(self, field_name), quoted)
+            got = values.shown(getattr(self, field_name))
             raise InputError(f"expected --{field_name.replace('_', '-')} to be {expected}, got {got}")

@@ -18,6 +18,7 @@ from torch import nn
 from manual_mlp.activations import Activation, get
 from manual_mlp.activations.registry import Entry, entry_of
 from manual_mlp.modules import MLP, Dense
+from manual_mlp.nearest import did_you_mean
 from manual_mlp.training import checkpoint, files
 from manual_mlp.training.errors import InputError, first_line
 
@@ -101,7 +102,7 @@ def export(folder: Path, to: str, output: Path | None = None, best: bool = False
         ImportError: a package that the format needs is not installed.
     """
     if to not in _FORMATS:
-        raise InputError(f"expected --to among {', '.join(_FORMATS)}, got {to}")
+        raise InputError(f"expected --to among {', '.join(_FORMATS)}, got {to}{did_you_mean(to, _FORMATS)}")
     form = _FORMATS[to]
     path = folder / f"model{form.suffix}" if output is None else output
     if path.suffix != form.suffix:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import reprlib
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
+
+from manual_mlp.nearest import did_you_mean
 
 _LONGEST = 100  # characters of a value that an error shows
 _BREAKING = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of letters, and what ends a line
@@ -57,6 +60,43 @@ def described(hint: Any) -> str:
     if origin is tuple:
         return f"a tuple of {'' if args[-1] is Ellipsis else f'{len(args)} '}{_MANY[args[0]]}"
     return _WORDS[hint]
+
+
+def choices(hint: Any) -> tuple[str, ...]:
+    """List the names of a Literal, or of one in a union."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(name for each in get_args(hint) for name in choices(each))
+
+
+def read(words: Sequence[str], hint: Any) -> object:
+    """Make a value of the words that follow a flag; what cannot be made stays text, which fits no such type.
+
+    Args:
+        hint: as for :func:`fits`, but for bool.
+    """
+    args = get_args(hint)
+    if get_origin(hint) is tuple:
+        return tuple(read([word], args[0]) for word in words)
+    text = " ".join(words)
+    if NoneType in args and text == "None":
+        return None
+    kind = str if choices(hint) else next(each for each in args or (hint,) if each is not NoneType)
+    try:
+        value: object = kind(text)
+    except ValueError:
+        return text
+    return value
+
+
+def wanted(name: str, hint: Any) -> str:
+    """Begin the error of a field whose value is not what its type says."""
+    return f"expected --{name.replace('_', '-')} to be {described(hint)}"
+
+
+def refusal(name: str, value: object, hint: Any, quoted: bool = False) -> str:
+    """Say that a field's value is not what its type says."""
+    return f"{wanted(name, hint)}, got {shown(value, quoted)}{did_you_mean(value, choices(hint))}"
 
 
 def shown(value: object, quoted: bool = False) -> str:

@@ -94,7 +94,7 @@ def test_layout_is_json_to_five_digits_with_a_row_on_one_line():
         (
             ["dens"],
             "expected a command, one of dense, second-order, transforms, output, network, native, compile, dropout, "
-            "train, report, got 'dens'",
+            "train, report, got 'dens'; did you mean dense?",
         ),
         (["dense", "--threads", "0"], "expected a whole number from 1 up, got '0'"),
         (["dense", "--device", "cpu", "--threads", "100000"], "expected at most"),

@@ -54,8 +54,10 @@ def test_tensors_on_two_devices_are_refused() -> None:
 
 
 def test_unknown_activations_and_reductions_are_told_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"expected an activation among identity.*got 'rleu'"):
+    with pytest.raises(ValueError, match=r"expected an activation among identity.*got 'rleu'; did you mean relu\?$"):
         dense(H, W, B, "rleu")
+    with pytest.raises(ValueError, match=r"expected an activation among identity.*, got 'nonesuch'$"):
+        dense(H, W, B, "nonesuch")
     with pytest.raises(TypeError, match=r"expected a name, an nn.Module, an Activation or None, got function"):
         dense(H, W, B, torch.nn.functional.silu)
     with pytest.raises(ValueError, match=r"expected reduction 'none', 'mean' or 'sum', got 'avg'"):
