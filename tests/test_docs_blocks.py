@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from benchmarks.__main__ import main as benchmark
 from manual_mlp import linear_cross_entropy
 from manual_mlp.__main__ import main as command
+from manual_mlp.training.config import Config
 from pasted import ROOT, blocks, command_of, ending, make_clone
 from patience import SECONDS
 
@@ -131,6 +133,12 @@ def test_the_table_of_losses_names_every_argument_of_ours_and_of_torchs():
     for column, function in ((2, linear_cross_entropy), (3, F.linear_cross_entropy)):
         named = re.findall(r"`(\w+)", " ".join(row[column] for row in rows))
         assert set(inspect.signature(function).parameters) - {"ignore_index", "reduction"} <= set(named)
+
+
+def test_every_flag_that_training_names_is_one_of_train_py():
+    named = re.findall(r"--([\w-]+)", " ".join(re.findall(r"`[^`\n]+`", READ["training.md"])))
+    assert {flag.replace("-", "_") for flag in named} - {"help"} <= {field.name for field in fields(Config)}
+    assert len(named) > 10
 
 
 @pytest.mark.parametrize("name", READ)
