@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from benchmarks.__main__ import main as benchmark
 from manual_mlp import linear_cross_entropy
 from manual_mlp.__main__ import main as command
+from manual_mlp.training.cli import parse
 from manual_mlp.training.config import Config
 from pasted import ROOT, blocks, command_of, ending, make_clone
 from patience import SECONDS
@@ -87,8 +88,6 @@ def test_a_command_exists_and_knows_its_flags(line, capsys):
         told = capsys.readouterr().out
         assert {word for word in words if word.startswith("--")} <= set(re.findall(r"--[\w-]+", told))
     else:
-        from manual_mlp.training.cli import parse
-
         assert words[0] in ("python", "torchrun")
         with ending():
             parse(words[words.index("train.py") + 1 :])
