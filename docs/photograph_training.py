@@ -11,14 +11,14 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib import font_manager
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from manual_mlp.training import checkpoint, figures
 from manual_mlp.training.data import load
 from manual_mlp.training.report import Predictions
 
 PICTURE = Path(__file__).parent / "training.png"
-WIDTH, GAP, TITLE = 1660, 20, 46  # pixels; a README shows half as many
+WIDTH, GAP, TITLE, MARGIN = 1636, 20, 46, 12  # pixels; a README shows half as many
 FILTERS = 32  # of the first layer, in two rows
 COLOURS = 96
 
@@ -56,7 +56,7 @@ def photograph(folder: Path) -> Image.Image:
     for (title, panel, left), at in zip(panels, (0, 0, top), strict=True):
         draw.text((left, at + 4), title, "black", font)
         picture.paste(panel, (left, at + TITLE))
-    return picture.quantize(COLOURS, dither=Image.Dither.NONE)
+    return ImageOps.expand(picture, MARGIN, "white").quantize(COLOURS, dither=Image.Dither.NONE)
 
 
 def main() -> int:

@@ -43,6 +43,7 @@ def parse(args: Sequence[str] | None = None) -> Config:
         with contextlib.redirect_stderr(complaint):
             read = tyro.cli(
                 flags.as_tyro_reads_them(default),
+                prog="train.py",
                 args=flags.without_idle_switches(args, default),
                 description=flags.DESCRIPTION,
                 # A flag that is on by default is turned off by --no-flag.

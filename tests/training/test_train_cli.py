@@ -175,7 +175,7 @@ def test_test_images_are_read_once_and_after_training(main, monkeypatch):
 def test_help_explains_every_flag_with_its_default(main):
     status, out, _ = main("--help")
     # The commands above the flags name some of them too.
-    text = " ".join(out.partition("╭")[2].replace("│", " ").split())
+    text = " ".join(out.partition("options")[2].replace("│", " ").split())
     assert status == 0
     for field in dataclasses.fields(Config):
         flag = ("--no-" if field.default is True else "--") + field.name.replace("_", "-")
