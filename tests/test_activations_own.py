@@ -85,6 +85,17 @@ def test_the_layers_and_losses_take_it(own):
         torch.testing.assert_close(found, 0.5 * (expected - t).square().sum())
 
 
+@pytest.mark.usefixtures("forget")
+def test_one_that_is_typed_where_there_is_no_module_goes_through_the_doors():
+    typed = {"activations": activations, "arctan": arctan}
+    exec("@activations.register\ndef typed():\n    return arctan()", typed)
+    assert typed["typed"].__module__ is None
+    h, w = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((5, 4), (3, 4)))
+    found = torch.autograd.grad(dense(h, w, None, "typed").sum(), (h, w))
+    expected = torch.autograd.grad(torch.atan(F.linear(h, w)).sum(), (h, w))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("tile_rows", [None, 2])
 def test_a_network_learns_by_autograd_and_by_backprop_and_goes_to_torchs_layers_and_back(own, tile_rows):
     mlp = MLP([4, 7, 6, 3], own, dtype=torch.float64, tile_rows=tile_rows)

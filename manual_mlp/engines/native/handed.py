@@ -58,7 +58,7 @@ def record_of(number: int) -> Activation:
 def _number_of(module: Any, activation: Activation) -> int:
     """Number an activation of this package, if native has its formulas; one that somebody else wrote runs plain."""
     entry = entry_of(activation)
-    if entry is None or not entry.make.__module__.startswith("manual_mlp.activations."):
+    if entry is None or not (entry.make.__module__ or "").startswith("manual_mlp.activations."):
         return -1
     # The kind of a gelu is a word, and part of its name here.
     kinds = [p for p in activation.params if isinstance(p, str) and p != "none"]
