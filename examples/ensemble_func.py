@@ -11,7 +11,7 @@ they disagree about (section 2.4 there, by the law of total variance):
     μ = 1/M Σₘ μₘ        σ² = 1/M Σₘ σₘ²  +  1/M Σₘ (μₘ − μ)²
 
 The parameters of all members lie in one stack, (M, …) each, and vmap(grad(J)) is their gradient: manual_mlp.MLP goes
-through stack_module_state, functional_call, grad and vmap as nn.Sequential does, but slower: it computes in Python there.
+through stack_module_state, functional_call, grad and vmap as nn.Sequential does, in Python and more slowly.
 
     python examples/ensemble_func.py
     python examples/ensemble_func.py --device cuda
@@ -130,7 +130,7 @@ def draw(picture, data, x, means, seen, spread):
     right.plot(x, spread, color="tab:red", label="their disagreement")
     right.axvspan(*GAP, color="0.9", label="no data")
     right.set(title="What σ is made of", xlabel="x", ylabel="standard deviation")
-    right.set_ylim(0, 1.4 * spread.max())
+    right.set_ylim(0, 1.4 * spread.max().item())
     right.legend(fontsize="small")
     figure.savefig(picture, dpi=100)
 
