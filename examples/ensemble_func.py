@@ -11,7 +11,7 @@ they disagree about (section 2.4 there, by the law of total variance):
     μ = 1/M Σₘ μₘ        σ² = 1/M Σₘ σₘ²  +  1/M Σₘ (μₘ − μ)²
 
 The parameters of all members lie in one stack, (M, …) each, and vmap(grad(J)) is their gradient: manual_mlp.MLP goes
-through stack_module_state, functional_call, grad and vmap as nn.Sequential does.
+through stack_module_state, functional_call, grad and vmap as nn.Sequential does, in Python and more slowly.
 
     python examples/ensemble_func.py
     python examples/ensemble_func.py --device cuda
@@ -130,7 +130,7 @@ def draw(picture, data, x, means, seen, spread):
     right.plot(x, spread, color="tab:red", label="their disagreement")
     right.axvspan(*GAP, color="0.9", label="no data")
     right.set(title="What σ is made of", xlabel="x", ylabel="standard deviation")
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.4 * spread.max().item())
     right.legend(fontsize="small")
     figure.savefig(picture, dpi=100)
 
@@ -165,6 +165,8 @@ def main():
     nets = [member(args.device) for _ in range(MEMBERS)]
     net, (stack, _) = nets[0], stack_module_state(nets)
 
+    together, alone = (compute(stack, net, x, y) for compute in (gradients, one_by_one))
+    off = max(((g - alone[name]).abs().max() / g.abs().max()).item() for name, g in together.items())
     start = time.perf_counter()
     train(stack, net, x, y, args.steps)
     seconds = time.perf_counter() - start
@@ -179,9 +181,7 @@ def main():
     print(f"disagreement: in the gap {spread[gap].mean():.3f}, amid the data {spread[~gap].mean():.3f}")
     print(f"error of the mean {error.mean():.3f}, within 2 sigma in {(error < 2 * deviation).float().mean():.0%} of x")
 
-    together, alone = (compute(stack, net, x, y) for compute in (gradients, one_by_one))
-    off = max(((g - alone[name]).abs().max() / g.abs().max()).item() for name, g in together.items())
-    print(f"gradients of the members together and one by one: apart by {off:.1e} of the largest")
+    print(f"first gradients of the members together and one by one: apart by {off:.1e} of the largest")
     for name, of in (("MLP", nets), ("nn.Sequential", [net.to_sequential() for net in nets])):
         stack, _ = stack_module_state(of)
         ms = [milliseconds(compute, stack, of[0], x, y) for compute in (gradients, one_by_one)]

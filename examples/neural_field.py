@@ -1,7 +1,7 @@
 """Learn a scene of coloured balls from pictures of it, as a radiance field, and look at it from where no camera stood.
 
 A network maps a point p to its density σ and colour c, here the same from all sides (Mildenhall et al., 2020, ECCV). It
-reads sines and cosines of each coordinate (eq. 4):
+reads sines and cosines of each coordinate (eq. 4), scaled to lie within [−1, 1], for they repeat:
 
     γ(p) = (sin 2⁰πp, cos 2⁰πp, …, sin 2ᴸ⁻¹πp, cos 2ᴸ⁻¹πp)
 
@@ -10,8 +10,8 @@ and of the white behind:
 
     C = Σᵢ wᵢcᵢ + (1 − Σᵢ wᵢ),    wᵢ = Tᵢ (1 − exp(−σᵢδᵢ)),    Tᵢ = exp(−Σⱼ σⱼδⱼ) over j < i,    δᵢ = tᵢ₊₁ − tᵢ
 
-The loss is the mean of ‖C − C*‖² over rays. A step takes S points a ray through the network. Until backward
-manual_mlp.MLP keeps the encoded points, and goes through them a tile at a time; torch's layers keep their outputs too.
+The loss is the mean of ‖C − C*‖² over rays. A step takes S points a ray through the network. Until backward torch's
+layers keep what each of them gave; manual_mlp.MLP, with tile_rows, keeps the encoded points alone.
 
     python examples/neural_field.py
     python examples/neural_field.py --device cuda
@@ -29,9 +29,10 @@ import torch
 
 from manual_mlp import MLP
 
-FREQUENCIES, WIDTH = 5, 128  # L, and the width of the hidden layers
-VIEWS, PIXELS, RAYS, SAMPLES = 24, 32, 512, 32  # RAYS of a step, SAMPLES of a ray
+FREQUENCIES, WIDTH, TILE_ROWS = 6, 64, 1024  # L, and the hidden layers
+VIEWS, PIXELS, RAYS, SAMPLES = 24, 32, 256, 32  # RAYS of a step, SAMPLES of a ray
 DISTANCE, NEAR, FAR = 2.5, 1.5, 3.5  # of the cameras from the middle of the scene, and of what they see from them
+HALF = 2.0  # all points that they see lie within [−2, 2]³
 BALLS = (  # centre, radius, colour
     ((0.35, 0.30, 0.0), 0.42, (0.85, 0.20, 0.15)),
     ((-0.40, 0.15, 0.15), 0.34, (0.15, 0.45, 0.85)),
@@ -48,8 +49,8 @@ def scene(points):
 
 
 def encode(points):
-    """Compute γ of points (*, 3) as (*, 6L)."""
-    angles = points[..., None] * points.new_tensor([2**k * math.pi for k in range(FREQUENCIES)])
+    """Compute γ(p/2) of points (*, 3) as (*, 6L)."""
+    angles = points[..., None] * points.new_tensor([2**k * math.pi / HALF for k in range(FREQUENCIES)])
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-3)
 
 
@@ -165,7 +166,7 @@ def arguments():
     """Read the flags, and stop in one line at one that cannot be."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
-    parser.add_argument("--steps", type=int, default=300, help="steps of Adam (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=800, help="steps of Adam (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of parameters and rays (default: %(default)s)")
     parser.add_argument("--picture", type=Path, default=Path(__file__).with_suffix(".png"), help="PNG file to write")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
@@ -187,7 +188,8 @@ def main():
     args = arguments()
     torch.set_num_threads(1)  # the figures are those of one core
     torch.manual_seed(args.seed)
-    net, rays = MLP([6 * FREQUENCIES, WIDTH, WIDTH, 4], device=args.device), data(args.device)
+    net = MLP([6 * FREQUENCIES, WIDTH, WIDTH, 4], tile_rows=TILE_ROWS, device=args.device)
+    rays = data(args.device)
 
     start = time.perf_counter()
     train(net, rays, args.steps)

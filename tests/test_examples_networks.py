@@ -72,10 +72,15 @@ def test_the_data_of_the_ensemble_lie_beside_the_gap_and_about_the_truth(ensembl
 def test_the_encoding_is_that_of_the_formula(neural):
     points = torch.randn(2, 3, 3, dtype=torch.float64)
     found = neural.encode(points)
-    assert found.shape == (2, 3, 30)
-    for point, row in zip(points.view(-1, 3).tolist(), found.view(-1, 30).tolist(), strict=True):
-        waves = [f(2**k * math.pi * p) for p in point for k in range(5) for f in (math.sin, math.cos)]
+    assert found.shape == (2, 3, 36)
+    for point, row in zip(points.view(-1, 3).tolist(), found.view(-1, 36).tolist(), strict=True):
+        waves = [f(2**k * math.pi * p / 2) for p in point for k in range(6) for f in (math.sin, math.cos)]
         assert row == pytest.approx(waves, abs=1e-12)
+
+
+def test_the_encoding_repeats_nowhere_where_a_camera_sees(neural):
+    origins, directions, _ = neural.data("cpu")
+    assert (origins + neural.FAR * directions).abs().max() < 2
 
 
 def test_a_ray_through_constant_density_has_the_colour_of_the_closed_form(neural):
@@ -104,7 +109,7 @@ def test_the_colour_of_a_ray_is_the_sum_of_the_formula(neural):
 
 
 def test_the_gradients_of_the_field_are_those_of_torchs_layers(neural):
-    net = MLP([30, 8, 8, 4], dtype=torch.float64, tile_rows=5)
+    net = MLP([36, 8, 8, 4], dtype=torch.float64, tile_rows=5)
     theirs, rays = torchs_layers(net), [t[:7].double() for t in (*neural.camera(0.3, 0.2, 4, "cpu"), torch.rand(16, 3))]
     gradients = []
     for of in (net, theirs):
