@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -386,3 +387,88 @@ def test_what_does_not_compile_or_work_is_reported_and_not_kept(tree, at, flags,
     assert said in err
     assert "Traceback" not in err
     assert list(at.iterdir()) == []
+
+
+@builds
+@pytest.mark.processes
+def test_what_the_package_carries_is_loaded_where_it_fits_after_the_users_own(kept, at, monkeypatch):
+    carried = cache.SOURCES / cache.CARRIED / kept.name
+    carried.parent.mkdir()
+    shutil.copy(kept, carried)
+    # Whoever wrote the Python beside it may have written it.
+    carried.chmod(0o664)
+    assert load.find().__file__ == str(kept)
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert load.find().__file__ == str(carried)
+    at.chmod(0o777)
+    assert load.find().__file__ == str(carried)
+    monkeypatch.setenv(cache.FOLDER, str(at / "nowhere"))
+    module = load.find()
+    assert module.__file__ == str(carried)
+    assert module.threads() == torch.get_num_threads()
+    carried.write_bytes(carried.read_bytes()[:-1])
+    assert "it is damaged" in native._start()[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda patch: patch.setattr(torch, "__version__", "2.0.0"), "torch"),
+        (lambda patch: patch.setattr(torch.version, "git_version", "0" * 40), "torch"),
+        (lambda patch: patch.setattr(sysconfig, "get_config_var", lambda _: "cpython-399"), "Python"),
+        (lambda patch: patch.setattr(os, "confstr", lambda _: "glibc 9.9", raising=False), "C library"),
+        (
+            lambda patch: patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "other"),
+            "vector instructions, another sources or flags",
+        ),
+        (lambda patch: (cache.SOURCES / "tiny.h").write_text("int a;"), "sources or flags"),
+    ],
+)
+def test_what_the_package_carries_and_does_not_fit_gives_plain_and_says_for_what_it_is(monkeypatch, change, said):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    at = cache.SOURCES / cache.CARRIED
+    at.mkdir()
+    carried = at / f"{cache.name()}-c++.so"
+    carried.write_bytes(b"")
+    (at / "torch-1.0-for-nobody.so").write_bytes(b"")
+    assert [path.name for path in cache.carried()] == [carried.name]
+    change(monkeypatch)
+    assert cache.carried() == []
+    doors, reason = native._start()
+    assert doors is None
+    assert reason == f"this package carries a build for another {said}: {carried.name}: python -m manual_mlp build"
+
+
+def archive(tree, at):
+    """A pure wheel of a tree."""
+    with zipfile.ZipFile(at / "manual_mlp-7.0-py3-none-any.whl", "w") as file:
+        for path in (tree / "manual_mlp").rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                file.write(path, path.relative_to(tree))
+        information = {
+            "METADATA": "Metadata-Version: 2.4\nName: manual_mlp\nVersion: 7.0\n",
+            "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            "RECORD": "",
+        }
+        for name, text in information.items():
+            file.writestr(f"manual_mlp-7.0.dist-info/{name}", text)
+    return Path(file.filename)
+
+
+@builds
+@pytest.mark.processes
+def test_a_platform_wheel_needs_no_compiler_where_it_fits(tree, built, tmp_path):
+    status, out, err = run(tree, *BUILD, "--wheel", str(archive(tree, tmp_path)), at=built[0])
+    assert (status, err) == (0, "")
+    (made,) = tmp_path.glob("*-linux_*.whl")
+    assert f"platform wheel: {made} (" in out
+    installed, nowhere = tmp_path / "installed", tmp_path / "nowhere"
+    with zipfile.ZipFile(made) as file:
+        file.extractall(installed)
+    (carried,) = (installed / "manual_mlp" / "engines" / "native" / "built").iterdir()
+    without = {"at": nowhere, "CXX": str(nowhere / "c++")}
+    script = "from manual_mlp.engines import native\nprint(native.why(), native.doors.__file__)"
+    assert run(installed, "-c", script, **without) == (0, f"None {carried}\n", "")
+    assert run(installed, *BUILD, **without) == (0, f"native is built: {carried}\n", "")
+    assert not nowhere.exists()
+    assert run(installed, *BUILD, "--wheel", str(made), **without)[0] == 2
