@@ -291,7 +291,8 @@ def test_what_is_built_lies_alone_in_a_folder_of_the_users_own_and_is_built_once
 
 
 LOADED = """
-import os, torch
+import os, torch, warnings
+warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)  # Python 3.12 warns beside threads
 from manual_mlp.engines import native
 print(native.why(), native.doors and native.doors.threads())
 if not os.fork():
@@ -312,7 +313,8 @@ def test_an_import_loads_it_and_its_check_leaves_no_threads_that_a_forked_child_
 
 
 IN_A_CHILD = """
-import os, torch
+import os, torch, warnings
+warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)  # Python 3.12 warns beside threads
 torch.ones(2000, 2000).exp()
 if not os.fork():
     from manual_mlp.engines import native

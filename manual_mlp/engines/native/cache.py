@@ -61,7 +61,7 @@ def sources(*endings: str) -> list[Path]:
 
 
 def parts(kind: str | None = None) -> dict[str, str]:
-    """Return what a build has to fit, each with its part of the name: for these vector instructions, or this machine's."""
+    """Return what a build has to fit, with its part of the name: for this machine's vector instructions, or others."""
     kind = kind or capability()
     digest = hashlib.sha256("\0".join(flags(kind)).encode())
     for path in sources(".cpp", ".h"):
