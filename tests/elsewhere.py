@@ -66,6 +66,7 @@ def main() -> int:
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="the folder with wheel and archive")
     parser.add_argument("--uv", default="", metavar="PROGRAM", help="install by uv, which is quicker, instead of pip")
     parser.add_argument("--plain", action="store_true", help="do not compile the native engine")
+    parser.add_argument("--part", default="1/1", metavar="K/N", help="of the tests, every N-th from the K-th")
     parser.add_argument("--at", type=Path, help="where the temporary folder is made")
     args = parser.parse_args()
     environment = {name: value for name, value in os.environ.items() if not SET.match(name)}
@@ -82,7 +83,7 @@ def main() -> int:
         skipped = [word for name in ("installed", "native") for word in ("-o", f".venv/{name}")]
         begin = time.monotonic()
         done = subprocess.run(
-            ["make", "quick", f"BIN={python.parent}", *skipped],
+            ["make", "quick", f"BIN={python.parent}", f"ARGS=--part={args.part}", *skipped],
             cwd=tree,
             env=environment,
             stdout=subprocess.PIPE,
@@ -93,7 +94,9 @@ def main() -> int:
         print("\n".join(done.stdout.splitlines()[-40:]))
         said = re.findall(r"^=+ (.*) in [\d.]+s.* =+$", done.stdout, re.MULTILINE)
         result = said[-1] if said else "nothing ran"
-        print(f"| {row} | {result} | {seconds:.0f} s | {datetime.now(timezone.utc):%Y-%m-%d} |", flush=True)
+        print(
+            f"| {row} | {result} | {args.part} | {seconds:.0f} s | {datetime.now(timezone.utc):%Y-%m-%d} |", flush=True
+        )
         return done.returncode
 
 
