@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build train test test-all quick explain gradcheck grid fuzz sanitize tables mutants torchao lint tensorboard
+.PHONY: help build train test test-all quick explain gradcheck grid fuzz sanitize tables mutants torchao dist wheel elsewhere lint tensorboard
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +58,18 @@ mutants: .venv/installed  ## break every formula and sixty other lines, one at a
 torchao: .venv/installed  ## install torchao, and hold our layers over its quantised weights against torch's
 	$(BIN)/python -m pip install --quiet torchao
 	$(BIN)/python -m pytest tests/core/test_torchao.py $(ARGS)
+
+dist: .venv/installed  ## make the source archive and the pure wheel in dist/, and check them
+	$(BIN)/python -m pip install --quiet build twine
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
+wheel: dist .venv/native  ## make a wheel that carries the native engine, for this torch and Python
+	$(BIN)/python -m manual_mlp build --wheel dist/manual_mlp-*-py3-none-any.whl
+
+elsewhere: dist  ## make quick against the installed wheel: ARGS="--python python3.12 --torch 2.11.0"
+	$(BIN)/python tests/elsewhere.py $(ARGS)
 
 lint: .venv/installed  ## ruff, ruff format, mypy --strict
 	$(BIN)/ruff check .

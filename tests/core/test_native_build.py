@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -290,7 +291,8 @@ def test_what_is_built_lies_alone_in_a_folder_of_the_users_own_and_is_built_once
 
 
 LOADED = """
-import os, torch
+import os, torch, warnings
+warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)  # Python 3.12 warns beside threads
 from manual_mlp.engines import native
 print(native.why(), native.doors and native.doors.threads())
 if not os.fork():
@@ -311,7 +313,8 @@ def test_an_import_loads_it_and_its_check_leaves_no_threads_that_a_forked_child_
 
 
 IN_A_CHILD = """
-import os, torch
+import os, torch, warnings
+warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)  # Python 3.12 warns beside threads
 torch.ones(2000, 2000).exp()
 if not os.fork():
     from manual_mlp.engines import native
@@ -386,3 +389,100 @@ def test_what_does_not_compile_or_work_is_reported_and_not_kept(tree, at, flags,
     assert said in err
     assert "Traceback" not in err
     assert list(at.iterdir()) == []
+
+
+def damage(path):
+    """Put a file of another length in its place: what is loaded stays as it is."""
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[:-1])
+    path.chmod(0o700)
+
+
+@builds
+@pytest.mark.processes
+def test_what_the_package_carries_is_loaded_where_it_fits_after_the_users_own(kept, at, monkeypatch):
+    carried = cache.SOURCES / cache.CARRIED / kept.name
+    carried.parent.mkdir()
+    shutil.copy(kept, carried)
+    # Whoever wrote the Python beside it may have written it.
+    carried.chmod(0o664)
+    assert load.find().__file__ == str(kept)
+    damage(kept)
+    assert load.find().__file__ == str(carried)
+    at.chmod(0o777)
+    assert load.find().__file__ == str(carried)
+    monkeypatch.setenv(cache.FOLDER, str(at / "nowhere"))
+    module = load.find()
+    assert module.__file__ == str(carried)
+    assert module.threads() == torch.get_num_threads()
+    damage(carried)
+    assert "it is damaged" in native._start()[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda patch: patch.setattr(torch, "__version__", "2.0.0"), "torch"),
+        (lambda patch: patch.setattr(torch.version, "git_version", "0" * 40), "torch"),
+        (lambda patch: patch.setattr(sysconfig, "get_config_var", lambda _: "cpython-399"), "Python"),
+        (lambda patch: patch.setattr(os, "confstr", lambda _: "glibc 9.9", raising=False), "C library"),
+        (
+            lambda patch: patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "other"),
+            "vector instructions, another sources or flags",
+        ),
+        (lambda patch: (cache.SOURCES / "tiny.h").write_text("int a;"), "sources or flags"),
+    ],
+)
+def test_what_the_package_carries_and_does_not_fit_gives_plain_and_says_for_what_it_is(monkeypatch, change, said):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    at = cache.SOURCES / cache.CARRIED
+    at.mkdir()
+    carried = at / f"{cache.name()}-c++.so"
+    carried.write_bytes(b"")
+    (at / "torch-1.0-for-nobody.so").write_bytes(b"")
+    assert [path.name for path in cache.carried()] == [carried.name]
+    change(monkeypatch)
+    assert cache.carried() == []
+    doors, reason = native._start()
+    assert doors is None
+    assert reason == f"this package carries a build for another {said}: {carried.name}: python -m manual_mlp build"
+
+
+def archive(tree, at):
+    """A pure wheel of a tree."""
+    with zipfile.ZipFile(at / "manual_mlp-7.0-py3-none-any.whl", "w") as file:
+        for path in (tree / "manual_mlp").rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                file.write(path, path.relative_to(tree))
+        information = {
+            "METADATA": "Metadata-Version: 2.4\nName: manual_mlp\nVersion: 7.0\n",
+            "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            "RECORD": "",
+        }
+        for name, text in information.items():
+            file.writestr(f"manual_mlp-7.0.dist-info/{name}", text)
+    return Path(file.filename)
+
+
+@builds
+@pytest.mark.processes
+def test_a_platform_wheel_needs_no_compiler_where_it_fits(tree, built, tmp_path):
+    status, out, err = run(tree, *BUILD, "--wheel", str(archive(tree, tmp_path)), at=built[0])
+    assert (status, err) == (0, "")
+    (made,) = tmp_path.glob("*-linux_*.whl")
+    assert f"platform wheel: {made} (" in out
+    installed, nowhere = tmp_path / "installed", tmp_path / "nowhere"
+    with zipfile.ZipFile(made) as file:
+        file.extractall(installed)
+    (carried,) = (installed / "manual_mlp" / "engines" / "native" / "built").iterdir()
+    without = {"at": nowhere, "CXX": str(nowhere / "c++")}
+    script = (
+        "from manual_mlp.__main__ import main\n"
+        "from manual_mlp.engines import native\n"
+        "print(native.why(), native.doors.__file__)\n"
+        "main(['build'])"
+    )
+    said = f"None {carried}\nnative is built: {carried}\n"
+    assert run(installed, "-c", script, **without) == (0, said, "")
+    assert not nowhere.exists()

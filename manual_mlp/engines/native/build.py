@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from manual_mlp.engines.native import cache
+from manual_mlp.engines.native import cache, wheel
 from manual_mlp.engines.native.load import Missing, find
 
 _KEPT = 16  # builds, for other torches, Pythons and states of the sources
@@ -28,6 +28,10 @@ _DESCRIPTION = """\
 Compile the formulas in C++ with the compiler that is there (CXX, or c++) and ninja, and keep the result in a folder of
 your own, for this torch and Python: MANUAL_MLP_CACHE, or manual_mlp in XDG_CACHE_HOME or ~/.cache. It is used from the
 next import on. MANUAL_MLP_NATIVE_FLAGS adds flags, at the build and at the import. MAX_JOBS: compilers at once.
+
+--wheel takes a pure wheel of this package and writes a platform wheel beside it, which carries what is built for this
+torch and Python: where it fits, no compiler is needed, and elsewhere plain computes. With ATEN_CPU_CAPABILITY=avx2, a
+build before it makes one for processors without AVX-512, which is carried too.
 
 The exit status is 0 if it is built, 1 if what was built does not work, and 2 if it cannot be built here."""
 
@@ -57,10 +61,19 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--force", action="store_true", help="build it anew, though it is built")
+    parser.add_argument("--wheel", type=Path, metavar="FILE", help="a pure wheel, to be made a platform wheel of")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
+    status = _built(options)
+    if options.wheel and status == 0:
+        made = wheel.carry(options.wheel)
+        print(f"platform wheel: {cache.short(made)} ({made.stat().st_size / 1e6:.1f} MB)")
+    return status
+
+
+def _built(options: argparse.Namespace) -> int:
     if not options.force:
         try:
             built = cache.short(find().__file__)

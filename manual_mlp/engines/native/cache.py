@@ -14,11 +14,13 @@ import torch
 MODULE = "manual_mlp_native"
 SOURCES = Path(__file__).parent
 FOLDER, FLAGS = "MANUAL_MLP_CACHE", "MANUAL_MLP_NATIVE_FLAGS"
+CARRIED = "built"  # the folder beside the sources in which a platform wheel carries its builds
 
 _VECTORS = {
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"),
     "AVX2": ("-mavx2", "-mfma", "-mf16c"),
 }
+KINDS = (*_VECTORS, "DEFAULT")
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -38,9 +40,9 @@ def sanitized() -> bool:
     return any("address" in flag for flag in more_flags())
 
 
-def flags() -> list[str]:
-    """List the flags of the compiler; torch adds its own."""
-    kind = capability()
+def flags(kind: str | None = None) -> list[str]:
+    """List the flags of the compiler, for this machine's vector instructions or others; torch adds its own."""
+    kind = kind or capability()
     vectors = [*_VECTORS.get(kind, ()), f"-DCPU_CAPABILITY={kind}", f"-DCPU_CAPABILITY_{kind}"]
     return [
         "-O3",
@@ -58,23 +60,29 @@ def sources(*endings: str) -> list[Path]:
     return sorted(path for path in SOURCES.iterdir() if path.suffix in endings)
 
 
-def name() -> str:
-    """Return the name of a build that fits, up to its compiler, which is not asked for when one is loaded."""
-    digest = hashlib.sha256("\0".join(flags()).encode())
+def parts(kind: str | None = None) -> dict[str, str]:
+    """Return what a build has to fit, with its part of the name: for this machine's vector instructions, or others."""
+    kind = kind or capability()
+    digest = hashlib.sha256("\0".join(flags(kind)).encode())
     for path in sources(".cpp", ".h"):
         digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
     libc = "libc"
     with suppress(AttributeError, OSError, ValueError):
         libc = os.confstr("CS_GNU_LIBC_VERSION") or libc
-    parts = [
-        f"torch-{torch.__version__}-{str(torch.version.git_version)[:10]}",
-        str(sysconfig.get_config_var("SOABI")),
-        sysconfig.get_platform(),
-        libc,
-        capability(),
-        digest.hexdigest()[:16],
-    ]
-    return "-".join(parts).replace(" ", "-").replace("/", "-")
+    found = {
+        "torch": f"torch-{torch.__version__}-{str(torch.version.git_version)[:10]}",
+        "Python": str(sysconfig.get_config_var("SOABI")),
+        "platform": sysconfig.get_platform(),
+        "C library": libc,
+        "vector instructions": kind,
+        "sources or flags": digest.hexdigest()[:16],
+    }
+    return {label: part.replace(" ", "-").replace("/", "-") for label, part in found.items()}
+
+
+def name(kind: str | None = None) -> str:
+    """Return the name of a build that fits, up to its compiler, which is not asked for when one is loaded."""
+    return "-".join(parts(kind).values())
 
 
 def folder() -> Path:
@@ -111,18 +119,42 @@ def trust(path: Path) -> None:
         )
 
 
-def fitting() -> list[Path]:
-    """List the builds that fit, the newest first.
+def fitting(kind: str | None = None) -> list[Path]:
+    """List the user's own builds that fit, the newest first.
 
     Raises:
         OSError: the folder is not there, or not to be trusted.
     """
     at = folder()
     trust(at)
+    return _among(at, kind)
+
+
+def carried(kind: str | None = None) -> list[Path]:
+    """List the builds that fit of those that the package itself carries, as a platform wheel does.
+
+    They are asked for no owner: who may write them may write the Python beside them, which has been imported.
+    """
+    at = SOURCES / CARRIED
+    return _among(at, kind) if at.is_dir() else []
+
+
+def _among(at: Path, kind: str | None) -> list[Path]:
     # By name, not by a pattern: a version may hold any character.
-    start = f"{name()}-"
+    start = f"{name(kind)}-"
     found = [path for path in at.iterdir() if path.name.startswith(start) and path.suffix == ".so"]
     return sorted(found, key=lambda path: -path.stat().st_mtime)
+
+
+def misfit() -> str | None:
+    """Say what the build that the package carries does not fit, the nearest of several; None where it carries none."""
+    at, here = SOURCES / CARRIED, parts()
+    found = sorted(at.glob("*.so")) if at.is_dir() else []
+    others = [[label for label, part in here.items() if f"-{part}-" not in f"-{path.name}"] for path in found]
+    if not others:
+        return None
+    nearest = min(range(len(others)), key=lambda index: len(others[index]))
+    return f"this package carries a build for another {', another '.join(others[nearest])}: {found[nearest].name}"
 
 
 def seal(path: Path) -> None:

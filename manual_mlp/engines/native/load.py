@@ -21,26 +21,26 @@ class Missing(Exception):
 
 
 def find() -> Any:
-    """Load the newest build that fits and works.
+    """Load the newest build that fits and works: the user's own, and then what the package carries.
 
     Raises:
         Missing: there is none.
     """
+    reasons = []
     try:
         paths = cache.fitting()
     except FileNotFoundError:
         paths = []
     except OSError as error:
-        raise Missing(cache.short(error)) from None
-    reasons = []
-    for path in paths:
+        paths = []
+        reasons.append(cache.short(error))
+    for path in (*paths, *cache.carried()):
         module, reason = _attempt(path)
         if module is not None:
             return module
         reasons.append(reason)
-    raise Missing(
-        "; ".join(reasons) or f"not built for this torch, Python, machine and state of the sources: {COMMAND}"
-    )
+    nothing = cache.misfit() or "not built for this torch, Python, machine and state of the sources"
+    raise Missing("; ".join(reasons) or f"{nothing}: {COMMAND}")
 
 
 def _attempt(path: Path) -> tuple[Any, str]:
@@ -57,7 +57,8 @@ def load(path: Path) -> Any:
         Missing: it is damaged, not to be trusted or made for something else, or its loops run on too few threads.
     """
     try:
-        cache.trust(path)
+        if path.parent != cache.SOURCES / cache.CARRIED:
+            cache.trust(path)
         if not cache.whole(path):
             raise ImportError("it is damaged")
         if cache.sanitized() and "asan" not in os.environ.get("LD_PRELOAD", ""):
