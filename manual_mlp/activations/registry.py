@@ -153,6 +153,11 @@ class Entrywise(nn.Module):
     Shape:
         - Input: any.
         - Output: as the input.
+
+    Example::
+
+        softcap = manual_mlp.activations.softcap(30.0)
+        assert Entrywise(softcap)(torch.tensor([1e6])).item() == 30
     """
 
     def __init__(self, activation: Activation) -> None:
@@ -167,7 +172,12 @@ class Entrywise(nn.Module):
 
 
 def names() -> tuple[str, ...]:
-    """List the activations known by name."""
+    """List the activations known by name.
+
+    Example::
+
+        assert {"relu", "gelu", "sin"} <= set(names())
+    """
     return tuple(ENTRIES)
 
 
@@ -181,6 +191,10 @@ def get(activation: str | nn.Module | Activation | None) -> Activation:
     Raises:
         ValueError: the name is not known.
         TypeError: the module's class, or the type, is not known.
+
+    Example::
+
+        assert get("gelu") is get(torch.nn.GELU()) is manual_mlp.activations.gelu()
     """
     if isinstance(activation, Activation):
         return activation
@@ -206,7 +220,12 @@ def get(activation: str | nn.Module | Activation | None) -> Activation:
 
 
 def to_module(activation: Activation) -> nn.Module:
-    """Make the ``nn`` module of an activation: torch's own where there is one."""
+    """Make the ``nn`` module of an activation: torch's own where there is one.
+
+    Example::
+
+        assert isinstance(to_module(manual_mlp.activations.silu()), torch.nn.SiLU)
+    """
     entry = entry_of(activation)
     if entry is not None and entry.module is not None:
         with suppress(AssertionError):  # nn.Hardtanh refuses bounds that are equal, which F.hardtanh takes

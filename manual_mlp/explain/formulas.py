@@ -128,7 +128,14 @@ class Function:
 class Formulas:
     """Hold the formulas of one explanation; a mistake replaces some of them.
 
-    Each is a :class:`Function`, which a page can compute too, or any other function of the same arguments.
+    Each is a :class:`~manual_mlp.explain.formulas.Function`, which a page can compute too, or any other function of the same arguments.
+
+    Example::
+
+        from manual_mlp.explain import draw_network, explain
+
+        halved = Formulas(weight=lambda H, delta: H.T @ delta / 2)
+        assert any(step.failed for step in explain(draw_network(), halved))
     """
 
     cost_gradient: Callable[[str, Tensor, Tensor], Tensor] = Function("slope(Y, T)", ("loss", "Y", "T"))
@@ -175,6 +182,12 @@ class Mistake:
         why: how one comes to write it, and what is the matter with it.
         of: the field of Formulas whose numbers it changes first.
         formulas: those of an explanation that makes it.
+
+    Example::
+
+        from manual_mlp.explain import MISTAKES
+
+        assert MISTAKES["slope-forgotten"].wrong == "δ = ∂J/∂Y"
     """
 
     name: str
