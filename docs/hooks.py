@@ -7,9 +7,10 @@ import posixpath
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
@@ -35,8 +36,10 @@ LOADED = re.compile(
 # How a file is shown; one with another ending is copied as it is.
 LEXERS = {".py": "python", ".cpp": "cpp", ".h": "cpp", ".css": "css", ".js": "javascript", ".toml": "toml", ".md": "md"}
 LEXERS |= {".sh": "bash", ".cff": "yaml", "": "text"}
+MATHML = ' xmlns="http://www.w3.org/1998/Math/MathML"'  # which HTML knows
 LIVE = "explain.html"
 BACK = '<p class="soft"><a href="index.html">manual_mlp</a> · <a href="derivation.html">the derivation</a></p>'
+PROOFS = "docs/derivation.md", '<a href="derivation.html">docs/derivation.md</a>'
 
 
 # Links out of docs/: a file of the repository has a page of its own, and explain.html lies beside the others.
@@ -110,10 +113,28 @@ def spelled(formula: str) -> str:
     return formula.replace(r"\dots", r"\ldots")
 
 
+def typeset(formula: str, block: bool) -> str:
+    """Write a formula in MathML."""
+    made = tex2mathml(spelled(formula), as_block=block).replace(MATHML, "")
+    # XML knows few of the names that HTML has for signs.
+    whole = ElementTree.fromstring(re.sub(r"&(?!(?:lt|gt|amp);)\w+;", lambda found: unescape(found[0]), made))
+    for node in list(whole.iter()):
+        if node.tag in ("mover", "munderover") and node[-1].text in ("˙", "~"):
+            letter = ElementTree.Element("mover", accent="false")
+            letter.extend([node[0], node[-1]])
+            # An index stands beside a letter that has an accent, and not below it.
+            node.tag = "msub" if len(node) == 3 else "mrow"
+            node[:] = [letter, *node[1:-1]]
+        elif node.tag == "mo" and node.text == "'":
+            node.text = "′"
+            node.attrib |= {"lspace": "0", "rspace": "0"}
+    return ElementTree.tostring(whole, encoding="unicode")
+
+
 def visit_math(translator: Any, node: nodes.Element) -> None:
     block = isinstance(node, nodes.math_block)
     try:
-        made = tex2mathml(spelled(node.astext()), as_block=block)
+        made = typeset(node.astext(), block)
     except MathError as error:
         logging.getLogger(__name__).warning("%s in %s", error, node.astext(), location=node)
         made = escape(node.astext())
@@ -170,10 +191,11 @@ def on_finished(app: Sphinx, error: Exception | None) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         if command(["explain", "--html", str(page)]):
             raise ExtensionError("expected an explanation whose checks pass")
-    text = page.read_text("utf-8")
-    if text.count("<header>") != 1:
-        raise ExtensionError(f"expected one header in {LIVE}, to put a link back into")
-    page.write_text(text.replace("<header>", f"<header>{BACK}"), "utf-8")
+    told, script, rest = page.read_text("utf-8").partition("<script")
+    if told.count("<header>") != 1 or PROOFS[0] not in told:
+        raise ExtensionError(f"expected a header in {LIVE}, and the name of the proofs, to put links into")
+    told = told.replace("<header>", f"<header>{BACK}").replace(*PROOFS)
+    page.write_text(f"{told}{script}{rest}", "utf-8")
     for path in Path(app.outdir).rglob("*"):
         if path.suffix in (".html", ".css"):
             found = LOADED.search(path.read_text("utf-8"))
