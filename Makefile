@@ -53,7 +53,7 @@ tables: .venv/installed  ## write the tables of README and derivation that the c
 	$(BIN)/python docs/tables.py $(ARGS)
 
 docs: .venv/installed  ## build the site into docs/_build/html, which needs no network; a warning is an error
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html $(ARGS)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d docs/_build/doctrees docs docs/_build/html $(ARGS)
 	@echo "the site: docs/_build/html/index.html"
 
 mutants: .venv/installed  ## break every formula and sixty other lines, one at a time, and see the suite go red

@@ -19,6 +19,8 @@ html_theme = "furo"
 html_title = f"manual_mlp {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+# So that a line of code of 90 columns fits.
+html_theme_options = {"light_css_variables": {"code-font-size": "var(--font-size--small--2)"}}
 html_show_sourcelink = html_copy_source = False
 # A page from a folder cannot fetch others, which is how their text would come into the results of a search.
 html_show_search_summary = False
@@ -26,7 +28,7 @@ html_math_renderer = "mathml"
 
 # Every name that is referred to is there, but for those of other packages, whose lists of names are on a network.
 nitpicky = True
-nitpick_ignore_regex = [(r"py:\w+", r"(torch|pathlib|collections)\..*|(nn\.)?Module|Tensor|Path|ActivationLike|Known")]
+nitpick_ignore_regex = [(r"py:\w+", r"(torch|pathlib|dataclasses|collections)\..*|(nn\.)?Module|Tensor|P")]
 
 # Markdown as GitHub reads it.
 myst_heading_anchors = 4
@@ -43,4 +45,3 @@ autodoc_preserve_defaults = True
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 napoleon_custom_sections = ["Shape"]
-maximum_signature_line_length = 80

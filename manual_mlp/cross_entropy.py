@@ -134,7 +134,8 @@ def linear_cross_entropy(
 
         hidden, weight, target = torch.randn(6, 4), torch.randn(7, 4), torch.randint(7, (6,))
         loss = linear_cross_entropy(hidden, weight, target)
-        assert torch.allclose(loss, torch.nn.functional.cross_entropy(hidden @ weight.T, target), atol=1e-6)
+        theirs = torch.nn.functional.cross_entropy(hidden @ weight.T, target)
+        assert torch.allclose(loss, theirs, atol=1e-6)
     """
     if is_dynamo_compiling() and not (shift or return_stats) and z_loss == label_smoothing == 0:
         usual = row_weight is None and softcap is None and ignore_index is None and chunk_rows is None

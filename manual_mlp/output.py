@@ -64,7 +64,7 @@ def linear_binary_cross_entropy(
 
         h, w, t = torch.randn(6, 4), torch.randn(3, 4, requires_grad=True), torch.rand(6, 3)
         linear_binary_cross_entropy(h, w, t, reduction="sum").backward()
-        assert torch.allclose(w.grad, (torch.sigmoid(h @ w.T) - t).T @ h, atol=1e-5)  # δ = σ(z) − t
+        assert torch.allclose(w.grad, (torch.sigmoid(h @ w.T) - t).T @ h, atol=1e-5)
     """
     usual = weight is None and pos_weight is None and chunk_rows is None
     if is_dynamo_compiling() and usual and reduction in REDUCTIONS:
@@ -117,10 +117,11 @@ def dense_squared_error(
 
     Example::
 
-        h, w, b, t = torch.randn(5, 4), torch.randn(3, 4), torch.randn(3, requires_grad=True), torch.rand(5, 3)
+        h, w, t = torch.randn(5, 4), torch.randn(3, 4), torch.rand(5, 3)
+        b = torch.randn(3, requires_grad=True)
         dense_squared_error(h, w, b, t, "sigmoid").backward()
         y = torch.sigmoid(h @ w.T + b).detach()
-        assert torch.allclose(b.grad, ((y - t) * y * (1 - y)).sum(0), atol=1e-6)  # the rows of δ, added up
+        assert torch.allclose(b.grad, ((y - t) * y * (1 - y)).sum(0), atol=1e-6)  # Σδ
     """
     if not isinstance(activation, Activation):
         activation = get(activation)

@@ -4,7 +4,7 @@ Each that is known by name is an attribute here: the function that makes it.
 
 Example::
 
-    sine = manual_mlp.activations.sin(30.0)  # with an argument; "sin" is the same with the usual one
+    sine = manual_mlp.activations.sin(30.0)  # the name "sin" stands for sin(1.0)
     assert manual_mlp.Dense(2, 64, sine).activation is sine
 """
 

@@ -65,7 +65,7 @@ def register(
     registered again. The activations of this package are listed in the same way.
 
     Args:
-        make: a function that returns an :class:`Activation`; its arguments, if it has any, have defaults.
+        make: a function that returns an :class:`~manual_mlp.Activation`; its arguments, if it has any, have defaults.
         module: the ``nn.Module`` class that computes the same, if there is one: it takes the same arguments in the same
             order, and keeps each as an attribute of that name.
         source: f as Python text, in ``z``, ``torch`` and the arguments, for ``export --to sequential``; not needed with

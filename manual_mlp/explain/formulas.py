@@ -101,7 +101,7 @@ class Function:
     """Hold a formula as text, and compute it where it is called.
 
     Args:
-        text: in Python's syntax, as :mod:`manual_mlp.explain.expressions` reads it.
+        text: in Python's syntax, as ``manual_mlp.explain.expressions`` reads it.
         arguments: their names; one that is called ``f`` is an activation, and ``loss`` is a loss's flag.
     """
 
@@ -179,7 +179,8 @@ class Mistake:
 
     Attributes:
         name: for the command line and for a report.
-        wrong, right: the formula as it was written, and as it should be.
+        wrong: the formula as it was written.
+        right: as it should be.
         why: how one comes to write it, and what is the matter with it.
         of: the field of Formulas whose numbers it changes first.
         formulas: those of an explanation that makes it.

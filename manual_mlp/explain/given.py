@@ -39,8 +39,9 @@ def read_numbers(path: Path) -> Network:
 
         from pathlib import Path
 
-        Path("mine.json").write_text('{"H": [[1, 2]], "W": [[1, 0], [0, 1]], "B": [0, 0], "Y*": [[0, 1]]}')
-        assert read_numbers(Path("mine.json")).h.tolist() == [[1.0, 2.0]]
+        mine = Path("mine.json")
+        mine.write_text('{"H": [1, 2], "W": [[3, 4], [5, 6]], "B": [0, 0], "Y*": [0, 1]}')
+        assert read_numbers(mine).h.tolist() == [[1.0, 2.0]]
     """
     found = _object(path)
     unknown = [key for key in found if key not in _KNOWN]

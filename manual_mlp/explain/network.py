@@ -52,8 +52,8 @@ class Network:
 
     Example::
 
-        h, w, target = torch.tensor([[1.0, 2.0]]), torch.eye(2), torch.tensor([[0.0, 1.0]])
-        network = Network.of_layer(h, w, torch.zeros(2), target, "identity")
+        h, target = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]])
+        network = Network.of_layer(h, torch.eye(2), torch.zeros(2), target, "identity")
         dh, dw, db = network.gradients
         assert dw.tolist() == [[1.0, 1.0], [2.0, 2.0]]  # Hᵀ(Y − Y*)
     """

@@ -45,7 +45,8 @@ class Grade:
 
         from manual_mlp.explain import check_my_backward
 
-        grade = check_my_backward(lambda H, W, B, target: {"delta": torch.sigmoid(H @ W + B) - target})
+        mine = lambda H, W, B, target: {"delta": torch.sigmoid(H @ W + B) - target}
+        grade = check_my_backward(mine)
         assert grade.mistakes == ("slope-forgotten",)
     """
 
