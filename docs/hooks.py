@@ -178,7 +178,7 @@ class CommandHelp(Directive):
             os.environ.pop("COLUMNS")
             if before is not None:
                 os.environ["COLUMNS"] = before
-        return [nodes.literal_block(said.getvalue(), said.getvalue(), language="text")]
+        return [nodes.literal_block(said.getvalue(), said.getvalue(), language="text", classes=["help"])]
 
 
 # The live page, and what all pages need.

@@ -128,8 +128,7 @@ class Function:
 class Formulas:
     """Hold the formulas of one explanation; a mistake replaces some of them.
 
-    Each is a :class:`~manual_mlp.explain.formulas.Function`, which a page can compute too, or any other function of the
-    same arguments.
+    Each is a ``Function``, which a page can compute too, or any other function of the same arguments.
 
     Example::
 
