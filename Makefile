@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build train test test-all quick explain gradcheck grid fuzz sanitize tables mutants torchao dist wheel elsewhere lint tensorboard
+.PHONY: help build train test test-all quick explain gradcheck grid fuzz sanitize tables docs mutants torchao dist wheel elsewhere lint tensorboard
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,10 @@ sanitize: .venv/installed  ## run the tests of the native engine under ASan and 
 tables: .venv/installed  ## write the tables of README and derivation that the code knows: activations, losses
 	$(BIN)/python docs/tables.py $(ARGS)
 
+docs: .venv/installed  ## build the site into docs/_build/html, which needs no network; a warning is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d docs/_build/doctrees docs docs/_build/html $(ARGS)
+	@echo "the site: docs/_build/html/index.html"
+
 mutants: .venv/installed  ## break every formula and sixty other lines, one at a time, and see the suite go red
 	cd tests && ../$(BIN)/python -m mutants $(ARGS)
 
@@ -88,5 +92,5 @@ tensorboard: .venv/installed  ## open runs/
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[train,examples,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[train,examples,dev,docs]'
 	@touch $@

@@ -129,6 +129,13 @@ def linear_cross_entropy(
         ValueError: shapes or devices do not fit together, or an option is out of range.
         TypeError: dtypes differ or are not those named here.
         IndexError: a class is out of range (on a CPU; CUDA reports it as torch does, by an assertion).
+
+    Example::
+
+        hidden, weight, target = torch.randn(6, 4), torch.randn(7, 4), torch.randint(7, (6,))
+        loss = linear_cross_entropy(hidden, weight, target)
+        theirs = torch.nn.functional.cross_entropy(hidden @ weight.T, target)
+        assert torch.allclose(loss, theirs, atol=1e-6)
     """
     if is_dynamo_compiling() and not (shift or return_stats) and z_loss == label_smoothing == 0:
         usual = row_weight is None and softcap is None and ignore_index is None and chunk_rows is None

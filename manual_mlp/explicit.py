@@ -49,16 +49,14 @@ def backprop(
 
     The network is run forward and backward on a tile of rows, then on the next: a gradient is a sum over rows, so
     activations never leave the cache, and memory does not grow with the batch. Frozen and shared parameters, hooks on
-    parameters, autocast and dropout are honoured. An ``input`` that requires grad gets its gradient, and so does
-    whatever it was computed from.
+    parameters and autocast are honoured. Hooks on a leaf's node in the graph
+    (``torch.autograd.graph.get_gradient_edge``) cannot be seen, and are not called. Dropout zeroes what the network's
+    own forward pass would zero, from the same random state, whatever the tiles. An ``input`` that requires grad gets
+    its gradient, and so does whatever it was computed from.
 
     A network that is not an :class:`~manual_mlp.MLP`, or one with a layer that was replaced, hooked or parametrised,
     is called as it is, on all rows, and autograd goes back through it from δ. So it is with DDP and FSDP, which
     see to their gradients themselves; of the module inside of DDP they are not shared, and a warning says so once.
-
-    Hooks on a leaf's node in the graph (``torch.autograd.graph.get_gradient_edge``) cannot be seen, and are not called.
-
-    Dropout zeroes what the network's own forward pass would zero, from the same random state, whatever the tiles.
 
     Args:
         mlp: the network.
@@ -67,9 +65,8 @@ def backprop(
         loss: ``"cross_entropy"``, ``"squared_error"`` (the textbook's ½(y − t)²) or ``"binary_cross_entropy"`` (of
             logits); or a pair of functions ``(value, delta)`` of some rows of output and target: the value of each
             row, and the gradient of its sum by the output. The output they see is overwritten after the call.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in :func:`manual_mlp.linear_cross_entropy`,
-            :func:`manual_mlp.dense_squared_error` and :func:`manual_mlp.linear_binary_cross_entropy`; of a pair, over
-            rows.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in :func:`manual_mlp.linear_cross_entropy` and the functions
+            of the other losses; of a pair, over rows.
         tile_rows: the rows at once; None for the network's own, or what :mod:`manual_mlp.sweep.tiling` finds best.
         gradient: what comes back for the loss, as in :meth:`torch.Tensor.backward`: 1 if it is None. With
             ``reduction="none"`` it is a tensor of the losses' shape.
@@ -89,8 +86,14 @@ def backprop(
         ValueError: shapes or devices do not fit together, an option is out of range, or the loss is not known.
         TypeError: dtypes differ, or something is of a wrong type.
         IndexError: a class is out of range (on a CPU; CUDA reports it as torch does, by an assertion).
-        RuntimeError: nothing requires grad; or the call is inside a ``torch.func`` transform, forward mode,
+        RuntimeError: nothing requires grad; or the call is inside ``torch.func``, forward mode,
             ``torch.compile(fullgraph=True)`` or ``torch.inference_mode``.
+
+    Example::
+
+        mlp = manual_mlp.MLP([784, 128, 10])
+        loss = backprop(mlp, torch.randn(64, 784), torch.randint(10, (64,)))
+        assert mlp.layers[0].weight.grad.shape == (128, 784)
     """
     warn_of_own_gradients(mlp)
     if native.doors is not None and isinstance(loss, str):
@@ -123,11 +126,9 @@ def _natively(
         or traced()
         or not isinstance(input, Tensor)
         or not input.dim()
+        or (tile_rows is not None and (type(tile_rows) is not int or tile_rows < 1))
+        or (options and not (loss in LOSSES and options.keys() <= set(LOSSES[loss].options)))
     ):
-        return None
-    if tile_rows is not None and (type(tile_rows) is not int or tile_rows < 1):
-        return None
-    if options and not (loss in LOSSES and options.keys() <= set(LOSSES[loss].options)):
         return None
     assert isinstance(mlp, MLP)
     found = native.doors.backprop(

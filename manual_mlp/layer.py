@@ -59,6 +59,13 @@ def dense(
     Raises:
         ValueError: shapes or devices do not fit together, or the activation is not known.
         TypeError: dtypes differ or are not floating point, or the activation is of a wrong type.
+
+    Example::
+
+        h, w, b = torch.randn(5, 4), torch.randn(3, 4, requires_grad=True), torch.randn(3)
+        y = dense(h, w, b, "tanh")  # torch.tanh(torch.nn.functional.linear(h, w, b))
+        y.sum().backward()
+        assert torch.allclose(w.grad, (1 - y.detach() ** 2).T @ h, atol=1e-6)  # dw = δᵀ h
     """
     if not isinstance(activation, Activation):
         activation = get(activation)

@@ -32,6 +32,12 @@ class DenseSquaredError(Dense):
         - Input: :math:`(*, D_{in})`
         - Target: :math:`(*, D_{out})`
         - Output: scalar; :math:`(*, D_{out})` if ``reduction`` is ``"none"``.
+
+    Example::
+
+        layer = DenseSquaredError(4, 3, "sigmoid")
+        layer(torch.randn(5, 4), torch.rand(5, 3)).backward()
+        assert layer.weight.grad.shape == (3, 4)
     """
 
     def __init__(
@@ -85,6 +91,12 @@ class LinearCrossEntropyLoss(nn.Module):
     Raises:
         ValueError: a size is negative, or an option is out of range.
         TypeError: a size is not an int.
+
+    Example::
+
+        head = LinearCrossEntropyLoss(64, 1000)
+        head(torch.randn(8, 64), torch.randint(1000, (8,))).backward()
+        assert head.linear.weight.grad.shape == (1000, 64)
     """
 
     weight: Tensor | None

@@ -31,6 +31,12 @@ class Linear(nn.Linear):
     Shape:
         - Input: :math:`(*, D_{in})`
         - Output: :math:`(*, D_{out})`
+
+    Example::
+
+        layer = Linear(784, 128)
+        layer.load_state_dict(torch.nn.Linear(784, 128).state_dict())
+        assert layer(torch.randn(64, 784)).shape == (64, 128)
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -59,6 +65,12 @@ class Dense(nn.Module):
     Raises:
         ValueError: a size is negative, or the activation is not known.
         TypeError: a size is not an int, or the activation is of a wrong type.
+
+    Example::
+
+        layer = Dense(784, 128, "gelu")  # nn.Linear(784, 128) and nn.GELU() in one
+        layer.load_state_dict(torch.nn.Linear(784, 128).state_dict())
+        assert layer(torch.randn(64, 784)).shape == (64, 128)
     """
 
     weight: Tensor
@@ -124,6 +136,13 @@ class MLP(nn.Module):
         ValueError: fewer than two sizes, a negative size, a wrong number of dropouts, a dropout
             outside [0, 1], or an unknown activation.
         TypeError: a size is not an int, or an activation is of a wrong type.
+
+    Example::
+
+        mlp = MLP([784, 512, 256, 10], "relu", dropout=0.2)
+        logits = mlp(torch.randn(64, 784))
+        torch.nn.functional.cross_entropy(logits, torch.randint(10, (64,))).backward()
+        assert mlp.layers[0].weight.grad.shape == (512, 784)
     """
 
     tile_rows: int | None = None
@@ -215,6 +234,11 @@ class MLP(nn.Module):
         Raises:
             TypeError: a module is not one of these, stands where an MLP has none, has hooks or a forward of its own, or
                 is not in the training mode of the others.
+
+        Example::
+
+            theirs = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+            assert MLP.from_sequential(theirs).layers[0].weight is theirs[0].weight
         """
         blocks = read(sequential, (nn.Linear, Linear))
         widths = [block.linear.in_features for block in blocks[:1]] + [block.linear.out_features for block in blocks]
@@ -229,6 +253,11 @@ class MLP(nn.Module):
 
         Raises:
             TypeError: a layer was replaced, or a module has hooks or a forward of its own.
+
+        Example::
+
+            mlp = MLP([4, 8, 3], "tanh")
+            assert isinstance(mlp.to_sequential()[1], torch.nn.Tanh)
         """
         refuse_changed("the whole", self)
         if not has_forward_of(self, MLP):

@@ -59,6 +59,12 @@ def linear_binary_cross_entropy(
     Raises:
         ValueError: shapes or devices do not fit together, or an option is out of range.
         TypeError: dtypes differ or are not floating point.
+
+    Example::
+
+        h, w, t = torch.randn(6, 4), torch.randn(3, 4, requires_grad=True), torch.rand(6, 3)
+        linear_binary_cross_entropy(h, w, t, reduction="sum").backward()
+        assert torch.allclose(w.grad, (torch.sigmoid(h @ w.T) - t).T @ h, atol=1e-5)
     """
     usual = weight is None and pos_weight is None and chunk_rows is None
     if is_dynamo_compiling() and usual and reduction in REDUCTIONS:
@@ -108,6 +114,14 @@ def dense_squared_error(
     Raises:
         ValueError: shapes or devices do not fit together, an option is out of range, or a name is not known.
         TypeError: dtypes differ or are not floating point, or the activation is of a wrong type.
+
+    Example::
+
+        h, w, t = torch.randn(5, 4), torch.randn(3, 4), torch.rand(5, 3)
+        b = torch.randn(3, requires_grad=True)
+        dense_squared_error(h, w, b, t, "sigmoid").backward()
+        y = torch.sigmoid(h @ w.T + b).detach()
+        assert torch.allclose(b.grad, ((y - t) * y * (1 - y)).sum(0), atol=1e-6)  # Σδ
     """
     if not isinstance(activation, Activation):
         activation = get(activation)

@@ -82,6 +82,8 @@ def test_a_command_exists_and_knows_its_flags(line, capsys):
         done = subprocess.run([make, "-n", "-C", ROOT, *words[1:]], capture_output=True, text=True, timeout=SECONDS)
         assert done.returncode == 0, done.stderr
         assert all(given.removeprefix("ARGS=") in done.stdout for given in words[2:])
+    elif words[0] == "pip":
+        assert words[1:] == ["install", "."]
     elif words[:2] == ["python", "-m"]:
         with ending():
             {"manual_mlp": command, "benchmarks": benchmark}[words[2]]([words[3], "--help"])

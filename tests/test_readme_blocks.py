@@ -131,6 +131,8 @@ def examples():
         own = [thing for thing in vars(found).values() if getattr(thing, "__module__", None) == module.name]
         methods = [(thing, method) for thing in own if inspect.isclass(thing) for method in vars(thing).values()]
         for thing, told in ((found, found), *zip(own, own, strict=True), *methods):
+            if not hasattr(told, "__name__"):
+                continue  # an instance, whose docstring is its class's
             _, example, code = (inspect.getdoc(told) or "").partition("Example::\n")
             if example:
                 yield pytest.param(thing, textwrap.dedent(code.strip("\n")), id=told.__name__)

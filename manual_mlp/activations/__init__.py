@@ -1,6 +1,11 @@
 """Activations as data: f, f′ and f″ of each, found by name, by nn module or by record.
 
 Each that is known by name is an attribute here: the function that makes it.
+
+Example::
+
+    sine = manual_mlp.activations.sin(30.0)  # the name "sin" stands for sin(1.0)
+    assert manual_mlp.Dense(2, 64, sine).activation is sine
 """
 
 from typing import TYPE_CHECKING

@@ -42,6 +42,10 @@ def identity() -> Activation:
     f″ = 0
     f′ of y = 1
     ∂f′/∂y = 0
+
+    Example::
+
+        assert identity() is manual_mlp.activations.get(None)
     """
     return Activation(
         f=lambda z: z,
@@ -65,6 +69,10 @@ def relu() -> Activation:
     f″ = 0
     f′ of y = 1 if y > 0, else 0
     ∂f′/∂y = 0
+
+    Example::
+
+        assert relu().f(torch.tensor([-2.0, 3.0])).tolist() == [0.0, 3.0]
     """
     return Activation(
         f=torch.relu,
@@ -85,6 +93,10 @@ def leaky_relu(negative_slope: float = 0.01) -> Activation:
     f″ = 0
     f′ of y = 1 if y > 0, else negative_slope
     ∂f′/∂y = 0
+
+    Example::
+
+        assert leaky_relu(0.5).f(torch.tensor([-2.0, 3.0])).tolist() == [-1.0, 3.0]
     """
     a = negative_slope
     # With a < 0 the function falls and rises: y does not tell which side z was on.
@@ -106,6 +118,10 @@ def elu(alpha: float = 1.0) -> Activation:
     f = z if z > 0, else alpha·(exp(z) − 1)
     f′ = 1 if z > 0, else alpha·exp(z)
     f″ = alpha·exp(z) if z < 0, else 0
+
+    Example::
+
+        assert elu(0.5).f(torch.tensor([-99.0, 3.0])).tolist() == [-0.5, 3.0]
     """
     return _exponential(lambda z: F.elu(z, alpha), alpha, 1.0, 1.0)
 
@@ -117,6 +133,10 @@ def celu(alpha: float = 1.0) -> Activation:
     f = z if z > 0, else alpha·(exp(z/alpha) − 1)
     f′ = 1 if z > 0, else exp(z/alpha)
     f″ = exp(z/alpha)/alpha if z < 0, else 0
+
+    Example::
+
+        assert celu(2.0).f(torch.tensor([-99.0, 3.0])).tolist() == [-2.0, 3.0]
     """
     if alpha == 0:
         raise ValueError(f"expected alpha other than 0, got {alpha}")
@@ -133,6 +153,10 @@ def selu() -> Activation:
     f′ = s if z > 0, else s·α·exp(z)
     f″ = s·α·exp(z) if z < 0, else 0
     where s = 1.0507009873554805, α = 1.6732632423543772
+
+    Example::
+
+        assert abs(selu().f(torch.randn(10**6)).std() - 1) < 0.01  # as before it
     """
     return _exponential(F.selu, 1.6732632423543772, 1.0507009873554805, 1.0)
 
@@ -144,6 +168,10 @@ def hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Activation:
     f = min(max(z, min_val), max_val)
     f′ = 1 if min_val < z < max_val, else 0
     f″ = 0
+
+    Example::
+
+        assert hardtanh(-2.0, 2.0).f(torch.tensor([-3.0, 1.0])).tolist() == [-2.0, 1.0]
     """
     if not min_val <= max_val:
         raise ValueError(f"expected min_val <= max_val, got min_val={min_val}, max_val={max_val}")
@@ -165,6 +193,10 @@ def relu6() -> Activation:
     f″ = 0
     f′ of y = 1 if 0 < y < 6, else 0
     ∂f′/∂y = 0
+
+    Example::
+
+        assert relu6().f(torch.tensor([-1.0, 9.0])).tolist() == [0.0, 6.0]
     """
     return Activation(
         f=F.relu6,
@@ -183,6 +215,10 @@ def hardsigmoid() -> Activation:
     f = min(max(z + 3, 0), 6)/6
     f′ = 1/6 if −3 < z < 3, else 0
     f″ = 0
+
+    Example::
+
+        assert hardsigmoid().f(torch.tensor([-3.0, 0.0, 3.0])).tolist() == [0.0, 0.5, 1.0]
     """
 
     def df(z: Tensor) -> Tensor:
@@ -205,6 +241,10 @@ def hardswish() -> Activation:
     f = z·min(max(z + 3, 0), 6)/6
     f′ = 0 if z ≤ −3, else 1 if z ≥ 3, else z/3 + 1/2
     f″ = 1/3 if −3 < z < 3, else 0
+
+    Example::
+
+        assert hardswish().f(torch.tensor([-3.0, 0.0, 3.0])).tolist() == [0.0, 0.0, 3.0]
     """
     return Activation(
         f=F.hardswish,
@@ -221,6 +261,10 @@ def squared_relu() -> Activation:
     f = max(z, 0)²
     f′ = 2·max(z, 0)
     f″ = 2 if z > 0, else 0
+
+    Example::
+
+        assert squared_relu().f(torch.tensor([-2.0, 3.0])).tolist() == [0.0, 9.0]
     """
     # f′ = 2√y is not taken from y: its own derivative is infinite at 0.
     return Activation(

@@ -23,6 +23,10 @@ def sigmoid() -> Activation:
     f′ of y = y·(1 − y)
     ∂f′/∂y = 1 − 2·y
     where y = σ(z)
+
+    Example::
+
+        assert sigmoid().df(torch.tensor(0.0)) == 0.25
     """
 
     def df_y(y: Tensor) -> Tensor:
@@ -54,6 +58,10 @@ def logsigmoid() -> Activation:
     f = ln(σ(z))
     f′ = σ(−z)
     f″ = −σ(z)·σ(−z)
+
+    Example::
+
+        assert logsigmoid().f(torch.tensor(-1e4)) == -1e4  # the logarithm of σ alone would be −∞
     """
     # f′ = 1 − eʸ is not taken from y: in float16 it loses more than twice torch's accuracy.
     return Activation(
@@ -73,6 +81,10 @@ def tanh() -> Activation:
     f′ of y = 1 − y²
     ∂f′/∂y = −2·y
     where y = tanh(z)
+
+    Example::
+
+        assert tanh().df(torch.tensor(0.0)) == 1
     """
 
     def df_y(y: Tensor) -> Tensor:
@@ -107,6 +119,10 @@ def softcap(cap: float = 30.0) -> Activation:
     f′ of y = 1 − (y/c)²
     ∂f′/∂y = −2·y/c²
     where c = cap, y = c·tanh(z/c)
+
+    Example::
+
+        assert softcap(30.0).f(torch.tensor([-1e6, 0.0])).tolist() == [-30.0, 0.0]
     """
     if not 0 < cap < inf:
         raise ValueError(f"expected cap above 0, and finite, got {cap}")
@@ -140,6 +156,10 @@ def softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
     f = z if beta·z > threshold, else ln(1 + exp(beta·z))/beta
     f′ = 1 if beta·z > threshold, else σ(beta·z)
     f″ = beta·σ(beta·z)·σ(−beta·z) if beta·z < threshold, else 0
+
+    Example::
+
+        assert softplus(beta=2.0).f(torch.tensor(99.0)) == 99
     """
 
     def kernel2(dy: Tensor, q: Tensor, z: Tensor) -> Triple:
@@ -166,6 +186,10 @@ def softsign() -> Activation:
     f = z/(1 + |z|)
     f′ = 1/(1 + |z|)²
     f″ = −2·sign(z)/(1 + |z|)³
+
+    Example::
+
+        assert softsign().f(torch.tensor([-1.0, 3.0])).tolist() == [-0.5, 0.75]
     """
     # f′ = (1 − |y|)² is not taken from y: in float16 it loses more than twice torch's accuracy.
     return Activation(
@@ -183,6 +207,10 @@ def lecun_tanh() -> Activation:
     f′ = a·b·(1 − t²)
     f″ = −2·a·b²·t·(1 − t²)
     where a = 1.7159, b = 2/3, t = tanh(b·z)
+
+    Example::
+
+        assert abs(lecun_tanh().f(torch.tensor(1.0)) - 1) < 1e-4
     """
     a, b = 1.7159, 2 / 3
 

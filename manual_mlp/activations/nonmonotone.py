@@ -21,6 +21,10 @@ def gelu(approximate: str = "none") -> Activation:
     f = z·Φ(z)
     f′ = Φ(z) + z·φ(z)
     f″ = (2 − z²)·φ(z)
+
+    Example::
+
+        assert gelu().f(torch.tensor([-99.0, 0.0, 99.0])).tolist() == [0.0, 0.0, 99.0]
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"expected approximate 'none' or 'tanh', got {approximate!r}")
@@ -72,6 +76,10 @@ def gelu_tanh() -> Activation:
     f′ = (1 + t)/2 + z·s·v/2
     f″ = s·v + z·s·(6·a·c·z − 2·t·v²)/2
     where c = √(2/π), a = 0.044715, t = tanh(c·(z + a·z³)), s = 1 − t², v = c·(1 + 3·a·z²)
+
+    Example::
+
+        assert gelu_tanh() is manual_mlp.activations.get(torch.nn.GELU("tanh"))
     """
     return gelu("tanh")
 
@@ -84,6 +92,10 @@ def silu() -> Activation:
     f′ = s·(1 + z·(1 − s))
     f″ = s·(1 − s)·(2 + z·(1 − 2·s))
     where s = σ(z)
+
+    Example::
+
+        assert silu().df(torch.tensor(0.0)) == 0.5
     """
 
     def df(z: Tensor) -> Tensor:
@@ -118,6 +130,10 @@ def mish() -> Activation:
     f′ = t + z·r
     f″ = r·(2 + z·(1 − s − 2·s·t))
     where t = tanh(ln(1 + exp(z))), s = σ(z), r = s·(1 − t²)
+
+    Example::
+
+        assert abs(mish().df(torch.tensor(0.0)) - 0.6) < 1e-6
     """
 
     def df(z: Tensor) -> Tensor:
@@ -143,6 +159,10 @@ def sin(omega: float = 1.0) -> Activation:
     f = sin(omega·z)
     f′ = omega·cos(omega·z)
     f″ = −omega²·sin(omega·z)
+
+    Example::
+
+        assert sin(30.0).df(torch.tensor(0.0)) == 30
     """
 
     def kernel2(dy: Tensor, q: Tensor, z: Tensor) -> Triple:

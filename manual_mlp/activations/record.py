@@ -38,7 +38,7 @@ class Activation:
         by_z: the same function, whose layer keeps z in any case.
         maker: the factory that made it, by which it is copied and pickled; not to be given.
         traced: f for a compiler, with the derivative that the record says; likewise.
-        spelled: what :func:`~manual_mlp.activations.registry.of_spelled` finds it again by; "" if that is not known.
+        spelled: what ``activations.registry.of_spelled`` finds it again by; "" if that is not known.
         native: its number in the engine in C++, -1 if that does not know it, and None before it is asked; likewise.
 
     Raises:

@@ -66,7 +66,7 @@ def register(
     registered again. The activations of this package are listed in the same way.
 
     Args:
-        make: a function that returns an :class:`Activation`; its arguments, if it has any, have defaults.
+        make: a function that returns an :class:`~manual_mlp.Activation`; its arguments, if it has any, have defaults.
         module: the ``nn.Module`` class that computes the same, if there is one: it takes the same arguments in the same
             order, and keeps each as an attribute of that name.
         source: f as Python text, in ``z``, ``torch`` and the arguments, for ``export --to sequential``; not needed with
@@ -154,6 +154,11 @@ class Entrywise(nn.Module):
     Shape:
         - Input: any.
         - Output: as the input.
+
+    Example::
+
+        softcap = manual_mlp.activations.softcap(30.0)
+        assert Entrywise(softcap)(torch.tensor([1e6])).item() == 30
     """
 
     def __init__(self, activation: Activation) -> None:
@@ -168,7 +173,12 @@ class Entrywise(nn.Module):
 
 
 def names() -> tuple[str, ...]:
-    """List the activations known by name."""
+    """List the activations known by name.
+
+    Example::
+
+        assert {"relu", "gelu", "sin"} <= set(names())
+    """
     return tuple(ENTRIES)
 
 
@@ -182,6 +192,10 @@ def get(activation: str | nn.Module | Activation | None) -> Activation:
     Raises:
         ValueError: the name is not known.
         TypeError: the module's class, or the type, is not known.
+
+    Example::
+
+        assert get("gelu") is get(torch.nn.GELU()) is manual_mlp.activations.gelu()
     """
     if isinstance(activation, Activation):
         return activation
@@ -208,7 +222,12 @@ def get(activation: str | nn.Module | Activation | None) -> Activation:
 
 
 def to_module(activation: Activation) -> nn.Module:
-    """Make the ``nn`` module of an activation: torch's own where there is one."""
+    """Make the ``nn`` module of an activation: torch's own where there is one.
+
+    Example::
+
+        assert isinstance(to_module(manual_mlp.activations.silu()), torch.nn.SiLU)
+    """
     entry = entry_of(activation)
     if entry is not None and entry.module is not None:
         with suppress(AssertionError):  # nn.Hardtanh refuses bounds that are equal, which F.hardtanh takes

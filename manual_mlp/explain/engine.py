@@ -34,6 +34,14 @@ class Explanation(Sequence[Step]):
     Attributes:
         story: the network, the formulas that are told, and all that they find.
         note: what to know before reading; empty if all is right.
+
+    Example::
+
+        from manual_mlp.explain import draw_network, explain
+
+        explanation = explain(draw_network()).check()  # raises where a step is wrong
+        explanation.save("explain.html")
+        print(explanation[0].title)
     """
 
     def __init__(self, story: Story, steps: Sequence[Step]) -> None:
@@ -130,6 +138,12 @@ def explain(
     Raises:
         ValueError: a mistake of another name.
         TypeError: no network, or no formulas.
+
+    Example::
+
+        from manual_mlp.explain import draw_network
+
+        print(explain(draw_network(activation="gelu", batch=2)))
     """
     if not isinstance(network, Network):
         raise TypeError(f"expected network to be a Network, as draw_network makes one, got {type(network).__name__}")

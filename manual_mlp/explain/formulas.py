@@ -101,7 +101,7 @@ class Function:
     """Hold a formula as text, and compute it where it is called.
 
     Args:
-        text: in Python's syntax, as :mod:`manual_mlp.explain.expressions` reads it.
+        text: in Python's syntax, as ``manual_mlp.explain.expressions`` reads it.
         arguments: their names; one that is called ``f`` is an activation, and ``loss`` is a loss's flag.
     """
 
@@ -128,7 +128,14 @@ class Function:
 class Formulas:
     """Hold the formulas of one explanation; a mistake replaces some of them.
 
-    Each is a :class:`Function`, which a page can compute too, or any other function of the same arguments.
+    Each is a ``Function``, which a page can compute too, or any other function of the same arguments.
+
+    Example::
+
+        from manual_mlp.explain import draw_network, explain
+
+        halved = Formulas(weight=lambda H, delta: H.T @ delta / 2)
+        assert any(step.failed for step in explain(draw_network(), halved))
     """
 
     cost_gradient: Callable[[str, Tensor, Tensor], Tensor] = Function("slope(Y, T)", ("loss", "Y", "T"))
@@ -171,10 +178,17 @@ class Mistake:
 
     Attributes:
         name: for the command line and for a report.
-        wrong, right: the formula as it was written, and as it should be.
+        wrong: the formula as it was written.
+        right: as it should be.
         why: how one comes to write it, and what is the matter with it.
         of: the field of Formulas whose numbers it changes first.
         formulas: those of an explanation that makes it.
+
+    Example::
+
+        from manual_mlp.explain import MISTAKES
+
+        assert MISTAKES["slope-forgotten"].wrong == "δ = ∂J/∂Y"
     """
 
     name: str

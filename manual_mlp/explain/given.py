@@ -34,6 +34,14 @@ def read_numbers(path: Path) -> Network:
 
     Raises:
         ValueError: a file that cannot be read, or holds something else, in one line.
+
+    Example::
+
+        from pathlib import Path
+
+        mine = Path("mine.json")
+        mine.write_text('{"H": [1, 2], "W": [[3, 4], [5, 6]], "B": [0, 0], "Y*": [0, 1]}')
+        assert read_numbers(mine).h.tolist() == [[1.0, 2.0]]
     """
     found = _object(path)
     unknown = [key for key in found if key not in _KNOWN]
@@ -61,7 +69,14 @@ def read_numbers(path: Path) -> Network:
 
 
 def to_numbers(network: Network) -> dict[str, Any]:
-    """Write a network as the object that :func:`read_numbers` reads; with H where it is given."""
+    """Write a network as the object that :func:`read_numbers` reads; with H where it is given.
+
+    Example::
+
+        from manual_mlp.explain import draw_network
+
+        assert to_numbers(draw_network(outputs=1))["loss"] == "squared-error"
+    """
     numbers = {key: getattr(network, name) for name, key in _KEYS.items() if name != "h" or not network.linked}
     lists = {key: value.tolist() for key, value in numbers.items()}
     return lists | {"f": unprotected(network.name_of_f), "loss": network.loss}

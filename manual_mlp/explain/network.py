@@ -9,19 +9,18 @@ from functools import cached_property
 from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from manual_mlp import activations, losses
 from manual_mlp.activations import Activation
 from manual_mlp.explain.compare import autograd
+from manual_mlp.explain.drawn import draw_below, normal, off_kinks, one_hot
 from manual_mlp.explain.formulas import cost
 from manual_mlp.explain.writing import literal
 
 Known: TypeAlias = Activation | str | torch.nn.Module  # whatever activations.get knows
 # The arrays that are written out in full have so many numbers, 8 MB, and no more.
 _LARGEST = 2**20
-_NEAR = 1e-6  # to a kink
 _VANISHED = 1e-3
 _DRAWS = 50
 # The sides of each tensor: N rows, D data, K inputs and E outputs. The first of two that disagree is believed.
@@ -50,6 +49,13 @@ class Network:
     Raises:
         ValueError: shapes that do not fit, an unknown name, numbers that are not finite, a target that is no
             probability, or a layer too large to be written out.
+
+    Example::
+
+        h, target = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]])
+        network = Network.of_layer(h, torch.eye(2), torch.zeros(2), target, "identity")
+        dh, dw, db = network.gradients
+        assert dw.tolist() == [[1.0, 1.0], [2.0, 2.0]]  # Hᵀ(Y − Y*)
     """
 
     x: Tensor
@@ -102,7 +108,7 @@ class Network:
         check_shapes(found)
         rows, inputs = found["h"].shape
         _check_sizes(rows, inputs, len(found["b"]))
-        below = _draw_below(rows, inputs, activations.get(activation), torch.Generator().manual_seed(0))
+        below = draw_below(rows, inputs, activations.get(activation), torch.Generator().manual_seed(0))
         return cls(*below, w, b, target, activation, loss, h)
 
     @property
@@ -181,6 +187,11 @@ def draw_network(
 
     Raises:
         ValueError: as for :class:`Network`, and for a size below 1.
+
+    Example::
+
+        network = draw_network(inputs=2, outputs=1, batch=3, activation="tanh")
+        assert network.shape == (3, 2, 1)
     """
     _check_sizes(batch, inputs, outputs)
     if not -(2**63) <= seed < 2**63:
@@ -205,49 +216,14 @@ def _tells(network: Network) -> bool:
 
 def _draw(shape: tuple[int, int, int], f: Activation, loss: str, generator: torch.Generator) -> Network:
     batch, inputs, outputs = shape
-    x, v, c = _draw_below(batch, inputs, f, generator)
-    w = _normal(generator, inputs, outputs, scale=max(0.3, inputs**-0.5))
-    b = _off_kinks(f.f(x @ v + c) @ w, _normal(generator, outputs, scale=0.3), f, generator)
+    x, v, c = draw_below(batch, inputs, f, generator)
+    w = normal(generator, inputs, outputs, scale=max(0.3, inputs**-0.5))
+    b = off_kinks(f.f(x @ v + c) @ w, normal(generator, outputs, scale=0.3), f, generator)
     if loss in losses.flags() and losses.by_flag(loss).of_classes:
         target = one_hot(batch, outputs, generator)
     else:
         target = torch.randint(0, 11, (batch, outputs), generator=generator).double() / 10
     return Network(x, v, c, w, b, target, f, loss)
-
-
-def _draw_below(batch: int, inputs: int, f: Activation, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    width = inputs + 2
-    x, v = _normal(generator, batch, width), _normal(generator, width, inputs, scale=width**-0.5)
-    return x, v, _off_kinks(x @ v, _normal(generator, inputs, scale=0.3), f, generator)
-
-
-def _normal(generator: torch.Generator, *sides: int, scale: float = 1.0) -> Tensor:
-    return (10 * scale * torch.randn(*sides, generator=generator, dtype=torch.float64)).round() / 10
-
-
-def one_hot(rows: int, outputs: int, generator: torch.Generator) -> Tensor:
-    """Draw a class for each row, and of two rows or more not the same for all."""
-    classes = torch.randint(outputs, (rows,), generator=generator)
-    if rows > 1 and outputs > 1 and (classes == classes[0]).all():
-        classes[0] = (classes[0] + 1) % outputs
-    return F.one_hot(classes, outputs)
-
-
-def _off_kinks(z: Tensor, bias: Tensor, f: Activation, generator: torch.Generator) -> Tensor:
-    """Move a bias until no z + bias lies where f′ or f″ jumps; by as few decimals as will do.
-
-    Shape:
-        z: (N, D), bias: (D,) -> (D,)
-    """
-    points = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0, 6.0], dtype=z.dtype)
-    jumps = [(df(points + _NEAR) - df(points - _NEAR)).abs() > 1e-3 for df in (f.df, f.d2f)]
-    kinks = points[jumps[0] | jumps[1]]
-    moved = bias
-    for power in range(2, 8):
-        if not len(kinks) or ((z + moved)[..., None] - kinks).abs().min() > _NEAR:
-            break
-        moved = bias + 5 * 10.0**-power if power < 6 else bias + torch.rand(bias.shape, generator=generator) / 10
-    return moved
 
 
 def _numbers(given: Mapping[str, Tensor | None]) -> dict[str, Tensor]:

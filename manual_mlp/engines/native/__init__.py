@@ -41,13 +41,26 @@ doors, _reason = _start()
 
 
 def why() -> str | None:
-    """Say why native is off; None where it is on."""
+    """Say why native is off; None where it is on.
+
+    Example::
+
+        print(why() or "the native engine computes")
+    """
     return _reason
 
 
 @contextmanager
 def without() -> Iterator[None]:
-    """Let plain compute meanwhile, in all threads."""
+    """Let plain compute meanwhile, in all threads.
+
+    Example::
+
+        h, w = torch.randn(5, 4), torch.randn(3, 4)
+        with without():
+            y = manual_mlp.dense(h, w)  # by Python
+        assert torch.allclose(y, manual_mlp.dense(h, w), atol=1e-6)
+    """
     global doors
     before, doors = doors, None
     try:

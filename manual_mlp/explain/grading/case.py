@@ -36,10 +36,18 @@ class Grade:
     Attributes:
         checks: a comparison for each result that was returned, in the order of the derivation.
         mistakes: the names of the mistakes that together give its numbers, the first to be mended first: those of
-            :data:`manual_mlp.explain.MISTAKES`, and the others in :data:`manual_mlp.explain.grading.mistakes.KNOWN`.
+            :data:`manual_mlp.explain.MISTAKES`, and the others in ``manual_mlp.explain.grading.mistakes.KNOWN``.
             Empty if it is right, or if they are not recognised.
         hints: what to change, in words.
         picture: the first result that is wrong beside the right one, as lines of text, or empty.
+
+    Example::
+
+        from manual_mlp.explain import check_my_backward
+
+        mine = lambda H, W, B, target: {"delta": torch.sigmoid(H @ W + B) - target}
+        grade = check_my_backward(mine)
+        assert grade.mistakes == ("slope-forgotten",)
     """
 
     checks: tuple[Check, ...]

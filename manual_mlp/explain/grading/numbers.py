@@ -10,12 +10,13 @@ from torch import Tensor
 
 from manual_mlp import activations, losses
 from manual_mlp.activations import Activation
+from manual_mlp.explain.drawn import one_hot
 from manual_mlp.explain.grading.call import Answer
 from manual_mlp.explain.grading.known import BY_OTHER_MEANS, RIGHTLY, At, Known
 from manual_mlp.explain.grading.mistakes import all_known
 from manual_mlp.explain.grading.rounding import Rounding, results, same
 from manual_mlp.explain.grading.search import CHAIN, Search, put, tell
-from manual_mlp.explain.network import Network, one_hot
+from manual_mlp.explain.network import Network
 from manual_mlp.explain.story import Story
 
 _NUDGE = 1.001
