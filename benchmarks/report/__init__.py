@@ -86,14 +86,25 @@ def told(runs: Mapping[str, Mapping[str, Any]]) -> str:
     """Say what runs were taken by, on and when, and how many of their rows beside other work."""
     commands: dict[str, list[str]] = {}
     for name, run in runs.items():
-        rows = [{"machine": run["machine"], "date": run["date"], **row} for row in run["rows"]]
-        machines = dict.fromkeys(_hardware(row["machine"]) for row in rows)
-        days = sorted({row["date"][:10] for row in rows})
-        busy = sum(row.get("busy", False) for row in rows)
-        where = f"{' and '.join(machines)}, {' to '.join(dict.fromkeys((days[0], days[-1])))}"
+        busy = sum(row.get("busy", False) for row in run["rows"])
         typed = f"`{run.get('command', f'python -m benchmarks {name} --json')}`"
-        commands.setdefault(where, []).append(typed + f" ({busy} of {len(rows)} rows beside other work)" * bool(busy))
-    return "; ".join(f"{', '.join(those)} on {where}" for where, those in commands.items())
+        beside = f" ({busy} of {len(run['rows'])} rows beside other work)" if busy else ""
+        commands.setdefault(_where(run), []).append(typed + beside)
+    return "Measured by " + "; ".join(f"{', '.join(those)} on {where}" for where, those in commands.items()) + "."
+
+
+def told_briefly(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say what machines runs were taken on, and when."""
+    beside = any(row.get("busy") for run in runs.values() for row in run["rows"])
+    where = "; ".join(dict.fromkeys(_where(run) for run in runs.values()))
+    return f"Measured on {where}{', in part beside other work' if beside else ''}."
+
+
+def _where(run: Mapping[str, Any]) -> str:
+    rows = [{"machine": run["machine"], "date": run["date"], **row} for row in run["rows"]]
+    machines = dict.fromkeys(_hardware(row["machine"]) for row in rows)
+    days = sorted({row["date"][:10] for row in rows})
+    return f"{' and '.join(machines)}, {' to '.join(dict.fromkeys((days[0], days[-1])))}"
 
 
 def _hardware(machine: Mapping[str, Any]) -> str:
@@ -107,7 +118,7 @@ def _hardware(machine: Mapping[str, Any]) -> str:
 def captioned(name: str, runs: Mapping[str, Mapping[str, Any]]) -> str:
     """Lay out a table under what it was measured by."""
     shown = {of: runs[of] for of in TABLES[name].commands}
-    return f"Measured by {told(shown)}.\n\n{TABLES[name].write(*shown.values())}"
+    return f"{(told_briefly if name == 'summary' else told)(shown)}\n\n{TABLES[name].write(*shown.values())}"
 
 
 def rewritten(text: str, tables: Mapping[str, str]) -> str:

@@ -21,7 +21,6 @@ class Line(NamedTuple):
 
 LINES = (
     Line("layer 32×64→64, relu", "native", {"group": "layer", "case": "32×64→64", "of": "relu"}),
-    Line("the same by `autograd.grad`", "native", {"group": "layer by grad", "case": "32×64→64", "of": "relu"}),
     Line("layer 512×1024→4096, gelu", "native", {"group": "layer", "case": "512×1024→4096", "of": "gelu"}),
     Line(
         "`backprop`, 784→128→10, 64 rows, dropout", "native",
@@ -37,6 +36,7 @@ LINES = (
     Line("cross-entropy of 2048×64→4096", "output", {"case": "2048×64→4096 float32"}),
     Line("cross-entropy of 4096×512→32000", "output", {"case": "4096×512→32000 float32"}),
     Line("PINN 4 × 64, first derivatives in the loss", "native", {"group": "second order", "case": "pinn 64"}),
+    Line("the same with second derivatives", "native", {"group": "second order", "case": "poisson 64"}),
     Line(
         "`torch.compile`, MLP 784→512→256→10", "compile",
         {"case": "784→512→256→10, 256 rows", "way": "step", "mode": "default"},

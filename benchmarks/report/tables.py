@@ -133,8 +133,8 @@ def output(run: Run) -> str:
         ratios = [pair(of, threads, ratio(OURS)) for threads in (1, 2)]
         if all(CHUNKED in other["providers"] for other in of.values()):
             for k, threads in enumerate((1, 2)):
-                each = pair(of, threads, ratio(CHUNKED)).split(", ")
-                ratios[k] += f" ({', '.join(dict.fromkeys(each))})"
+                each = pair(of, threads, ratio(CHUNKED))
+                ratios[k] += f" ({', '.join(dict.fromkeys(each.split(', ')))})" * (each != "–")
         n, d, v = row["shape"]
         torch_ms = row["providers"][BASELINE]["median_us"] / 1e3
         lines.append(
