@@ -119,6 +119,27 @@ def test_the_gradients_of_the_field_are_those_of_torchs_layers(neural):
     assert_close(*gradients, 1e-12)
 
 
+def test_the_loss_of_a_field_without_density_is_that_of_white(neural):
+    def empty(encoded):
+        return torch.tensor([-100.0, 3.0, -2.0, 0.0]).expand(*encoded.shape[:-1], 4)
+
+    rays = [*neural.camera(0.3, 0.2, 4, "cpu"), torch.rand(16, 3)]
+    assert neural.loss(empty, *rays).item() == pytest.approx(sum((1 - c) ** 2 for c in rays[2].flatten().tolist()) / 16)
+
+
+def test_the_pixels_of_a_camera_are_squares_about_the_middle_of_the_scene(neural):
+    origins, directions = neural.camera(0.6, 0.5, 5, "cpu")
+    forward = -origins[0] / origins[0].norm()
+    points = (directions / (directions @ forward)[:, None]).view(5, 5, 3)  # at a distance of 1
+    assert_close(points[2, 2], forward, 1e-6)
+    down, right = (points.diff(dim=k) for k in (0, 1))
+    for sides in (down, right):
+        assert_close(sides.norm(dim=-1), torch.full(sides.shape[:2], 0.8 / 5), 1e-6)
+    assert (down[:, :4] * right[:4]).sum(-1).abs().max() < 1e-6
+    assert down[0, 0, 2] < 0  # the first row of pixels is the highest
+    assert torch.linalg.cross(right[0, 0], -down[0, 0]) @ forward < 0  # no mirror image
+
+
 def test_a_camera_sees_the_first_ball_that_a_ray_meets_and_white_where_it_meets_none(neural):
     origins, directions = neural.camera(0.6, 0.5, 40, "cpu")
     assert_close(directions.norm(dim=-1), torch.ones(1600), 1e-6)
