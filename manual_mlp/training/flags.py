@@ -19,7 +19,7 @@ from manual_mlp.training.config import GROUPS, Config
 
 DESCRIPTION = """\
 Train an MLP whose gradients are written by hand.
-  python train.py                      train on MNIST, and tell the test accuracy
+  python train.py                      train on MNIST, tell the test accuracy
   python train.py --recipe list        list networks of the literature
   python train.py --resume runs/NAME   go on with a run that was interrupted"""
 
