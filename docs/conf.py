@@ -31,6 +31,7 @@ nitpicky = True
 nitpick_ignore_regex = [(r"py:\w+", r"(torch|pathlib|dataclasses|collections)\..*|(nn\.)?Module|Tensor|P")]
 
 # Markdown as GitHub reads it.
+myst_enable_extensions = ["html_image"]
 myst_heading_anchors = 4
 myst_fence_as_directive = ["math"]
 myst_url_schemes = {"http": None, "https": None, "mailto": None}
