@@ -256,8 +256,8 @@ def test_what_measured_a_table_is_said_once_for_each_machine_and_day_and_busy_ro
     }
     assert report.told(runs) == (
         "Measured by `python -m benchmarks dense --json` (1 of 2 rows beside other work), "
-        "`python -m benchmarks native --json` on 2 cores of AMD EPYC with AVX2, torch 2.14.1, 2026-11-24; `python -m benchmarks network --json` on "
-        "one NVIDIA H100, torch 2.14.1, 2026-11-24."
+        "`python -m benchmarks native --json` on 2 cores of AMD EPYC with AVX2, torch 2.14.1, 2026-11-24; "
+        "`python -m benchmarks network --json` on one NVIDIA H100, torch 2.14.1, 2026-11-24."
     )
     assert report.told_briefly(runs) == (
         "Measured on 2 cores of AMD EPYC with AVX2, torch 2.14.1, 2026-11-24; one NVIDIA H100, torch 2.14.1, "
