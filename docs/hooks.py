@@ -66,7 +66,7 @@ def linked(text: str) -> str:
 
 
 def on_source(app: Sphinx, docname: str, source: list[str]) -> None:
-    if app.env.doc2path(docname).suffix == ".md":
+    if Path(app.env.doc2path(docname)).suffix == ".md":
         source[0] = linked(source[0])
 
 

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 import re
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -155,6 +156,24 @@ class Page(HTMLParser):
             self.links |= found
         elif tag not in ("use", "mglyph"):
             self.loaded |= found
+
+
+@pytest.mark.parametrize(
+    ("line", "loads"),
+    [
+        ('<script src="https://cdn.example/a.js"></script>', True),
+        ('<link rel="stylesheet" href="//cdn.example/a.css"/>', True),
+        ('<img alt="a" src="http://example/a.png"/>', True),
+        ("@import url(https://example/a.css);", True),
+        ("body { background: url('//example/a.png') }", True),
+        ('<a href="https://example/">followed, not loaded</a>', False),
+        ('<script src="_static/a.js"></script><img src="data:image/png;base64,//8="/>', False),
+    ],
+)
+def test_make_docs_stops_at_what_a_page_would_load_from_another_machine(line: str, loads: bool) -> None:
+    for package in ("sphinx", "furo", "myst_parser"):
+        pytest.importorskip(package)
+    assert bool(runpy.run_path(str(DOCS / "hooks.py"))["LOADED"].search(line)) is loads
 
 
 def test_the_site_builds_without_a_warning_and_all_its_links_lead_somewhere_without_a_network(tmp_path: Path) -> None:
