@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -115,6 +116,19 @@ def test_the_printed_command_opens_tensorboard(run):
     finally:
         process.terminate()
         process.communicate()
+
+
+def test_the_photograph_shows_matrix_mistakes_and_filters_of_a_run(run):
+    photograph = runpy.run_path(str(SCRIPT.parent / "docs/photograph_training.py"))["photograph"]
+    picture = photograph(run[2]).convert("RGB")
+    width, height = picture.size
+    assert width == 1660
+    blue = [colour for _, colour in picture.crop((0, 0, width // 2, height // 2)).getcolors(256) if colour[2] > 150]
+    assert len({colour for colour in blue if colour[0] < colour[2] - 50}) > 3  # counts of the matrix differ
+    for box in ((width // 2, 100, width, height // 2), (0, height - 200, width, height)):
+        colours = picture.crop(box).getcolors(256)
+        assert len(colours) > 10  # greys of digits, and of weights
+        assert all(max(colour) - min(colour) < 20 for _, colour in colours)
 
 
 def test_an_existing_name_is_an_error_and_nothing_is_overwritten(run, main):
