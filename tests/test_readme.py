@@ -47,19 +47,19 @@ def test_the_quick_part_of_the_suite_is_there_and_holds_every_function() -> None
         assert re.search(rf"\b{name.rpartition('.')[2]}\b", text), name
 
 
-def test_make_test_leaves_no_file_out_and_ci_runs_a_fifth_of_the_rest_of_the_products_after_it() -> None:
+def test_make_test_leaves_no_file_out_and_ci_runs_a_tenth_of_the_rest_of_the_products_after_it() -> None:
     assert "tests" not in recipe("test") + recipe("test-all")
     assert "--cases=all" in recipe("test-all")
     commands = re.findall(r"^make (.*)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     assert commands[:2] == ["lint", "test"]
     assert commands[3].startswith("train ")
-    rest = re.fullmatch(r'test-all ARGS="--cases=rest --part=(.*)/5"', commands[2])
+    rest = re.fullmatch(r'test-all ARGS="--cases=rest --part=(.*)/10"', commands[2])
     asked = "$(git log -1 --format=%ct || echo 0)"
     assert asked in rest[1]
     parts = [
-        subprocess.check_output(["bash", "-c", f"echo {rest[1].replace(asked, str(second))}"]) for second in range(7)
+        subprocess.check_output(["bash", "-c", f"echo {rest[1].replace(asked, str(second))}"]) for second in range(12)
     ]
-    assert [int(part) for part in parts] == [1, 2, 3, 4, 5, 1, 2]
+    assert [int(part) for part in parts] == [*range(1, 11), 1, 2]
 
 
 def test_it_is_a_screen_and_a_half_and_what_one_needs_first_stands_on_the_first_screen() -> None:
