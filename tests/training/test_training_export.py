@@ -269,7 +269,7 @@ def test_settings_without_the_normalisation_are_refused(run, capsys):
 
 def test_an_unknown_format_is_told_the_known_ones(run, capsys):
     err = refused([run, "--to", "onxx"], capsys)
-    assert err == "error: expected --to among onnx, torch-export, sequential, got onxx\n"
+    assert err == "error: expected --to among onnx, torch-export, sequential, got onxx; did you mean onnx?\n"
 
 
 def test_the_weights_of_a_run_are_not_overwritten_by_a_slip(run, capsys):
