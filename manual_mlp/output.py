@@ -78,7 +78,9 @@ def linear_binary_cross_entropy(
             return value  # type: ignore[no-any-return]
     options = {"weight": weight, "pos_weight": pos_weight}
     criterion = Criterion(LOSSES["binary_cross_entropy"], target, reduction, options)
-    return loss_of_head(Head(input, linear_weight, linear_bias), criterion, chunk_rows)  # type: ignore[no-any-return]
+    # Not by the default: torch 2.11 compiles no record that it finds as the default of a field.
+    head = Head(input, linear_weight, linear_bias, IDENTITY)
+    return loss_of_head(head, criterion, chunk_rows)  # type: ignore[no-any-return]
 
 
 def dense_squared_error(
