@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -39,9 +40,10 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, and whose options tell the command that they were read from."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Read the options; ``command`` is the line to type for them."""
+        """Read the options; ``command`` is the line to type for them, without the folders of this machine."""
         options = super().parse_args(args, namespace)
-        options.command = shlex.join([*self.prog.split(), *(sys.argv[1:] if args is None else args)])
+        typed = shlex.join([*self.prog.split(), *(sys.argv[1:] if args is None else args)])
+        options.command = re.sub(r" --(results|data-dir)[ =]\S+", "", typed)
         return options
 
     def error(self, message: str) -> NoReturn:

@@ -21,7 +21,7 @@ INTERPRETERS = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "
 
 def blocks(text: str) -> list[tuple[str, str]]:
     """List the blocks of code: language and text."""
-    return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```(\S*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def command_of(line: str) -> str:

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 import torch.nn.functional as F
@@ -38,8 +37,6 @@ COMMANDS = list(dict.fromkeys(command_of(line) for code in SHELL for line in cod
 # Of the rest it is asked whether it exists: it takes long, a compiler or a GPU, and is held elsewhere.
 CHEAP = re.compile(r"python (train\.py|-m manual_mlp export)(?!.*--compile)")
 RUN = [line for line in COMMANDS if CHEAP.match(line)]
-# Pages of the same site that other tests hold.
-ELSEWHERE = {"figures.md", "limits.md", "versions.md", "index.md"}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +81,9 @@ def test_a_command_exists_and_knows_its_flags(line, capsys):
         assert all(given.removeprefix("ARGS=") in done.stdout for given in words[2:])
     elif words[0] == "pip":
         assert words[1:] == ["install", "."]
+    elif words[1].startswith("examples/"):
+        script = (ROOT / words[1]).read_text()
+        assert all(f'"{word}"' in script for word in words if word.startswith("--"))
     elif words[:2] == ["python", "-m"]:
         with ending():
             {"manual_mlp": command, "benchmarks": benchmark}[words[2]]([words[3], "--help"])
@@ -140,13 +140,3 @@ def test_every_flag_that_training_names_is_one_of_train_py():
     named = re.findall(r"--([\w-]+)", " ".join(re.findall(r"`[^`\n]+`", READ["training.md"])))
     assert {flag.replace("-", "_") for flag in named} - {"help"} <= {field.name for field in fields(Config)}
     assert len(named) > 10
-
-
-@pytest.mark.parametrize("name", READ)
-def test_every_link_leads_to_a_page_and_a_heading_of_it(name):
-    for page, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", READ[name]):
-        path = Path(ROOT, "docs", page or name)
-        if path.name not in ELSEWHERE:
-            titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
-            slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-            assert not anchor or anchor in slugs, f"{page}#{anchor}"

@@ -21,7 +21,8 @@ def test_json_has_the_documented_fields(tmp_path, capsys):
     (path,) = tmp_path.iterdir()
     assert re.fullmatch(r"[a-z0-9-]+-\d{4}-\d\d-\d\d\.json", path.name)
     run = json.loads(path.read_text())["dense"]
-    assert run.keys() == {"date", "machine", "settings", "load", "ceilings", "rows"}
+    assert run.keys() == {"command", "date", "machine", "settings", "load", "ceilings", "rows"}
+    assert run["command"].startswith("python -m benchmarks dense --seconds 0.001 --threads 1")
     assert {"device", "cpu", "cores", "python", "torch"} <= run["machine"].keys()
     assert run["ceilings"]["default"]["1"].keys() == {"gflops", "copy_gbs", "empty_call_us"}
     assert [(row["case"], row["activation"]) for row in run["rows"]] == [
@@ -63,12 +64,12 @@ def test_rows_of_every_malloc_share_the_checks_of_the_first():
 
 
 def test_saving_keeps_what_other_commands_wrote(tmp_path):
-    options = command.parser("dense", "").parse_args(["--results", str(tmp_path)])
+    options = command.parser("dense", "").parse_args(["--quick", "--results", str(tmp_path)])
     options.device = torch.device("cpu")
     command.save("dense", {"rows": [1]}, options)
     path = command.save("train", {"rows": [2]}, options)
     command.save("dense", {"rows": [3]}, options)
-    asked = f"python -m benchmarks dense --results {tmp_path}"
+    asked = "python -m benchmarks dense --quick"
     assert json.loads(path.read_text()) == {
         "dense": {"command": asked, "rows": [3]},
         "train": {"command": asked, "rows": [2]},
@@ -117,7 +118,7 @@ def test_layout_is_json_to_five_digits_with_a_row_on_one_line():
         (["train", "--optimiser", "Lion"], "invalid choice: 'Lion'"),
         (["transforms", "--transform", "vjp"], "invalid choice: 'vjp'"),
         (["report", "--results", "/nowhere"], "--results: expected a folder with *.json, got /nowhere"),
-        (["report", "--readme", "/nowhere"], "--readme: expected a file, got /nowhere"),
+        (["report", "--documents", "/nowhere"], "--documents: expected a file, got /nowhere"),
         (["report", "--from", __file__, "--print"], "expected results as JSON, got"),
         (["report", "--chek"], "unrecognized arguments: --chek"),
     ],
