@@ -1,11 +1,12 @@
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from benchmarks import command, report
-from benchmarks.__main__ import main
+from benchmarks.__main__ import COMMANDS, main
 from benchmarks.report import engines, summary, tables, training
 
 OURS, AUTOGRAD = "manual_mlp", "manual_mlp autograd"
@@ -137,6 +138,9 @@ def test_the_results_that_are_stored_make_every_table_of_theirs(capsys):
     printed = capsys.readouterr().out
     for name in report.TABLES:
         assert f"{name}\n\nMeasured " in printed
+    typed = re.findall(r"`python -m benchmarks ([\w-]+)[^`]*`", printed)
+    assert set(typed) <= set(COMMANDS)
+    assert len(typed) >= len(report.TABLES) - 1  # the summary tells the machine alone
     assert main(["report", "--print", "--from", *map(str, command.RESULTS.glob("*.json"))]) == 0
     assert capsys.readouterr().out == printed
 
