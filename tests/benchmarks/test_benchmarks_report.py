@@ -280,3 +280,11 @@ def test_every_line_of_the_summary_finds_its_row_in_the_results_and_shows_one_th
         if row["threads"] == 1 and row["malloc"] == "tuned" and all(row[k] == v for k, v in asked.which.items())
     )
     assert written[0].split(" | ")[3] == f"{row['providers'][OURS]['ratio'][0]:.2f}"
+
+
+def test_in_no_row_that_is_shown_is_ours_wrong():
+    runs = report.newest(command.RESULTS.glob("*.json"))
+    shown = [row for table in report.TABLES.values() for name in table.commands for row in runs[name]["rows"]]
+    judged = [provider for row in shown for name, provider in row.get("providers", {}).items() if OURS in name]
+    assert sum("wrong" in provider for provider in judged) > 300
+    assert not any(provider.get("wrong") for provider in judged)
