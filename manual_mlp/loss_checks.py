@@ -16,9 +16,14 @@ from manual_mlp.precision import autocasting
 from manual_mlp.transforms import constant, has_class
 
 
+def _is_number(given: object) -> bool:
+    # Of a number that torch 2.11's compiler has made symbolic the second question cannot be asked.
+    return isinstance(given, (int, float)) or hasattr(given, "__float__")
+
+
 def check_smoothing(label_smoothing: float) -> None:
     """Raise an error unless targets can be smoothed so."""
-    if not hasattr(label_smoothing, "__float__"):
+    if not _is_number(label_smoothing):
         raise TypeError(f"expected label_smoothing to be a number, got {label_smoothing!r}")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"expected label_smoothing from 0 to 1, got {label_smoothing}")
@@ -26,7 +31,7 @@ def check_smoothing(label_smoothing: float) -> None:
 
 def check_z_loss(z_loss: float) -> None:
     """Raise an error unless it can weigh a square."""
-    if not hasattr(z_loss, "__float__"):
+    if not _is_number(z_loss):
         raise TypeError(f"expected z_loss to be a number, got {z_loss!r}")
     if not 0 <= z_loss < inf:
         raise ValueError(f"expected z_loss from 0 up, and finite, got {z_loss}")
@@ -36,7 +41,7 @@ def capping(softcap: float | None) -> Activation:
     """Find what caps the logits, or raise an error unless there is a cap that can be reached."""
     if softcap is None:
         return IDENTITY
-    if not hasattr(softcap, "__float__"):
+    if not _is_number(softcap):
         raise TypeError(f"expected softcap to be a number or None, got {softcap!r}")
     if is_dynamo_compiling():
         from torch.fx.experimental.symbolic_shapes import guard_scalar

@@ -3,20 +3,27 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.compiler import is_exporting
 
 from manual_mlp.precision import cast, widen
+from manual_mlp.transforms import constant
 
 Map = Callable[[Tensor], Tensor]
 
 
 def traced(f: Map, df: Map, z: Tensor) -> Tensor:
     """Compute f(z), whose derivative is f′, whatever autograd would make of f; an export is of f alone."""
-    if is_exporting():
+    if _exporting():
         return f(z)
     return _TracedFunction.apply(z, f, df)  # type: ignore[no-any-return]
+
+
+@constant
+def _exporting() -> bool:
+    """Tell whether torch.export asks: where torch 2.11 traces the question itself, it answers True."""
+    return torch.compiler.is_exporting()
 
 
 class _TracedFunction(Function):
