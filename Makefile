@@ -22,7 +22,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist
 test: .venv/native  ## every claim: ten to twenty minutes on two cores
 	$(PYTEST) $(ARGS)
 
-quick: .venv/native  ## the core's claims: one minute on two cores
+quick: .venv/native  ## the core's claims: a few minutes on two cores
 	$(PYTEST) --cases=quick tests/core tests/test_derivation.py tests/test_architecture.py $(ARGS)
 
 test-all: .venv/native  ## every claim, and the full products of their cases: twenty to forty minutes

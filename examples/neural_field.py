@@ -180,7 +180,7 @@ def arguments():
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("expected a CUDA device for --device cuda, got none")
     if importlib.util.find_spec("matplotlib") is None:
-        parser.error("expected matplotlib, for the picture, got none: pip install 'manual_mlp[examples]'")
+        parser.error("expected matplotlib, for the picture, got none: pip install '.[examples]'")
     return args
 
 

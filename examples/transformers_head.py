@@ -146,7 +146,7 @@ def arguments():
         parser.error("expected a CUDA device for --device cuda, got none")
     for package, what in (("matplotlib", "picture"), ("transformers", "model")):
         if importlib.util.find_spec(package) is None:
-            parser.error(f"expected {package}, for the {what}, got none: pip install 'manual_mlp[examples]'")
+            parser.error(f"expected {package}, for the {what}, got none: pip install '.[examples]'")
     return args
 
 

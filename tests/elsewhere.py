@@ -94,9 +94,7 @@ def main() -> int:
         print("\n".join(done.stdout.splitlines()[-40:]))
         said = re.findall(r"^=+ (.*) in [\d.]+s.* =+$", done.stdout, re.MULTILINE)
         result = said[-1] if said else "nothing ran"
-        print(
-            f"| {row} | {result} | {args.part} | {seconds:.0f} s | {datetime.now(timezone.utc):%Y-%m-%d} |", flush=True
-        )
+        print(f"| {row} | {args.part} | {result} | {seconds:.0f} | {datetime.now(timezone.utc):%Y-%m-%d} |", flush=True)
         return done.returncode
 
 

@@ -15,7 +15,7 @@ import torch
 from patience import SECONDS
 
 ROOT = Path(__file__).parent.parent
-# All that differs from what is pasted: which Python it is.
+# What differs from what is pasted: which Python it is, its threads, and where package and images lie.
 INTERPRETERS = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
 
 

@@ -8,7 +8,10 @@ import torch
 
 FOLDER = Path(__file__).parent.parent / "examples"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
-ENSEMBLE, FIELD, POISSON, SIREN, THOUSAND, LLAMA = SCRIPTS
+ENSEMBLE, FIELD, POISSON, SIREN, THOUSAND, LLAMA = (
+    FOLDER / f"{name}.py"
+    for name in ("ensemble_func", "neural_field", "poisson_pinn", "siren_sdf", "thousand_mlps", "transformers_head")
+)
 
 
 def load(script):

@@ -329,7 +329,7 @@ def test_what_is_missing_is_said_before_training(main, monkeypatch, script):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     status, _, err = main(script)
     assert status == 2
-    assert err == "error: expected matplotlib, for the picture, got none: pip install 'manual_mlp[examples]'\n"
+    assert err == "error: expected matplotlib, for the picture, got none: pip install '.[examples]'\n"
 
 
 def test_a_missing_transformers_is_said_before_training(main, monkeypatch):
@@ -338,7 +338,7 @@ def test_a_missing_transformers_is_said_before_training(main, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else find(name))
     status, out, err = main(LLAMA)
     assert (status, out) == (2, "")
-    assert err == "error: expected transformers, for the model, got none: pip install 'manual_mlp[examples]'\n"
+    assert err == "error: expected transformers, for the model, got none: pip install '.[examples]'\n"
 
 
 @every_script

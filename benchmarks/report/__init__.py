@@ -95,9 +95,10 @@ def told(runs: Mapping[str, Mapping[str, Any]]) -> str:
 
 def told_briefly(runs: Mapping[str, Mapping[str, Any]]) -> str:
     """Say what machines runs were taken on, and when."""
-    beside = any(row.get("busy") for run in runs.values() for row in run["rows"])
+    rows = [row for run in runs.values() for row in run["rows"]]
+    busy = sum(row.get("busy", False) for row in rows)
     where = "; ".join(dict.fromkeys(_where(run) for run in runs.values()))
-    return f"Measured on {where}{', in part beside other work' if beside else ''}."
+    return f"Measured on {where}{f'; {busy} of {len(rows)} rows beside other work' if busy else ''}."
 
 
 def _where(run: Mapping[str, Any]) -> str:
@@ -118,7 +119,11 @@ def _hardware(machine: Mapping[str, Any]) -> str:
 def captioned(name: str, runs: Mapping[str, Mapping[str, Any]]) -> str:
     """Lay out a table under what it was measured by."""
     shown = {of: runs[of] for of in TABLES[name].commands}
-    return f"{(told_briefly if name == 'summary' else told)(shown)}\n\n{TABLES[name].write(*shown.values())}"
+    try:
+        table = TABLES[name].write(*shown.values())
+    except KeyError as error:
+        raise Problem(f"expected whole runs for {name}, got none of {error}") from None
+    return f"{(told_briefly if name == 'summary' else told)(shown)}\n\n{table}"
 
 
 def rewritten(text: str, tables: Mapping[str, str]) -> str:

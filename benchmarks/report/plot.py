@@ -46,7 +46,7 @@ def draw(run: Mapping[str, Any], path: Path) -> Path:
     threads = "1 thread" if rows[0]["threads"] == 1 else f"{rows[0]['threads']} threads"
     measures = (
         (f"Time of a step in ms, {threads}", lambda p: p["median_us"] / 1e3),
-        ("Memory of a step beside its batch, in MB", lambda p: p.get("resident_bytes", p["peak_bytes"]) / 1e6),
+        ("Resident memory that a step adds, in MB", lambda p: p.get("resident_bytes", p["peak_bytes"]) / 1e6),
     )
     for panel, (title, read) in zip(panels, measures, strict=True):
         for name, (label, colour) in LINES.items():

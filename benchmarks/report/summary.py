@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from benchmarks.layers import BASELINE, OURS
-from benchmarks.network.providers import AUTOGRAD
-from benchmarks.report.tables import MALLOCS, Run, markdown, megabytes, milliseconds, ratio
+from benchmarks.report.tables import MALLOCS, Run, figure, markdown, megabytes, milliseconds, ratio
 
-COMMANDS = ("native", "network", "output", "compile", "transforms")
+COMMANDS = ("native", "dense", "network", "output", "compile", "transforms")
 
 
 class Line(NamedTuple):
@@ -16,12 +15,11 @@ class Line(NamedTuple):
     says: str
     command: str
     which: Mapping[str, Any]
-    provider: str = OURS
 
 
 LINES = (
     Line("layer 32×64→64, relu", "native", {"group": "layer", "case": "32×64→64", "of": "relu"}),
-    Line("layer 512×1024→4096, gelu", "native", {"group": "layer", "case": "512×1024→4096", "of": "gelu"}),
+    Line("layer 512×1024→4096, gelu", "dense", {"case": "512×1024→4096", "activation": "gelu"}),
     Line(
         "`backprop`, 784→128→10, 64 rows, dropout", "native",
         {"group": "backprop with dropout", "case": "784→128→10, 64 rows"},
@@ -30,10 +28,19 @@ LINES = (
         "`backprop`, 64→64×2→10, 32 rows", "native",
         {"group": "backprop", "case": "64→64×2→10, 32 rows", "of": "relu"},
     ),
-    Line("`backprop`, 64→64×4→64, 131072 rows", "network", {"case": "64→64×4→64, 131072 rows, relu"}),
-    Line("the same by `MLP` and `.backward()`", "network", {"case": "64→64×4→64, 131072 rows, relu"}, AUTOGRAD),
+    Line(
+        "`backprop`, 64→64×4→64, 131072 rows", "native",
+        {"group": "backprop", "case": "64→64×4→64, 131072 rows", "of": "relu"},
+    ),
+    Line(
+        "the same by `MLP` and `.backward()`", "native",
+        {"group": "MLP", "case": "64→64×4→64, 131072 rows", "of": "relu"},
+    ),
     Line("`backprop`, 1024→4096→1024, 512 rows", "network", {"case": "1024→4096→1024, 512 rows, relu"}),
-    Line("cross-entropy of 2048×64→4096", "output", {"case": "2048×64→4096 float32"}),
+    Line(
+        "cross-entropy of 2048×64→4096", "native",
+        {"group": "head", "case": "2048×64→4096 float32", "of": "cross-entropy"},
+    ),
     Line("cross-entropy of 4096×512→32000", "output", {"case": "4096×512→32000 float32"}),
     Line("PINN 4 × 64, first derivatives in the loss", "native", {"group": "second order", "case": "pinn 64"}),
     Line("the same with second derivatives", "native", {"group": "second order", "case": "poisson 64"}),
@@ -57,12 +64,12 @@ def summary(*runs: Run) -> str:
             for row in of[line.command]["rows"]
             if row["threads"] == 1 and all(row[key] == value for key, value in line.which.items())
         }
-        both = [rows[MALLOCS[0]]["providers"][name] for name in (BASELINE, line.provider)]
+        both = [rows[MALLOCS[0]]["providers"][name] for name in (BASELINE, OURS)]
         lines.append(
             (
                 line.says,
                 milliseconds(both[0]),
-                *(f"{ratio(line.provider)(rows[malloc]):.2f}" if malloc in rows else "–" for malloc in MALLOCS),
+                *(figure(rows[malloc], ratio(OURS)) if malloc in rows else "–" for malloc in MALLOCS),
                 ", ".join(megabytes(one["peak_bytes"]) for one in both) if "peak_bytes" in both[1] else "–",
             )
         )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.command import interval
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.network.providers import AUTOGRAD
 
@@ -10,6 +11,7 @@ Run = Mapping[str, Any]
 Row = Mapping[str, Any]
 MALLOCS = ("default", "tuned")
 CHUNKED = "torch chunked"
+FEW = 5  # rounds: below it a figure is marked
 
 
 def markdown(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -29,8 +31,13 @@ def grouped(rows: Sequence[Row], *keys: str) -> dict[tuple[Any, ...], dict[tuple
 
 
 def pair(of: Mapping[tuple[int, str], Row], threads: int, read: Callable[[Row], float]) -> str:
-    """Write a figure under each malloc, with two digits."""
-    return ", ".join(f"{read(of[threads, m]):.2f}" for m in MALLOCS if (threads, m) in of) or "–"
+    """Write a figure under each malloc."""
+    return ", ".join(figure(of[threads, m], read) for m in MALLOCS if (threads, m) in of) or "–"
+
+
+def figure(row: Row, read: Callable[[Row], float]) -> str:
+    """Write a figure with two digits, and mark one of few rounds."""
+    return f"{read(row):.2f}{'~' if row.get('rounds', FEW) < FEW else ''}"
 
 
 def ratio(name: str, against: str = BASELINE) -> Callable[[Row], float]:
@@ -47,12 +54,6 @@ def ratio(name: str, against: str = BASELINE) -> Callable[[Row], float]:
 def first(of: Mapping[tuple[int, str], Row]) -> Row:
     """Return the row of one thread and the default malloc, or what comes nearest."""
     return of[min(of)]
-
-
-def interval(estimate: Sequence[float], spec: str) -> str:
-    """Write a figure with its interval."""
-    value, low, high = (format(number, spec) for number in estimate)
-    return f"{value} [{low}, {high}]"
 
 
 def kept(provider: Row) -> float:
@@ -136,12 +137,11 @@ def output(run: Run) -> str:
                 each = pair(of, threads, ratio(CHUNKED))
                 ratios[k] += f" ({', '.join(dict.fromkeys(each.split(', ')))})" * (each != "–")
         n, d, v = row["shape"]
-        torch_ms = row["providers"][BASELINE]["median_us"] / 1e3
         lines.append(
             (
                 f"{n}×{d}→{v}",
                 row["dtype"],
-                f"{torch_ms:,.0f}" if torch_ms >= 10 else f"{torch_ms:.1f}",
+                milliseconds(row["providers"][BASELINE]),
                 *ratios,
                 f"{peaks(of, BASELINE)}, {peaks(of, OURS)}",
             )

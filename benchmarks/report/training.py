@@ -2,10 +2,11 @@
 
 import re
 
+from benchmarks.command import interval
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.machine import brief
 from benchmarks.network.providers import AUTOGRAD
-from benchmarks.report.tables import Run, first, grouped, interval, markdown, pair, ratio
+from benchmarks.report.tables import Run, first, grouped, markdown, pair, ratio
 from manual_mlp.training.recipes import RECIPES
 
 TRAINERS = {

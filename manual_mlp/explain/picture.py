@@ -82,9 +82,7 @@ def trained_picture(run: Path, digit: int = 7, data_dir: Path | None = None) -> 
         if image.numel() != settings["sizes"][0] or digit >= settings["sizes"][-1]:
             raise ValueError(f"sizes {settings['sizes']} for images of {shape(image)} and class {digit}")
     except ImportError as error:
-        raise ImportError(
-            f"expected the packages for training, got: {error}; pip install 'manual_mlp[train]'"
-        ) from None
+        raise ImportError(f"expected the packages for training, got: {error}; pip install '.[train]'") from None
     except InputError:
         raise  # in words already
     except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:

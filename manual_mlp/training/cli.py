@@ -31,9 +31,7 @@ def parse(args: Sequence[str] | None = None) -> Config:
         sys.exit(0)
     missing = [module for module in _EXTRA if importlib.util.find_spec(module) is None]
     if missing:
-        raise InputError(
-            f"expected the packages for training, got no {', '.join(missing)}: pip install 'manual_mlp[train]'"
-        )
+        raise InputError(f"expected the packages for training, got no {', '.join(missing)}: pip install '.[train]'")
     import tyro
 
     named = {flags.field_of(flag)[0] for flag, _ in flags.given(args)}

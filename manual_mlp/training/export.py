@@ -58,7 +58,7 @@ def load_run(folder: Path | str, best: bool = False) -> MLP:
     folder = Path(folder)
     checkpoint.load_settings(folder)  # whether there is a run at all
     if importlib.util.find_spec("safetensors") is None:
-        raise ImportError("expected the packages for training, got no safetensors: pip install 'manual_mlp[train]'")
+        raise ImportError("expected the packages for training, got no safetensors: pip install '.[train]'")
     model = checkpoint.load_model(folder, best)
     mean, std = checkpoint.normalisation(folder)
     first = model.layers[0]

@@ -265,7 +265,7 @@ def test_what_measured_a_table_is_said_once_for_each_machine_and_day_and_busy_ro
     )
     assert report.told_briefly(runs) == (
         "Measured on 2 cores of AMD EPYC with AVX2, torch 2.14.1, 2026-11-24; one NVIDIA H100, torch 2.14.1, "
-        "2026-11-24, in part beside other work."
+        "2026-11-24; 1 of 4 rows beside other work."
     )
 
 
@@ -280,6 +280,15 @@ def test_every_line_of_the_summary_finds_its_row_in_the_results_and_shows_one_th
         if row["threads"] == 1 and row["malloc"] == "tuned" and all(row[k] == v for k, v in asked.which.items())
     )
     assert written[0].split(" | ")[3] == f"{row['providers'][OURS]['ratio'][0]:.2f}"
+
+
+def test_a_figure_of_few_rounds_is_marked_and_a_run_that_lacks_rows_is_said_in_one_line(folder, capsys):
+    rows = [row | {"rounds": 4 if row["malloc"] == "tuned" else 5} for row in DENSE["rows"]]
+    assert "| 0.81, 0.81~ | 0.81, 0.81~ |" in tables.dense(run(rows)).replace(f"{0.805:.2f}", "0.81")
+    (folder / "c.json").write_text(json.dumps({"native": run(native_rows("layer", "5×7→4", "relu", 1.2))}))
+    readme(folder)
+    assert call(folder) == 2
+    assert capsys.readouterr().err.startswith("python -m benchmarks report: expected whole runs for layers")
 
 
 def test_in_no_row_that_is_shown_is_ours_wrong():

@@ -304,7 +304,7 @@ def test_a_missing_extra_is_one_line_that_says_how_to_install_it(main, monkeypat
     status, _, err = main()
     assert status == 2
     assert err.startswith("error: expected the packages for training, got no tensorboard")
-    assert err.endswith("pip install 'manual_mlp[train]'\n")
+    assert err.endswith("pip install '.[train]'\n")
 
 
 @pytest.mark.skipif("MANUAL_MLP_DATA" not in os.environ, reason="needs MNIST in MANUAL_MLP_DATA")
