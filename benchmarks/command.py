@@ -31,6 +31,8 @@ from benchmarks.harness import (
     training_step,
     wrong,
 )
+from benchmarks.layout import layout
+from benchmarks.layout import table as table
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
@@ -256,18 +258,6 @@ def any_wrong(rows: Sequence[dict[str, Any]], names: Sequence[str] = ()) -> bool
     return any(provider["wrong"] for name, provider in found if not names or name in names)
 
 
-def layout(value: Any, depth: int = 3, pad: str = "") -> str:
-    """Write JSON with five digits, open for three levels (file, command, rows) and one line an entry below."""
-    if not (depth and value and isinstance(value, (dict, list))):
-        rounded = json.loads(json.dumps(value), parse_float=lambda text: float(f"{float(text):.5g}"))
-        return json.dumps(rounded, ensure_ascii=False)
-    entries = [json.dumps(str(key)) + ": " for key in value] if isinstance(value, dict) else [""] * len(value)
-    values = value.values() if isinstance(value, dict) else value
-    lines = [f"{pad} {entry}{layout(item, depth - 1, pad + ' ')}" for entry, item in zip(entries, values, strict=True)]
-    opened, closed = "{}" if isinstance(value, dict) else "[]"
-    return f"{opened}\n" + ",\n".join(lines) + f"\n{pad}{closed}"
-
-
 def save(command: str, run: dict[str, Any], options: argparse.Namespace, key: str | None = None) -> Path:
     """Write the run under its command's name into this machine's file of today, beside the other commands.
 
@@ -292,18 +282,6 @@ def heading(command: str, run: dict[str, object], options: argparse.Namespace) -
         f"{command}: {options.dtype}, {where}, torch {torch.__version__}, python {platform.python_version()}, "
         f"{run['date']}, load {run['load']:.2f}"
     )
-
-
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Align the columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in [titles, *rows]
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def progress(done: int, total: int, what: str) -> None:

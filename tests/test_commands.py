@@ -12,7 +12,7 @@ FLAGS = {
     "explain": "--html, --serve, --numbers, --inputs, --outputs, --batch, --activation, --loss, --seed, --break, "
     "--digit, --checkpoint, --data-dir",
     "export": "--to, --output, --best",
-    "build": "--force",
+    "build": "--force, --wheel",
 }
 
 

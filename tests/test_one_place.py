@@ -283,7 +283,7 @@ def train(capsys, monkeypatch, tmp_path):
 def test_the_recipe_is_listed_wherever_recipes_are(recipe, capsys):
     pytest.importorskip("torchvision")
     from benchmarks import literature
-    from benchmarks.report import tables
+    from benchmarks.report import training
     from manual_mlp.training.config import Config
     from manual_mlp.training.recipes import listed
 
@@ -292,7 +292,7 @@ def test_the_recipe_is_listed_wherever_recipes_are(recipe, capsys):
     assert literature.read_options(["--table"]).recipes[-1] == "mine"
     row = {"recipe": "mine", "error": [8.0, 7.0, 9.0], "seeds": 3, "seconds": [1.0, 1.0, 1.0], "epochs": 2}
     row |= {"of_epochs": 2, "threads": 1, "machine": {"device": "cpu", "cpu": "AMD EPYC"}}
-    assert tables.literature({"rows": [row]}).splitlines()[-1] == (
+    assert training.literature({"rows": [row]}).splitlines()[-1] == (
         "| `mine` | Mine 2027 | 11 | 8.50 | 8.00 [7.00, 9.00] | 3 | 2 | 1 | AMD EPYC, 1 |"
     )
 

@@ -168,9 +168,10 @@ def test_the_package_runs_with_torch_and_manual_mlp_alone():
     assert imported - set(sys.stdlib_module_names) <= {"benchmarks", "manual_mlp", "torch"}
 
 
+@pytest.mark.usefixtures("brief")
 def test_dropout_is_timed_alone_and_in_a_step(capsys):
     arguments = ["dropout", "--rows", "8", "--width", "16", "--sizes", "9", "7", "3", "--seconds", "0.01"]
-    assert main([*arguments, "--device", "cpu"]) == 0
+    assert main([*arguments, "--device", "cpu", "--threads", "1", "--malloc", "default"]) == 0
     printed = capsys.readouterr().out
     for row in ("forward", "backward", "step", "backprop"):
         assert row in printed

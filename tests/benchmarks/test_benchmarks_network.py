@@ -160,7 +160,7 @@ def test_a_case_is_written_as_the_issue_has_it():
 def test_every_row_is_right_and_documented(run, capsys):
     found = run("--case", "5-7-3-6-4x9-tanh-float64", "5-7-4x9-cross_entropy", "--providers", *CHEAP)
     documented = set(re.findall(r"\w+", network.__doc__))
-    assert found.keys() == {"date", "machine", "settings", "load", "ceilings", "rows", "goals"}
+    assert found.keys() == {"command", "date", "machine", "settings", "load", "ceilings", "rows", "goals"}
     assert [row["case"] for row in found["rows"]] == ["5→7→3→6→4, 9 rows, tanh, float64", "5→7→4, 9 rows, relu"]
     for row in found["rows"]:
         assert row.keys() <= documented

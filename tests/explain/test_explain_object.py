@@ -65,7 +65,7 @@ def test_it_checks_itself(steps, net):
         (
             {"mistaken": ("slope", "bias-not-summed", 3)},
             ValueError,
-            f"expected mistaken among {', '.join(MISTAKES)}, got slope, 3",
+            f"expected mistaken among {', '.join(MISTAKES)}, got slope, 3; did you mean slope-forgotten?",
         ),
     ],
 )
