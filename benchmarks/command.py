@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -44,8 +43,14 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Read the options; ``command`` is the line to type for them, without the folders of this machine."""
         options = super().parse_args(args, namespace)
-        typed = shlex.join([*self.prog.split(), *(sys.argv[1:] if args is None else args)])
-        options.command = re.sub(r" --(results|data-dir)[ =]\S+", "", typed)
+        folders = {str(value) for value in vars(options).values() if isinstance(value, Path)}
+        words = [*self.prog.split()]
+        for word in sys.argv[1:] if args is None else args:
+            if word in folders:
+                words.pop()  # its flag
+            elif word.partition("=")[2] not in folders:
+                words.append(word)
+        options.command = shlex.join(words)
         return options
 
     def error(self, message: str) -> NoReturn:

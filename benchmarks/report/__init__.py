@@ -23,34 +23,6 @@ DOCUMENTS = ROOT / "README.md", ROOT / "docs" / "figures.md"
 MARKED = re.compile(r"(^<!-- report: ([\w-]+) -->\n)(.*?)(^<!-- end -->$)", re.MULTILINE | re.DOTALL)
 
 
-class Table(NamedTuple):
-    """A table: the commands whose runs it shows, and what lays it out."""
-
-    commands: Sequence[str]
-    write: Callable[..., str]
-
-
-# By the name in the marker.
-TABLES = {
-    "summary": Table(summary.COMMANDS, summary.summary),
-    "layers": Table(["native"], engines.layers),
-    "networks": Table(["native"], engines.native("backprop", "backprop with dropout", "MLP")),
-    "heads": Table(["native"], engines.native("head")),
-    "derivatives": Table(["native"], engines.native("second order")),
-    "dense": Table(["dense"], tables.dense),
-    "second-order": Table(["second-order"], tables.second_order),
-    "output": Table(["output"], tables.output),
-    "network": Table(["network"], tables.network),
-    "compile": Table(["compile"], engines.compiled),
-    "dropout": Table(["dropout"], engines.dropout),
-    "transforms": Table(["transforms"], tables.transforms),
-    "train": Table(["train"], training.train),
-    "accuracy": Table(["accuracy"], training.accuracy),
-    "time-to": Table(["time-to-98", "time-to-98.4", "time-to-99"], training.time_to),
-    "literature": Table(["literature"], training.literature),
-}
-
-
 class Problem(Exception):
     """What is wrong with the results or a document, in a line."""
 
@@ -116,14 +88,43 @@ def _hardware(machine: Mapping[str, Any]) -> str:
     return f"{cpu}, torch {machine['torch']}"
 
 
+class Table(NamedTuple):
+    """A table: the commands whose runs it shows, what lays it out, and what stands over it."""
+
+    commands: Sequence[str]
+    write: Callable[..., str]
+    caption: Callable[[Mapping[str, Mapping[str, Any]]], str] = told
+
+
+# By the name in the marker.
+TABLES = {
+    "summary": Table(summary.COMMANDS, summary.summary, told_briefly),
+    "layers": Table(["native"], engines.layers),
+    "networks": Table(["native"], engines.native("backprop", "backprop with dropout", "MLP")),
+    "heads": Table(["native"], engines.native("head")),
+    "derivatives": Table(["native"], engines.native("second order")),
+    "dense": Table(["dense"], tables.dense),
+    "second-order": Table(["second-order"], tables.second_order),
+    "output": Table(["output"], tables.output),
+    "network": Table(["network"], tables.network),
+    "compile": Table(["compile"], engines.compiled),
+    "dropout": Table(["dropout"], engines.dropout),
+    "transforms": Table(["transforms"], tables.transforms),
+    "train": Table(["train"], training.train),
+    "accuracy": Table(["accuracy"], training.accuracy),
+    "time-to": Table(["time-to-98", "time-to-98.4", "time-to-99"], training.time_to),
+    "literature": Table(["literature"], training.literature),
+}
+
+
 def captioned(name: str, runs: Mapping[str, Mapping[str, Any]]) -> str:
     """Lay out a table under what it was measured by."""
-    shown = {of: runs[of] for of in TABLES[name].commands}
+    table = TABLES[name]
+    shown = {of: runs[of] for of in table.commands}
     try:
-        table = TABLES[name].write(*shown.values())
+        return f"{table.caption(shown)}\n\n{table.write(*shown.values())}"
     except KeyError as error:
         raise Problem(f"expected whole runs for {name}, got none of {error}") from None
-    return f"{(told_briefly if name == 'summary' else told)(shown)}\n\n{table}"
 
 
 def rewritten(text: str, tables: Mapping[str, str]) -> str:

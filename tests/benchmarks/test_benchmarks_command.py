@@ -76,6 +76,13 @@ def test_saving_keeps_what_other_commands_wrote(tmp_path):
     }
 
 
+@pytest.mark.parametrize("given", [["--results", "a folder/b"], ["--results=a folder/b"], ["--res", "a folder/b"]])
+def test_the_command_that_is_saved_names_no_folder(given):
+    options = command.parser("dense", "").parse_args([*given, "--quick", "--threads", "1", "2"])
+    assert str(options.results) == "a folder/b"
+    assert options.command == "python -m benchmarks dense --quick --threads 1 2"
+
+
 def test_layout_is_json_to_five_digits_with_a_row_on_one_line():
     run = {"dense": {"empty": [], "ceilings": {"default": {1: 0.1234567}}, "rows": [{"a": [1, 2.0]}, {"b": None}]}}
     text = command.layout(run)
