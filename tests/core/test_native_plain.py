@@ -468,12 +468,8 @@ def test_the_comparison_sees_an_error_of_plains_size() -> None:
 
 def test_without_native_plain_computes() -> None:
     h, layer = draw(3, 4).requires_grad_(), nn.Linear(4, 2, dtype=torch.float64)
-    names = []
-    for context in (native.without(), None):
-        if context is None:
-            names.append(dense(h, layer.weight, layer.bias, "relu").grad_fn.name())
-        else:
-            with context:
-                names.append(dense(h, layer.weight, layer.bias, "relu").grad_fn.name())
-    assert "_EagerDenseFunction" in names[0]
-    assert "_EagerDenseFunction" not in names[1]
+    # Not grad_fn.name(), which torch 2.11 refuses to a node of Python's.
+    with native.without():
+        plain = type(dense(h, layer.weight, layer.bias, "relu").grad_fn).__name__
+    assert "_EagerDenseFunction" in plain
+    assert "_EagerDenseFunction" not in type(dense(h, layer.weight, layer.bias, "relu").grad_fn).__name__
