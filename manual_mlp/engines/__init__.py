@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
-from typing import NamedTuple
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from manual_mlp.engines.aten import KernelCrossEntropy
 from manual_mlp.engines.choice import CHOICE, chosen
 from manual_mlp.formulas.cross_entropy import CrossEntropy
 
-__all__ = ["CHOICE", "KERNELS", "PLAIN", "Engine", "engine_for"]
+__all__ = ["CHOICE", "KERNELS", "ON_CUDA", "PLAIN", "Engine", "engine_for"]
 
 
 class Engine(NamedTuple):
@@ -29,8 +29,16 @@ class Engine(NamedTuple):
     drop: Callable[..., Tensor] | None = None
 
 
+def _drop(t: Tensor, mask: Any) -> Tensor:
+    from manual_mlp.engines.triton.dropout import drop
+
+    return drop(t, mask)
+
+
 PLAIN = Engine("plain")
 KERNELS = Engine("torch's kernels", KernelCrossEntropy)
+# A constant: a compiler that reads engine_for meets no import and no cache.
+ON_CUDA = Engine("torch's kernels and Triton", KernelCrossEntropy, _drop) if find_spec("triton") else KERNELS
 
 
 def engine_for(t: Tensor) -> Engine:
@@ -41,13 +49,4 @@ def engine_for(t: Tensor) -> Engine:
     """
     if t.is_cpu:
         return PLAIN
-    return PLAIN if chosen() == "plain" else _on_cuda() if t.is_cuda else KERNELS
-
-
-@lru_cache(maxsize=1)
-def _on_cuda() -> Engine:
-    try:
-        from manual_mlp.engines.triton.dropout import drop
-    except ImportError:  # no Triton
-        return KERNELS
-    return Engine("torch's kernels and Triton", KernelCrossEntropy, drop)
+    return PLAIN if chosen() == "plain" else ON_CUDA if t.is_cuda else KERNELS

@@ -18,7 +18,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from manual_mlp.activations.registry import of_spelled
 from manual_mlp.composite import Found
-from manual_mlp.engines import engine_for, native
+from manual_mlp.engines import KERNELS, engine_for, native
 from manual_mlp.formulas.cross_entropy import CrossEntropy
 from manual_mlp.formulas.losses import BinaryCrossEntropy, Loss, SquaredError
 from manual_mlp.head.functions import by_composite, gradients_again, weights, with_gradients
@@ -32,7 +32,7 @@ _ARGUMENTS = (
     "float z_loss, ScalarType? region, bool[] needed, bool stats"
 )
 _KINDS: dict[type[Loss], str] = {
-    CrossEntropy: "cross_entropy",
+    **dict.fromkeys((CrossEntropy, KERNELS.cross_entropy), "cross_entropy"),
     BinaryCrossEntropy: "binary_cross_entropy",
     SquaredError: "squared_error",
 }

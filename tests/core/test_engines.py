@@ -1,5 +1,7 @@
 """Who computes is chosen in one place, and what an engine computes is held to the formulas."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -39,14 +41,16 @@ def test_an_engine_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch)
         engine_for(ON_CUDA)
 
 
-def test_without_triton_a_gpu_has_torchs_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MANUAL_MLP_ENGINE", raising=False)
-    monkeypatch.setitem(sys.modules, "manual_mlp.engines.triton.dropout", None)
-    engines._on_cuda.cache_clear()
-    try:
-        assert engine_for(ON_CUDA) is KERNELS
-    finally:
-        engines._on_cuda.cache_clear()
+def test_without_triton_a_gpu_has_torchs_kernels() -> None:
+    code = """
+import importlib.util, types
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
+from manual_mlp.engines import KERNELS, engine_for
+assert engine_for(types.SimpleNamespace(is_cpu=False, is_cuda=True)) is KERNELS
+"""
+    environment = {name: value for name, value in os.environ.items() if name != engines.CHOICE}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 # What each entry of an engine computes and what the formulas compute: both of the dtype at hand.

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from linear_losses import D, V, classes, derivatives, every_reduction
 from manual_mlp import Activation, dense_squared_error, linear_binary_cross_entropy, linear_cross_entropy
-from manual_mlp.engines import native
+from manual_mlp.engines import KERNELS, PLAIN, Engine, native
 from manual_mlp.head.operations import Asked
 from manual_mlp.precision import product_dtype
 
@@ -57,7 +57,10 @@ OPERATION = torch.ops.manual_mlp.linear_loss.default
 
 def drawn(name: str, draw: Draw) -> tuple[Loss, tuple[Tensor, Tensor, Tensor], Tensor, dict[str, Any]]:
     loss, of_classes, options = CASES[name]
-    return loss, (draw(N, D), draw(V, D), draw(V)), classes(N) if of_classes else torch.rand(N, V).double(), options
+    inputs = draw(N, D), draw(V, D), draw(V)
+    device = str(inputs[0].device)
+    t = classes(N, device=device) if of_classes else torch.rand(N, V).double().to(device)
+    return loss, inputs, t, {key: o.to(device) if isinstance(o, Tensor) else o for key, o in options.items()}
 
 
 def with_all(value: Tensor, inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -132,8 +135,10 @@ def test_it_passes_torchs_own_check_of_operations(name: str, reduction: str, dra
     torch.library.opcheck(OPERATION, arguments_of(loss, *inputs, t, **asked))
 
 
-def test_chunks_live_on_under_a_compiler(draw: Draw) -> None:
-    inputs, t = (draw(N, D), draw(V, D), draw(V)), classes(N)
+@pytest.mark.parametrize("who", [PLAIN, KERNELS], ids=lambda who: who.name)
+def test_chunks_live_on_under_a_compiler(who: Engine, draw: Draw, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manual_mlp.losses.engine_for", lambda t: who)
+    inputs, t = (draw(N, D), draw(V, D), draw(V)), classes(N, device=device)
     assert OPERATION in graph_of(entropy, *inputs, t, chunk_rows=2)
     assert OPERATION not in graph_of(entropy, *inputs, t)  # few logits
 
@@ -141,16 +146,16 @@ def test_chunks_live_on_under_a_compiler(draw: Draw) -> None:
 @pytest.mark.parametrize(
     "what", ["target that requires grad", "unknown activation", "row weight that requires grad", "frozen input"]
 )
-def test_what_the_operation_is_not_for_is_composed(what: str, draw: Draw) -> None:
-    inputs, t, options = (draw(N, D), draw(V, D), draw(V)), torch.rand(N, V).double(), {"chunk_rows": 2}
+def test_what_the_operation_is_not_for_is_composed(what: str, draw: Draw, device: str) -> None:
+    inputs, t, options = (draw(N, D), draw(V, D), draw(V)), torch.rand(N, V).double().to(device), {"chunk_rows": 2}
     if what == "target that requires grad":
         case = entropy, (*inputs, t.requires_grad_()), options
     elif what == "unknown activation":
         case = squared, (*inputs, t), options | {"activation": Activation(torch.sin, torch.cos, lambda z: -z.sin())}
     elif what == "row weight that requires grad":
-        case = entropy, (*inputs, classes(N)), options | {"row_weight": draw(N)}
+        case = entropy, (*inputs, classes(N, device=device)), options | {"row_weight": draw(N)}
     else:  # dw alone is larger than all logits
-        case = entropy, (draw(N, 20).detach(), draw(V, 20), inputs[2], classes(N)), options
+        case = entropy, (draw(N, 20).detach(), draw(V, 20), inputs[2], classes(N, device=device)), options
     loss, operands, options = case
     assert OPERATION not in graph_of(loss, *operands, **options)
     values = compiled(loss, **options)(*operands), loss(*operands, **options)
@@ -171,8 +176,8 @@ def test_the_operations_own_second_order_is_right(name: str, reduction: str, dra
 
 
 @pytest.mark.parametrize("frozen", range(1, 8))
-def test_only_what_requires_grad_is_computed(frozen: int, draw: Draw, engine: str) -> None:
-    inputs, t = (draw(N, 2), draw(V, 2), draw(V)), classes(N)
+def test_only_what_requires_grad_is_computed(frozen: int, draw: Draw, device: str, engine: str) -> None:
+    inputs, t = (draw(N, 2), draw(V, 2), draw(V)), classes(N, device=device)
     for k, x in enumerate(inputs):
         x.requires_grad_(not frozen >> k & 1)
     arguments = arguments_of(entropy, *inputs, t, chunk_rows=2)
@@ -187,8 +192,8 @@ def test_only_what_requires_grad_is_computed(frozen: int, draw: Draw, engine: st
         torch.testing.assert_close(torch.autograd.grad(value, asked), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_where_the_output_is_made_again_it_counts_again(draw: Draw) -> None:
-    inputs, t = (draw(N, D), draw(V, D), draw(V)), classes(N)
+def test_where_the_output_is_made_again_it_counts_again(draw: Draw, device: str) -> None:
+    inputs, t = (draw(N, D), draw(V, D), draw(V)), classes(N, device=device)
     arguments = arguments_of(entropy, *inputs, t, chunk_rows=2, reduction="none")
     with FlopCounterMode(display=False) as flops:
         OPERATION(*arguments)[0].sum().backward()
@@ -196,12 +201,12 @@ def test_where_the_output_is_made_again_it_counts_again(draw: Draw) -> None:
 
 
 @every_reduction
-def test_under_autocast_it_is_as_right_as_eager(reduction: str, draw: Draw, engine: str) -> None:
+def test_under_autocast_it_is_as_right_as_eager(reduction: str, draw: Draw, device: str, engine: str) -> None:
     inputs = tuple(draw(N, D).float().detach().requires_grad_() for N in (64, V))
-    t, options = classes(64), {"chunk_rows": 16, "reduction": reduction}
+    t, options = classes(64, device=device), {"chunk_rows": 16, "reduction": reduction}
 
     def amp(h: Tensor, w: Tensor, t: Tensor) -> Any:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             return linear_cross_entropy(h, w, t, **options)
 
     values = compiled(amp)(*inputs, t), amp(*inputs, t)
@@ -213,16 +218,18 @@ def test_under_autocast_it_is_as_right_as_eager(reduction: str, draw: Draw, engi
     ):
         assert (of_compiled - true).abs().max() <= 2 * (of_eager - true).abs().max() + 1e-6
     # A CPU without instructions for bfloat16 computes the products in float32.
-    narrow = product_dtype(torch.bfloat16, torch.device("cpu")) == torch.bfloat16
+    narrow = product_dtype(torch.bfloat16, torch.device(device)) == torch.bfloat16
     assert torch.allclose(values[0].double(), truth, rtol=1e-4) is not narrow
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @every_reduction
-def test_in_every_dtype_it_is_as_right_as_eager(dtype: torch.dtype, reduction: str, draw: Draw, engine: str) -> None:
+def test_in_every_dtype_it_is_as_right_as_eager(
+    dtype: torch.dtype, reduction: str, draw: Draw, device: str, engine: str
+) -> None:
     truth = draw(64, D), draw(V, D), draw(V)
     inputs = tuple(x.detach().to(dtype).requires_grad_() for x in truth)
-    t, options = classes(64), {"chunk_rows": 16, "reduction": reduction}
+    t, options = classes(64, device=device), {"chunk_rows": 16, "reduction": reduction}
     values = compiled(entropy, **options)(*inputs, t), entropy(*inputs, t, **options)
     assert values[0].dtype is values[1].dtype is dtype
     for value in values:
@@ -232,20 +239,20 @@ def test_in_every_dtype_it_is_as_right_as_eager(dtype: torch.dtype, reduction: s
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_no_batch_size_is_compiled_for_anew(reduction: str, draw: Draw) -> None:
+def test_no_batch_size_is_compiled_for_anew(reduction: str, draw: Draw, device: str) -> None:
     loss, w, sizes = compiled(entropy, reduction=reduction), draw(1000, D), (3, 300, 7, 1000)  # few logits, and many
-    truth = [entropy(draw(n, D), w, None, torch.zeros(n).long()) for n in sizes]
+    truth = [entropy(draw(n, D), w, None, torch.zeros(n, dtype=torch.long, device=device)) for n in sizes]
     assert truth
-    loss(draw(5, D), w, None, torch.zeros(5).long())
-    loss(draw(6, D), w, None, torch.zeros(6).long())  # torch makes the size dynamic
+    loss(draw(5, D), w, None, torch.zeros(5, dtype=torch.long, device=device))
+    loss(draw(6, D), w, None, torch.zeros(6, dtype=torch.long, device=device))  # torch makes the size dynamic
     with torch.compiler.set_stance("fail_on_recompile"):
         for n in sizes:
-            h, t = draw(n, D), torch.zeros(n).long()
+            h, t = draw(n, D), torch.zeros(n, dtype=torch.long, device=device)
             torch.testing.assert_close(loss(h, w, None, t), entropy(h, w, None, t, reduction=reduction))
 
 
-def test_stats_are_those_of_eager(draw: Draw, engine: str) -> None:
-    inputs, t = (draw(N, D), draw(V, D), draw(V)), classes(N)
+def test_stats_are_those_of_eager(draw: Draw, device: str, engine: str) -> None:
+    inputs, t = (draw(N, D), draw(V, D), draw(V)), classes(N, device=device)
     options: dict[str, Any] = {"return_stats": True, "chunk_rows": 2}
     (value, stats), (expected, of_eager) = compiled(entropy, **options)(*inputs, t), entropy(*inputs, t, **options)
     torch.testing.assert_close(stats, of_eager)
@@ -254,12 +261,12 @@ def test_stats_are_those_of_eager(draw: Draw, engine: str) -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
 
 
-def test_export_and_transforms_get_no_operation_of_ours(draw: Draw) -> None:
+def test_export_and_transforms_get_no_operation_of_ours(draw: Draw, device: str) -> None:
     class Head(torch.nn.Module):
         def forward(self, h: Tensor, w: Tensor, t: Tensor) -> Tensor:
             return linear_cross_entropy(h, w, t, chunk_rows=2)
 
-    h, w, t = draw(N, D), draw(V, D), classes(N)
+    h, w, t = draw(N, D), draw(V, D), classes(N, device=device)
     for strict in (True, False):
         program = torch.export.export(Head(), (h, w, t), strict=strict)
         assert not [node for node in program.graph.nodes if "manual_mlp" in str(node.target)]
@@ -268,8 +275,8 @@ def test_export_and_transforms_get_no_operation_of_ours(draw: Draw) -> None:
     torch.testing.assert_close(gradient(h), torch.autograd.grad(Head()(h, w, t), h)[0])
 
 
-def test_tangents_are_refused_where_a_compiled_graph_would_lose_them(draw: Draw) -> None:
-    inputs, t = tuple(x.detach() for x in (draw(N, D), draw(V, D), draw(V))), classes(N)
+def test_tangents_are_refused_where_a_compiled_graph_would_lose_them(draw: Draw, device: str) -> None:
+    inputs, t = tuple(x.detach() for x in (draw(N, D), draw(V, D), draw(V))), classes(N, device=device)
     loss = compiled(entropy, chunk_rows=2)
     loss(*inputs, t)
     with forward_ad.dual_level():
@@ -279,9 +286,9 @@ def test_tangents_are_refused_where_a_compiled_graph_would_lose_them(draw: Draw)
 
 
 @pytest.mark.parametrize("dynamic", [None, True])
-def test_a_cap_that_changes_is_compiled_for_anew(dynamic: bool | None, draw: Draw) -> None:
+def test_a_cap_that_changes_is_compiled_for_anew(dynamic: bool | None, draw: Draw, device: str) -> None:
     torch.compiler.reset()
-    inputs, t = (draw(N, D), draw(V, D), draw(V)), classes(N)
+    inputs, t = (draw(N, D), draw(V, D), draw(V)), classes(N, device=device)
 
     def capped(cap: float) -> Any:
         return entropy(*inputs, t, softcap=cap, chunk_rows=2)
@@ -291,14 +298,14 @@ def test_a_cap_that_changes_is_compiled_for_anew(dynamic: bool | None, draw: Dra
         torch.testing.assert_close(run(cap), capped(cap), rtol=1e-12, atol=1e-12)
 
 
-def test_no_rows_and_no_gradient_make_no_chunk(draw: Draw, engine: str) -> None:
+def test_no_rows_and_no_gradient_make_no_chunk(draw: Draw, device: str, engine: str) -> None:
     h, w, b = (x.detach() for x in (draw(0, D), draw(V, D), draw(V)))
     options: dict[str, Any] = {"chunk_rows": 3, "reduction": "sum"}
-    assert compiled(entropy, **options)(h, w, b, classes(1)[:0]) == 0
+    assert compiled(entropy, **options)(h, w, b, classes(1, device=device)[:0]) == 0
 
 
-def test_the_operation_judges_what_it_is_told(draw: Draw) -> None:
-    inputs, t = (draw(N, D), draw(V, D), draw(V)), classes(N)
+def test_the_operation_judges_what_it_is_told(draw: Draw, device: str) -> None:
+    inputs, t = (draw(N, D), draw(V, D), draw(V)), classes(N, device=device)
     asked = Asked(*arguments_of(entropy, *inputs, t, chunk_rows=2))
     with pytest.raises(ValueError, match=r"expected a loss among .*, got 'nope'"):
         OPERATION(*asked._replace(loss="nope"))

@@ -65,9 +65,13 @@ def environment() -> dict[str, str]:
     runtime, kernels = map(str, compiled())
     # sitecustomize puts the kernels in their place, in whichever process.
     paths = [str(HERE / "site"), str(HERE.parents[1]), str(HERE.parent), os.environ.get("PYTHONPATH")]
-    return {"OMP_NUM_THREADS": "1"} | os.environ | {
-        "LD_PRELOAD": runtime,
-        VARIABLE: kernels,
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "TRITON_INTERPRET": "1",
-    }
+    return (
+        {"OMP_NUM_THREADS": "1"}
+        | os.environ
+        | {
+            "LD_PRELOAD": runtime,
+            VARIABLE: kernels,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "TRITON_INTERPRET": "1",
+        }
+    )
