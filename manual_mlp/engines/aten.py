@@ -24,16 +24,23 @@ class KernelCrossEntropy(CrossEntropy):
 
     spares: ClassVar[bool] = True
 
+    def values(self, y: Tensor, at: slice, need_dy: bool) -> tuple[Tensor, Tensor | None]:
+        # A tile takes less memory in place.
+        if at != slice(None):
+            return super().values(y, at, need_dy)
+        if need_dy and not self._has_more():
+            return self._by_kernels(y, "none", y.new_ones(len(y)))
+        return super().values(y.clone(), at, need_dy)
+
     def reduced(self, y: Tensor, mean: bool, g: Tensor | float | None) -> tuple[Tensor, Tensor]:
         if self._has_more():
             return super().reduced(y.clone(), mean, g)
         return self._by_kernels(y, "mean" if mean else "sum", g)
 
     def weighted(self, y: Tensor, at: slice, g: Tensor) -> tuple[Tensor, Tensor]:
-        # A tile takes less memory in place.
-        if at != slice(None):
+        if at != slice(None) or self._has_more():
             return super().weighted(y, at, g)
-        return super().weighted(y.clone(), at, g) if self._has_more() else self._by_kernels(y, "none", g)
+        return self._by_kernels(y, "none", g)
 
     def _has_more(self) -> bool:
         return self.row_weight is not None or bool(self.z_loss)

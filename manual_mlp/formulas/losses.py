@@ -26,7 +26,7 @@ class RowLoss(ABC):
 
     Attributes:
         by_entry: whether there is a value for each entry of y, instead of each row.
-        spares: whether ``reduced`` and ``weighted`` leave all rows of y as they are.
+        spares: whether ``values``, ``reduced`` and ``weighted`` leave y as it is, where it is all rows.
         promoting: the names of the tensors whose dtype the value takes on, beside a target that is floating-point.
     """
 

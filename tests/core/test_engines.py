@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linear_losses import every_reduction
 from manual_mlp import engines, linear_cross_entropy
 from manual_mlp.engines import KERNELS, PLAIN, Engine, engine_for
 from manual_mlp.engines.aten import KernelCrossEntropy
@@ -108,23 +109,31 @@ def test_every_entry_of_an_engine_is_held_to_a_formula() -> None:
     assert {of.split()[0] for of in HELD} | {"name", "drop"} == set(Engine._fields)
 
 
-@pytest.mark.parametrize("options", [{}, {"z_loss": 0.1}, {"row_weight": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"z_loss": 0.1}, {"row_weight": True}, {"softcap": 1.5}], ids=str)
 @pytest.mark.parametrize("chunk_rows", [4, 99])
+@every_reduction
 def test_an_engine_takes_the_options_of_a_cross_entropy_and_sees_its_rows(
-    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], chunk_rows: int
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], chunk_rows: int, reduction: str
 ) -> None:
     h, w = torch.randn(N, 3, dtype=torch.float64), torch.randn(V, 3, dtype=torch.float64, requires_grad=True)
     t, found = torch.arange(N) % V, []
-    given = options | ({"row_weight": torch.linspace(0, 1, N)} if "row_weight" in options else {})
+    given = (
+        options
+        | {"reduction": reduction}
+        | ({"row_weight": torch.linspace(0, 1, N)} if "row_weight" in options else {})
+    )
     monkeypatch.setattr("manual_mlp.engines.native.doors", None)
     for engine in (Engine("on a GPU", KernelCrossEntropy), PLAIN):
         monkeypatch.setattr("manual_mlp.losses.engine_for", lambda _, engine=engine: engine)
         loss, seen = linear_cross_entropy(h, w, t, return_stats=True, chunk_rows=chunk_rows, **given)
-        found.append((loss, *torch.autograd.grad(loss, w), *seen))
+        found.append((loss, *torch.autograd.grad(loss.sum(), w), *seen))
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
     z = F.linear(h, w).detach()
     kernels = KernelCrossEntropy(t, None, -100, 0.0, given.get("row_weight"), given.get("z_loss", 0.0))
     kernels.reduced(z, True, None)
     kernels.weighted(z, slice(None), torch.ones(N))
+    for need_dy in (True, False):
+        kernels.values(z, slice(None), need_dy)
     assert torch.equal(z, F.linear(h, w)), "the logits are spared"
-    torch.testing.assert_close(found[0][2], F.linear(h, w).logsumexp(-1).detach(), rtol=1e-12, atol=1e-12)
+    capped = options["softcap"] * torch.tanh(z / options["softcap"]) if "softcap" in options else z
+    torch.testing.assert_close(found[0][2], capped.logsumexp(-1), rtol=1e-12, atol=1e-12)
