@@ -58,6 +58,9 @@ def test_the_gradient_of_a_scalar_loss_scales_all_gradients(
     device: str, loss: str, tile_rows: int | None, gradient: Any
 ) -> None:
     x = rows_of(device).requires_grad_()
+    gradient = (
+        gradient.detach().to(device).requires_grad_(gradient.requires_grad) if torch.is_tensor(gradient) else gradient
+    )
     for reduction in ("mean", "sum"):
         t = target_of(loss, x)
         expected = by_torch(make(device), x, t, loss, reduction, gradient=gradient)

@@ -318,11 +318,13 @@ def test_a_cap_that_is_new_is_compiled_in_one_graph_and_another_recompiles_nothi
 
 
 @pytest.mark.parametrize("chunk_rows", [None, 2])
-def test_a_batch_of_upstream_gradients_reaches_rows_that_are_no_view(chunk_rows: int | None, draw: Draw) -> None:
-    inputs, t = (draw(2, 3, 4), draw(7, 4)), torch.randint(7, (2, 3))
+def test_a_batch_of_upstream_gradients_reaches_rows_that_are_no_view(
+    chunk_rows: int | None, draw: Draw, device: str
+) -> None:
+    inputs, t = (draw(2, 3, 4), draw(7, 4)), torch.randint(7, (2, 3), device=device)
     asked = (linear_cross_entropy(*inputs, t, shift=1, chunk_rows=chunk_rows),)
     expected = (F.cross_entropy(F.linear(inputs[0][:, :-1], inputs[1]).flatten(0, 1), t[:, 1:].flatten()),)
-    g = torch.rand(3, dtype=torch.float64)
+    g = torch.rand(3, dtype=torch.float64, device=device)
     found, torchs = (torch.autograd.grad(loss, inputs, g, is_grads_batched=True) for loss in (asked, expected))
     torch.testing.assert_close(found, torchs, rtol=1e-10, atol=1e-12)
 

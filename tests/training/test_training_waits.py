@@ -155,6 +155,7 @@ def test_an_epoch_waits_for_the_device_where_the_log_is_due_and_no_sooner(digits
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("case", CASES)
 def test_a_gpu_is_not_waited_for(digits, monkeypatch, case):
     monkeypatch.setattr(feed, "_DEFORMED", 256)

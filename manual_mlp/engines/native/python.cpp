@@ -61,6 +61,12 @@ const Act* take_activation(PyObject* record) {
 
 namespace {
 
+// Autocast computes these two in float32 on CUDA, and not on a CPU.
+bool autocast_widens(const Act& f, const Tensor& input) {
+  return input.is_cuda() && (f.name == "softplus" || f.name == "squared_relu") &&
+      at::autocast::is_autocast_enabled(at::kCUDA);
+}
+
 PyObject* dense_door(PyObject*, PyObject* const* given, Py_ssize_t) {
   HANDLE_TH_ERRORS
   Tensor input, weight;
@@ -70,7 +76,7 @@ PyObject* dense_door(PyObject*, PyObject* const* given, Py_ssize_t) {
   }
   const auto products = products_dtype(input, weight, bias);
   const Act* f = products ? take_activation(given[3]) : nullptr;
-  if (!f) Py_RETURN_NONE;
+  if (!f || autocast_widens(*f, input)) Py_RETURN_NONE;
   Tensor y;
   {
     py::gil_scoped_release released;
