@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manual_mlp.formulas.losses import Loss, exp_, total_of
-from manual_mlp.precision import autocasting, cast, widen, widened
+from manual_mlp.precision import cast, widen, widened
 from manual_mlp.transforms import operations_are_watched
 
 aten = torch.ops.aten
@@ -258,8 +258,8 @@ class CrossEntropy(Loss):
         return self._together(z - lse, lse + largest, y, reduction)
 
     def quick_composite(self, y: Tensor, reduction: str) -> Tensor:
-        # torch rounds the logarithms to half precision, and adds them up in it.
-        z = y if autocasting(y) else widen(y)
+        # torch rounds the logarithms to half precision, under CUDA's autocast too, and adds them up in it.
+        z = widen(y)
         if self.row_weight is None and not self.z_loss:
             weight = self.weight if z is y or self.weight is None else widen(self.weight)
             options = weight, None, self.ignore_index, None, reduction, self.label_smoothing
