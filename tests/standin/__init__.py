@@ -15,6 +15,7 @@ calls. Triton's kernels run in its interpreter, and Inductor's not at all. torch
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shlex
 import subprocess
@@ -29,6 +30,9 @@ def compiled() -> tuple[Path, Path]:
     """Compile both libraries, where they are not there; return the runtime's and the kernels'."""
     import torch
     import triton
+
+    # It says that it finds no CUDA.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from torch.utils import cpp_extension
 
     if torch.version.cuda is None:

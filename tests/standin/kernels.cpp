@@ -56,7 +56,8 @@ Tensor in_host_memory(const Tensor& t) {
   const auto& storage = t.storage();
   c10::DataPtr memory(const_cast<void*>(storage.data()), c10::Device(c10::kCPU));
   c10::Storage same(c10::Storage::use_byte_size_t(), storage.nbytes(), std::move(memory), nullptr, false);
-  auto host = at::detail::make_tensor<c10::TensorImpl>(std::move(same), c10::DispatchKeySet(c10::DispatchKey::CPU), t.dtype());
+  const c10::DispatchKeySet cpu(c10::DispatchKey::CPU);
+  auto host = at::detail::make_tensor<c10::TensorImpl>(std::move(same), cpu, t.dtype());
   host.unsafeGetTensorImpl()->set_sizes_and_strides(t.sizes(), t.strides(), t.storage_offset());
   host._set_conj(t.is_conj());
   host._set_neg(t.is_neg());
@@ -66,7 +67,8 @@ Tensor in_host_memory(const Tensor& t) {
 Tensor on_gpu(const Tensor& t) {
   const auto options = t.options().device(c10::Device(c10::kCUDA, 0));
   if (t.is_sparse())
-    return at::_sparse_coo_tensor_unsafe(on_gpu(t._indices()), on_gpu(t._values()), t.sizes(), options, t.is_coalesced());
+    return at::_sparse_coo_tensor_unsafe(on_gpu(t._indices()), on_gpu(t._values()), t.sizes(), options,
+                                         t.is_coalesced());
   auto made = at::empty_strided(t.sizes(), t.strides(), options);
   if (t.numel()) in_host_memory(made).copy_(t);
   return made;
@@ -155,7 +157,8 @@ void compute(const c10::OperatorHandle& operation, Stack* stack) {
     sparse |= t.is_sparse();
     // What an operation is to give its size is handed over empty.
     const bool grows = t.has_storage() && !t.storage().nbytes();
-    both.emplace_back(t, grows ? at::empty_strided(t.sizes(), t.strides(), t.options().device(c10::kCPU)) : in_host_memory(t));
+    const auto options = t.options().device(c10::kCPU);
+    both.emplace_back(t, grows ? at::empty_strided(t.sizes(), t.strides(), options) : in_host_memory(t));
     return both.back().second;
   };
   for (size_t i = 0; i < count; i++) {
@@ -164,8 +167,8 @@ void compute(const c10::OperatorHandle& operation, Stack* stack) {
     if (value.isDevice()) value = c10::Device(c10::kCPU);
     if (schema.arguments()[i].type()->str().find("Generator") != std::string::npos) value = on_host(value);
   }
-  TORCH_CHECK(both.empty() || !elsewhere,
-              "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! in ", name);
+  TORCH_CHECK(both.empty() || !elsewhere, "Expected all tensors to be on the same device, but ", name,
+              " found at least two devices, cuda:0 and cpu!");
   if (PRODUCTS.count(name) && !both.empty())
     TORCH_CHECK(!at::isIntegralType(both[0].first.scalar_type(), true), "\"", name, "_cuda\" not implemented for '",
                 both[0].first.scalar_type(), "'");
