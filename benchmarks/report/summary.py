@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from benchmarks.layers import BASELINE, OURS
-from benchmarks.report.tables import MALLOCS, Run, figure, markdown, megabytes, milliseconds, ratio
+from benchmarks.report.runs import CPU, Run, device_of
+from benchmarks.report.tables import MALLOCS, Row, figure, markdown, megabytes, milliseconds, ratio
 
 COMMANDS = ("native", "dense", "network", "compile", "transforms")
 
@@ -58,23 +59,37 @@ LINES = (
 )  # fmt: skip
 
 
+def row_of(line: Line, runs: Mapping[str, Run], malloc: str) -> Row | None:
+    """Find the row of a line, of one thread, if it was measured."""
+    for row in runs[line.command]["rows"] if line.command in runs else ():
+        if (row["threads"], row["malloc"]) == (1, malloc) and line.which.items() <= row.items():
+            return row
+    return None
+
+
 def summary(*runs: Run) -> str:
-    """Lay out a dozen steps of one thread: torch's time, and torch's time over ours under each malloc."""
-    of, lines = dict(zip(COMMANDS, runs, strict=True)), []
+    """Lay out a dozen steps of one thread: torch's time, torch's time over ours under each malloc, and on each GPU."""
+    devices: dict[str, dict[str, Run]] = {}
+    for run in runs:
+        devices.setdefault(device_of(run), {})[run["name"]] = run
+    here = devices.pop(CPU)
+    lines = []
     for line in LINES:
-        rows = {
-            row["malloc"]: row
-            for row in of[line.command]["rows"]
-            if row["threads"] == 1 and all(row[key] == value for key, value in line.which.items())
-        }
+        rows = {malloc: row_of(line, here, malloc) for malloc in MALLOCS}
         both = [rows[MALLOCS[0]]["providers"][name] for name in (BASELINE, OURS)]
         lines.append(
             (
                 line.says,
                 milliseconds(both[0]),
-                *(figure(rows[malloc], ratio(OURS)) if malloc in rows else "–" for malloc in MALLOCS),
+                *(figure(row, ratio(OURS)) if row else "–" for row in rows.values()),
                 ", ".join(megabytes(one["peak_bytes"]) for one in both) if "peak_bytes" in both[1] else "–",
+                *(on_card(row_of(line, of, MALLOCS[0])) for of in devices.values()),
             )
         )
     titles = ("forward + backward", "torch ms", "speed", "speed, tuned malloc", "peak MB: torch, ours")
-    return markdown(titles, lines)
+    return markdown((*titles, *(f"{card}: torch ms, speed" for card in devices)), lines)
+
+
+def on_card(row: Row | None) -> str:
+    """Write torch's time on a GPU, and torch's over ours."""
+    return f"{milliseconds(row['providers'][BASELINE])}, {figure(row, ratio(OURS))}" if row else "–"
