@@ -78,6 +78,12 @@ def rewritten(text: str, tables: Mapping[str, str]) -> str:
     return MARKED.sub(put, text)
 
 
+def written(runs: Mapping[str, Run], of_cards: Mapping[str, Mapping[str, Run]]) -> dict[str, str]:
+    """Lay out every table of which there are runs, by the name in its marker."""
+    there = [name for name, table in TABLES.items() if runs.keys() >= {*table.commands}]
+    return {name: captioned(name, runs, of_cards) for name in there} | {gpu.NAME: gpu.section(of_cards)}
+
+
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     flags = command.Parser(prog="python -m benchmarks report", description="Tables and pictures from results.")
@@ -102,15 +108,14 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def report(options: argparse.Namespace) -> int:
     """Print, check, or rewrite."""
-    runs, of_cards = newest(options.files, options.quick), by_card(options.files, options.quick)
-    there = [name for name, table in TABLES.items() if runs.keys() >= {*table.commands}]
-    written = {name: captioned(name, runs, of_cards) for name in there} | {gpu.NAME: gpu.section(of_cards)}
+    runs = newest(options.files, options.quick)
+    laid = written(runs, by_card(options.files, options.quick))
     if options.show:
-        for name, table in written.items():
+        for name, table in laid.items():
             print(f"{name}\n\n{table}\n")
         return 0
     texts = {path: path.read_text(encoding="utf-8") for path in options.documents}
-    found = {path: rewritten(text, written) for path, text in texts.items()}
+    found = {path: rewritten(text, laid) for path, text in texts.items()}
     if options.check:
         late = [path.name for path, text in texts.items() if found[path] != text]
         print(f"{', '.join(late)}: python -m benchmarks report" if late else "the documents are up to date")

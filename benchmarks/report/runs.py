@@ -68,8 +68,7 @@ def _worth(row: Mapping[str, Any]) -> tuple[bool, str]:
 
 
 def _typed(run: Run) -> str:
-    command: str = run.get("command", f"python -m benchmarks {run['name']} --json")
-    return f"`{command}`"
+    return f"`{run['command']}`" if "command" in run else f"`python -m benchmarks {run['name']} --json`"
 
 
 def told(runs: Iterable[Run]) -> str:

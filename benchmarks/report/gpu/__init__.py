@@ -50,12 +50,8 @@ def ceilings(runs: Sequence[Run]) -> str:
     best = {
         name: (min if name.endswith("_us") else max)(limit[name] for limit in limits if name in limit) for name in names
     }
-    rates = [
-        f"{best[name] / 1e3:,.1f} in {name.removeprefix(PRODUCTS)}"
-        for name in sorted(names)
-        if name.startswith(PRODUCTS)
-    ]
-    found = [f"products {', '.join(rates)} TFLOP/s"] if rates else []
+    rates = [f"{name.removeprefix(PRODUCTS)} {best[name] / 1e3:,.4g}" for name in names if name.startswith(PRODUCTS)]
+    found = [f"products in TFLOP/s: {', '.join(rates)}"] if rates else []
     found += [form.format(best[name]) for name, form in CEILINGS.items() if name in best]
     return f"Its ceilings: {'; '.join(found)}." if found else ""
 

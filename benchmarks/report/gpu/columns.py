@@ -42,8 +42,8 @@ def both(field: str, write: Callable[[Any], str]) -> Read:
 
 
 def per_cent(share: float) -> str:
-    """Write a share in %."""
-    return f"{100 * share:.0f}"
+    """Write a share in % with two digits or so."""
+    return f"{100 * share:.0f}" if share >= 0.1 else f"{100 * share:.2g}"
 
 
 def kept(counts: Mapping[str, float]) -> str:

@@ -27,8 +27,8 @@ def groups(*names: str) -> Rows:
 
 def native(*names: str) -> Write:
     """Make the writer of groups of the native engine's rows."""
-    more = {"products alone": speed(PRODUCTS), "over plain": over(PLAIN)}
-    return lines({"what": "group", "case": "case", "f or loss": "of"}, more, groups(*names))
+    about = {**({"what": "group"} if len(names) > 1 else {}), "case": "case", "f or loss": "of"}
+    return lines(about, {"products alone": speed(PRODUCTS), "over plain": over(PLAIN)}, groups(*names))
 
 
 # By what they are; those of README and docs/figures.md have these names too.
