@@ -2,20 +2,24 @@
 
 import argparse
 import json
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import command, machine
-from benchmarks.report.runs import chosen, read
+from benchmarks.report.runs import CPU, chosen, device_of, read
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
 GFLOPS = {"float32": 51_200.0, "bfloat16": 741_000.0}
 LIMITS = {"gflops": GFLOPS["float32"], "copy_gbs": 2610.0, "empty_call_us": 14.1, "launch_us": 3.2}
 LIMITS |= {f"gflops_{dtype}": rate for dtype, rate in GFLOPS.items()}
-KEPT = sorted(command.RESULTS.glob("*.json"))
+FILES = sorted(command.RESULTS.glob("*.json"))
+# Of CPUs alone: a card that is seen one day is not the one that is pretended.
+KEPT = [path for path in FILES if {device_of(run) for run in read([path], quick=True)} == {CPU}]
 
 
 def row_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -51,13 +55,23 @@ def runs_of(device: torch.device) -> dict[str, dict[str, Any]]:
     return found
 
 
-def write(folder: Path, monkeypatch: pytest.MonkeyPatch, card: str = H100, *without: str) -> Path:
-    """Save all runs of a card into a folder, but for those commands; return the file."""
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: card)
+@cache
+def saved(card: str, *without: str) -> tuple[str, str]:
+    """Save all runs of a card but for those commands; return the name of the file, and what is in it."""
     device = torch.device("cuda")
-    for name, run in runs_of(device).items():
-        if name not in without:
-            typed = run.pop("command").replace(" --threads 1", "") + " --device cuda"
-            options = argparse.Namespace(results=folder, device=device, command=typed)
-            path = command.save(run.pop("name"), run, options)
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
+        patch.setattr(torch.cuda, "get_device_name", lambda device: card)
+        for name, run in runs_of(device).items():
+            if name not in without:
+                typed = run.pop("command").replace(" --threads 1", "") + " --device cuda"
+                options = argparse.Namespace(results=Path(folder), device=device, command=typed)
+                path = command.save(run.pop("name"), run, options)
+        return path.name, path.read_text(encoding="utf-8")
+
+
+def write(folder: Path, card: str, *without: str) -> Path:
+    """Write the results of a card into a folder, but for those commands; return the file."""
+    name, text = saved(card, *without)
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
     return path

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import report
 from benchmarks.__main__ import main
 from benchmarks.report import gpu, training
-from pretend_card import A100, H100, KEPT, write
+from pretend_card import A100, FILES, H100, KEPT, write
 
 OURS = "manual_mlp"
 # No CPU has results of these to be turned into a card's.
@@ -33,8 +33,8 @@ def change(path: Path, name: str, **fields: Any) -> None:
 
 
 @pytest.fixture
-def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return write(tmp_path, monkeypatch, H100)
+def card(tmp_path: Path) -> Path:
+    return write(tmp_path, H100)
 
 
 def of(card: str, section: str) -> dict[str, list[str]]:
@@ -58,20 +58,14 @@ def columns(text: str, count: int) -> list[str]:
 def test_the_tables_of_cpus_stay_as_they_are_whatever_a_gpu_measured_later(card: Path) -> None:
     before, after = written(*KEPT), written(*KEPT, card)
     assert before.keys() == after.keys() == {*report.TABLES, "gpu"}
-    assert [name for name in before if before[name] != after[name]] == [
-        *MIXED & {"summary"},
-        "time-to",
-        "literature",
-        "gpu",
-    ]
+    assert {name for name in before if before[name] != after[name]} == {*MIXED, "gpu"}
     # A dozen steps get a column.
     assert columns(after["summary"], 5) == [line.removesuffix(" |") for line in columns(before["summary"], 5)]
     # The times to an accuracy get lines, which name the machine.
     lines = {tuple(line.split(" | ")) for line in after["time-to"].splitlines() if line.startswith("| 9")}
-    cpus = {line[:1] + line[2:] for line in lines if line[1] == "Intel Xeon, 2"}
+    cpus = {line[:1] + line[2:] for line in lines if line[1] != H100}
     assert cpus == {tuple(line.split(" | ")) for line in before["time-to"].splitlines() if line.startswith("| 9")}
-    assert len(lines) == 2 * len(cpus) > 10
-    assert {line[1] for line in lines} == {"Intel Xeon, 2", H100}
+    assert len(lines) == 2 * len(cpus) >= 4
 
 
 def test_a_row_of_the_literature_is_a_gpus_only_where_its_run_is_newer_and_whole_and_each_machine_is_told(
@@ -86,8 +80,9 @@ def test_a_row_of_the_literature_is_a_gpus_only_where_its_run_is_newer_and_whole
     changed = [(a, b) for a, b in zip(before.splitlines(), after.splitlines(), strict=True) if a != b]
     (told, told_after), (line, line_after) = changed
     assert line.startswith("| `dropout` ")
-    assert line_after == line.replace("1.20 [1.19, 1.23]", "1.10 [1.00, 1.20]").replace("AMD EPYC, 2", H100)
-    assert told.count("`") == 2
+    cpus = line.split(" | ")
+    assert line_after.split(" | ") == [*cpus[:4], "1.10 [1.00, 1.20]", *cpus[5:8], f"{H100} |"]
+    assert H100 not in told
     assert f"--device cuda` on one {H100}, torch {later['machine']['torch']}, 2031-01-02; `" in told_after
     # In its own table the run that has only begun says so.
     table = of(H100, written(*KEPT, card)["gpu"])["Recipes of the literature"]
@@ -145,9 +140,9 @@ def test_the_ceilings_of_a_card_are_the_best_that_any_of_its_runs_found(card: Pa
     assert told.format("51.2", "2,700", "2.9") in written(card)["gpu"]
 
 
-def test_two_cards_stand_apart(card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_cards_stand_apart(card: Path) -> None:
     alone = written(*KEPT, card)
-    other = write(card.parent, monkeypatch, A100, "transforms", "time-to-99")
+    other = write(card.parent, A100, "transforms", "time-to-99")
     rows = json.loads(other.read_text())["dense"]["rows"]
     change(other, "dense", rows=[rows[0] | {"case": "9×9→9"}])
     assert other != card
@@ -234,7 +229,7 @@ def test_a_look_and_a_dry_run_are_no_results(card: Path, name: str) -> None:
 
 
 def test_in_no_row_of_a_card_is_ours_wrong() -> None:
-    for card, runs in report.by_card(KEPT).items():
+    for card, runs in report.by_card(FILES).items():
         for name, run in runs.items():
             for row in run["rows"]:
                 providers: Mapping[str, Any] = row.get("providers", {})
