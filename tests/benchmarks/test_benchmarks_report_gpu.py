@@ -166,14 +166,16 @@ def test_check_sees_a_change_of_a_cards_results_and_a_report_puts_it_right(
     for path in (*KEPT, *report.DOCUMENTS):
         shutil.copy(path, card.parent)
     arguments = ["report", "--results", str(card.parent), "--documents", *map(str, documents)]
-    assert main([*arguments, "--check"]) == 1
     main(arguments)  # where there is nothing to draw with, the documents are written all the same
     assert main([*arguments, "--check"]) == 0
     rows = json.loads(card.read_text())["dropout"]["rows"]
     rows[0]["providers"][OURS]["host_us"] *= 2
     change(card, "dropout", rows=rows)
     assert main([*arguments, "--check"]) == 1
-    assert capsys.readouterr().out.endswith("figures.md: python -m benchmarks report\n")
+    assert capsys.readouterr().out.endswith("\nfigures.md: python -m benchmarks report\n")
+    card.unlink()
+    assert main([*arguments, "--check"]) == 1
+    assert capsys.readouterr().out == "README.md, figures.md: python -m benchmarks report\n"
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -8,7 +8,6 @@ from benchmarks.report.runs import Run, laid_out, told
 
 NAME = "gpu"  # of its marker
 NOTHING = "Nothing has been measured on a GPU yet"
-ELSEWHERE = "[For an owner of one](gpu.md): what to run, and what it would tell."
 READING = """\
 Speed is torch's time over ours, with its 95 % interval, or ~ where fewer than five rounds were timed. The ceiling is
 the best rate of the card's products in a row's dtype: at 100 % a step would take what its products alone take there.
@@ -25,7 +24,7 @@ PRODUCTS = "gflops_"
 def section(cards: Mapping[str, Mapping[str, Run]]) -> str:
     """Lay out what was measured on GPUs, by the model of each; without any, say so."""
     if not cards:
-        return f"{NOTHING}. {ELSEWHERE}"
+        return f"{NOTHING}: [what an owner of one can run](gpu.md)."
     return "\n\n".join([READING, *(of_card(card, runs) for card, runs in cards.items())])
 
 
