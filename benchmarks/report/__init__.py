@@ -1,104 +1,42 @@
 """Write the tables of README and docs/figures.md, and pictures, from the results: no figure is copied by hand.
 
 A table stands between ``<!-- report: NAME -->`` and ``<!-- end -->``, each a line of its own; over it stand the
-commands that measured it, the machine, and the day. It is made from the newest run of its commands, whichever file
-they are in; the literature's, of which a run has some rows, from the newest row of each recipe, of all its epochs where
-there is one. Runs with ``--quick`` are for ``--from`` alone.
+commands that measured it, the machine, and the day. It is made from the newest run of its commands on a CPU, whichever
+file they are in; the literature's, of which a run has some rows, from the newest row of each recipe, of all its epochs
+where there is one, on whichever machine. What was measured on GPUs stands under ``gpu``, each model by itself, and
+beside the CPU's in the tables of a dozen steps and of the time to an accuracy. Runs with ``--quick`` are for ``--from``
+alone.
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks import command
-from benchmarks.machine import brief
-from benchmarks.report import engines, plot, summary, tables, training
+from benchmarks.report import engines, gpu, plot, summary, tables, training
+from benchmarks.report.runs import Problem, Run, by_card, laid_out, newest, told, told_briefly
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ROOT / "README.md", ROOT / "docs" / "figures.md"
 MARKED = re.compile(r"(^<!-- report: ([\w-]+) -->\n)(.*?)(^<!-- end -->$)", re.MULTILINE | re.DOTALL)
 
 
-class Problem(Exception):
-    """What is wrong with the results or a document, in a line."""
-
-
-def newest(files: Iterable[Path], quick: bool = False) -> dict[str, dict[str, Any]]:
-    """Read the newest run of each command; of those with ``--quick`` only if they are asked for."""
-    found: dict[str, dict[str, Any]] = {}
-    recipes: dict[str, dict[str, Any]] = {}
-    for file in sorted(files):
-        try:
-            runs = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise Problem(f"expected results as JSON, got {file}: {error}") from None
-        for name, run in runs.items():
-            if run["settings"]["quick"] and not quick:
-                continue
-            if name not in found or run["date"] >= found[name]["date"]:
-                found[name] = run
-            for row in run["rows"] if name == "literature" else ():
-                row = {"date": run["date"], "machine": run["machine"], **row}
-                if _worth(row) >= _worth(recipes.get(row["recipe"], row)):
-                    recipes[row["recipe"]] = row
-    if recipes:
-        found["literature"] = {**found["literature"], "rows": list(recipes.values())}
-    return found
-
-
-def _worth(row: Mapping[str, Any]) -> tuple[bool, str]:
-    return row["epochs"] == row["of_epochs"], row["date"]
-
-
-def told(runs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Say what runs were taken by, on and when, and how many of their rows beside other work."""
-    commands: dict[str, list[str]] = {}
-    for name, run in runs.items():
-        busy = sum(row.get("busy", False) for row in run["rows"])
-        typed = f"`{run.get('command', f'python -m benchmarks {name} --json')}`"
-        beside = f" ({busy} of {len(run['rows'])} rows beside other work)" if busy else ""
-        commands.setdefault(_where(run), []).append(typed + beside)
-    return "Measured by " + "; ".join(f"{', '.join(those)} on {where}" for where, those in commands.items()) + "."
-
-
-def told_briefly(runs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Say what machines runs were taken on, and when."""
-    rows = [row for run in runs.values() for row in run["rows"]]
-    busy = sum(row.get("busy", False) for row in rows)
-    where = "; ".join(dict.fromkeys(_where(run) for run in runs.values()))
-    return f"Measured on {where}{f'; {busy} of {len(rows)} rows beside other work' if busy else ''}."
-
-
-def _where(run: Mapping[str, Any]) -> str:
-    rows = [{"machine": run["machine"], "date": run["date"], **row} for row in run["rows"]]
-    machines = dict.fromkeys(_hardware(row["machine"]) for row in rows)
-    days = sorted({row["date"][:10] for row in rows})
-    return f"{' and '.join(machines)}, {' to '.join(dict.fromkeys((days[0], days[-1])))}"
-
-
-def _hardware(machine: Mapping[str, Any]) -> str:
-    if machine["device"] != "cpu":
-        return f"one {machine['device']}, torch {machine['torch']}"
-    amx = " and AMX" if machine.get("features", {}).get("amx_bf16") else ""
-    cpu = f"{machine['cores']} cores of {brief(machine['cpu'])} with {machine['capability']}{amx}"
-    return f"{cpu}, torch {machine['torch']}"
-
-
 class Table(NamedTuple):
-    """A table: the commands whose runs it shows, what lays it out, and what stands over it."""
+    """A table: the commands whose runs it shows, what lays them out, and what stands over it."""
 
     commands: Sequence[str]
     write: Callable[..., str]
-    caption: Callable[[Mapping[str, Mapping[str, Any]]], str] = told
+    caption: Callable[[Iterable[Run]], str] = told
+    everywhere: bool = False  # GPUs' runs too, behind those of CPUs
+    unseen: str = ""  # what is said where there are none
 
 
 # By the name in the marker.
 TABLES = {
-    "summary": Table(summary.COMMANDS, summary.summary, told_briefly),
+    "summary": Table(summary.COMMANDS, summary.summary, told_briefly, everywhere=True, unseen=f" {gpu.NOTHING}."),
     "layers": Table(["native"], engines.layers),
     "networks": Table(["native"], engines.native("backprop", "backprop with dropout", "MLP")),
     "heads": Table(["native"], engines.native("head")),
@@ -112,19 +50,18 @@ TABLES = {
     "transforms": Table(["transforms"], tables.transforms),
     "train": Table(["train"], training.train),
     "accuracy": Table(["accuracy"], training.accuracy),
-    "time-to": Table(["time-to-98", "time-to-98.4", "time-to-99"], training.time_to),
+    "time-to": Table(training.TIMES, training.time_to, everywhere=True),
     "literature": Table(["literature"], training.literature),
 }
 
 
-def captioned(name: str, runs: Mapping[str, Mapping[str, Any]]) -> str:
+def captioned(name: str, runs: Mapping[str, Run], of_cards: Mapping[str, Mapping[str, Run]]) -> str:
     """Lay out a table under what it was measured by."""
     table = TABLES[name]
-    shown = {of: runs[of] for of in table.commands}
-    try:
-        return f"{table.caption(shown)}\n\n{table.write(*shown.values())}"
-    except KeyError as error:
-        raise Problem(f"expected whole runs for {name}, got none of {error}") from None
+    devices = [runs, *of_cards.values()] if table.everywhere else [runs]
+    shown = [found[of] for found in devices for of in table.commands if of in found]
+    laid = laid_out(name, table.write, *shown)
+    return f"{table.caption(shown)}{'' if of_cards else table.unseen}\n\n{laid}"
 
 
 def rewritten(text: str, tables: Mapping[str, str]) -> str:
@@ -139,6 +76,12 @@ def rewritten(text: str, tables: Mapping[str, str]) -> str:
     if unclosed or any("<!-- report: " in inside for _, _, inside, _ in MARKED.findall(text)):
         raise Problem("expected <!-- end --> behind every <!-- report: NAME -->")
     return MARKED.sub(put, text)
+
+
+def written(runs: Mapping[str, Run], of_cards: Mapping[str, Mapping[str, Run]]) -> dict[str, str]:
+    """Lay out every table of which there are runs, by the name in its marker."""
+    there = [name for name, table in TABLES.items() if runs.keys() >= {*table.commands}]
+    return {name: captioned(name, runs, of_cards) for name in there} | {gpu.NAME: gpu.section(of_cards)}
 
 
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -166,13 +109,13 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
 def report(options: argparse.Namespace) -> int:
     """Print, check, or rewrite."""
     runs = newest(options.files, options.quick)
-    written = {name: captioned(name, runs) for name, table in TABLES.items() if runs.keys() >= {*table.commands}}
+    laid = written(runs, by_card(options.files, options.quick))
     if options.show:
-        for name, table in written.items():
+        for name, table in laid.items():
             print(f"{name}\n\n{table}\n")
         return 0
     texts = {path: path.read_text(encoding="utf-8") for path in options.documents}
-    found = {path: rewritten(text, written) for path, text in texts.items()}
+    found = {path: rewritten(text, laid) for path, text in texts.items()}
     if options.check:
         late = [path.name for path, text in texts.items() if found[path] != text]
         print(f"{', '.join(late)}: python -m benchmarks report" if late else "the documents are up to date")

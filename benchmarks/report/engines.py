@@ -5,12 +5,8 @@ from collections.abc import Callable
 from benchmarks.compile.rows import EAGER
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.native_rows import PLAIN, PRODUCTS
-from benchmarks.report.tables import Row, Run, first, grouped, markdown, megabytes, milliseconds, pair, ratio
-
-
-def micros(provider: Row) -> str:
-    """Write a median in µs, with three digits or so."""
-    return f"{provider['median_us']:,.0f}" if provider["median_us"] >= 10 else f"{provider['median_us']:.1f}"
+from benchmarks.report.runs import Run
+from benchmarks.report.tables import Row, first, grouped, markdown, megabytes, micros, milliseconds, pair, ratio
 
 
 def both_peaks(row: Row, *names: str) -> str:
@@ -28,7 +24,7 @@ def layers(run: Run) -> str:
         (
             case,
             activation,
-            micros(first(of)["providers"][BASELINE]),
+            micros(first(of)["providers"][BASELINE]["median_us"]),
             *(pair(found[case, activation], threads, ratio(OURS)) for found in ways for threads in (1, 2)),
             f"{first(of)['providers'][OURS]['ratios'][PLAIN][0]:.2f}",
         )

@@ -1,10 +1,11 @@
 """The README's table: a dozen steps, those where torch is faster among them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.layers import BASELINE, OURS
-from benchmarks.report.tables import MALLOCS, Run, figure, markdown, megabytes, milliseconds, ratio
+from benchmarks.report.runs import CPU, Run, device_of
+from benchmarks.report.tables import MALLOCS, Row, figure, markdown, megabytes, micros, milliseconds, ratio
 
 COMMANDS = ("native", "dense", "network", "compile", "transforms")
 
@@ -58,15 +59,22 @@ LINES = (
 )  # fmt: skip
 
 
+def row_of(line: Line, runs: Mapping[str, Run], malloc: str) -> Row | None:
+    """Find the row of a line, of one thread, if it was measured."""
+    rows: Sequence[Row] = runs[line.command]["rows"] if line.command in runs else ()
+    asked = {"threads": 1, "malloc": malloc, **line.which}
+    return next((row for row in rows if asked.items() <= row.items()), None)
+
+
 def summary(*runs: Run) -> str:
-    """Lay out a dozen steps of one thread: torch's time, and torch's time over ours under each malloc."""
-    of, lines = dict(zip(COMMANDS, runs, strict=True)), []
+    """Lay out a dozen steps of one thread: torch's time, torch's time over ours under each malloc, and on each GPU."""
+    devices: dict[str, dict[str, Run]] = {}
+    for run in runs:
+        devices.setdefault(device_of(run), {})[run["name"]] = run
+    here = devices.pop(CPU)
+    lines = []
     for line in LINES:
-        rows = {
-            row["malloc"]: row
-            for row in of[line.command]["rows"]
-            if row["threads"] == 1 and all(row[key] == value for key, value in line.which.items())
-        }
+        rows = {malloc: row for malloc in MALLOCS if (row := row_of(line, here, malloc))}
         both = [rows[MALLOCS[0]]["providers"][name] for name in (BASELINE, OURS)]
         lines.append(
             (
@@ -74,7 +82,13 @@ def summary(*runs: Run) -> str:
                 milliseconds(both[0]),
                 *(figure(rows[malloc], ratio(OURS)) if malloc in rows else "–" for malloc in MALLOCS),
                 ", ".join(megabytes(one["peak_bytes"]) for one in both) if "peak_bytes" in both[1] else "–",
+                *(on_card(row_of(line, of, MALLOCS[0])) for of in devices.values()),
             )
         )
     titles = ("forward + backward", "torch ms", "speed", "speed, tuned malloc", "peak MB: torch, ours")
-    return markdown(titles, lines)
+    return markdown((*titles, *(f"{card}: torch µs, speed" for card in devices)), lines)
+
+
+def on_card(row: Row | None) -> str:
+    """Write torch's time on a GPU, and torch's over ours."""
+    return f"{micros(row['providers'][BASELINE]['median_us'])}, {figure(row, ratio(OURS))}" if row else "–"

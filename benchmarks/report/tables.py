@@ -6,8 +6,8 @@ from typing import Any
 from benchmarks.command import interval
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.network.providers import AUTOGRAD
+from benchmarks.report.runs import Run
 
-Run = Mapping[str, Any]
 Row = Mapping[str, Any]
 MALLOCS = ("default", "tuned")
 CHUNKED = "torch chunked"
@@ -66,6 +66,11 @@ def megabytes(count: float) -> str:
     """Write bytes in MB with two digits or more."""
     found = count / 1e6
     return f"{found:.0f}" if found >= 10 else f"{found:.1f}" if found >= 1 else f"{found:.2f}"
+
+
+def micros(time: float) -> str:
+    """Write µs with three digits or so."""
+    return f"{time:,.0f}" if time >= 10 else f"{time:.1f}"
 
 
 def milliseconds(provider: Row) -> str:

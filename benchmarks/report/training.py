@@ -6,9 +6,11 @@ from benchmarks.command import interval
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.machine import brief
 from benchmarks.network.providers import AUTOGRAD
-from benchmarks.report.tables import Run, first, grouped, markdown, pair, ratio
+from benchmarks.report.runs import CPU, Run
+from benchmarks.report.tables import first, grouped, markdown, pair, ratio
 from manual_mlp.training.recipes import RECIPES
 
+TIMES = ("time-to-98", "time-to-98.4", "time-to-99")
 TRAINERS = {
     OURS: "train.py, no TensorBoard",
     "logged": "train.py",
@@ -46,21 +48,30 @@ def accuracy(run: Run) -> str:
     return markdown(("images", "test accuracy of each seed, %", "mean, %", "training, s: median [min, max]"), lines)
 
 
+def on(machine: Run, threads: int) -> str:
+    """Name a machine in a cell: a GPU, or a CPU with the threads it used."""
+    return f"{brief(machine['cpu'])}, {threads}" if machine["device"] == CPU else str(machine["device"])
+
+
 def time_to(*runs: Run) -> str:
-    """Lay out the time to an accuracy: a line for each goal and provider."""
+    """Lay out the time to an accuracy: a line for each goal, machine and provider; one machine is not named."""
+    rows = [(row, on(run["machine"], row["threads"])) for run in runs for row in run["rows"]]
+    devices = {run["machine"]["device"] for run in runs}
     lines = [
         (
             f"{row['goal']:g} %",
+            machine if len(devices) > 1 else "–",
             TRAINERS[row["provider"]],
             str(row["seeds"]),
             interval(row["accuracy"], ".2f"),
             interval(row["seconds"], ".2f"),
             interval(row["ready"], ".1f"),
         )
-        for run in runs
-        for row in run["rows"]
+        for row, machine in sorted(rows, key=lambda found: found[0]["goal"])
     ]
-    titles = ("goal", "trained by", "seeds", "test accuracy, %", "training, s", "start to first batch, s")
+    titles = (
+        "goal", "machine, threads", "trained by", "seeds", "test accuracy, %", "training, s", "start to first batch, s",
+    )  # fmt: skip
     return markdown(titles, lines)
 
 
@@ -84,7 +95,7 @@ def literature(run: Run) -> str:
                 str(row["seeds"]),
                 f"{epochs}" if epochs == row["of_epochs"] else f"{epochs} of {row['of_epochs']}",
                 f"{row['seconds'][0]:.0f}",
-                f"{brief(machine['cpu'])}, {row['threads']}" if machine["device"] == "cpu" else machine["device"],
+                on(machine, row["threads"]),
             )
         )
     titles = ("recipe", "source", "hidden", "its error, %", "ours: mean [min, max]", "seeds", "epochs", "seconds")

@@ -51,7 +51,7 @@ def test_the_report_draws_the_curves_of_every_case(tmp_path, capsys):
     point = {"median_us": 1500.0, "peak_bytes": 3_000_000}
     of = {f"{c}{n}": {**point, "curve": c, "chunks": n} for c in ("torch", "manual_mlp") for n in (0, 2, 4)}
     rows = [{"case": case, "threads": 1, "malloc": "default", "providers": of} for case in "abb"]
-    run = {"date": "2026-11-24 02:24 UTC", "settings": {"quick": False}, "rows": rows}
+    run = {"date": "2026-11-24 02:24 UTC", "settings": {"quick": False}, "machine": {"device": "cpu"}, "rows": rows}
     (tmp_path / "some.json").write_text(json.dumps({"output-peers": run}))
     (tmp_path / "README.md").write_text("")
     assert main(["report", "--results", str(tmp_path), "--documents", str(tmp_path / "README.md")]) == 0

@@ -78,7 +78,7 @@ def test_tables_are_put_between_their_markers_and_prose_stays(folder, capsys):
     if find_spec("matplotlib"):
         assert call(folder) == 0
     else:
-        path.write_text(report.rewritten(path.read_text(), {"dense": report.captioned("dense", {"dense": DENSE})}))
+        path.write_text(report.rewritten(path.read_text(), {"dense": report.captioned("dense", {"dense": DENSE}, {})}))
     assert path.read_text() == (
         "# Title\nProse.\n\n<!-- report: dense -->\n\n"
         "Measured by `python -m benchmarks dense --json --seconds 1` on 2 cores of AMD EPYC with AVX2, torch 2.14.1, "
@@ -128,7 +128,7 @@ def test_transforms_and_training_have_their_tables():
 def test_the_newest_run_is_taken_and_a_quick_one_only_where_it_is_asked_for(folder):
     (folder / "c.json").write_text(json.dumps({"dense": run([], "2026-11-25 00:00 UTC", quick=True)}))
     (folder / "0.json").write_text(json.dumps({"dense": run([], "2026-11-23 00:00 UTC")}))
-    assert report.newest(folder.glob("*.json"))["dense"] == DENSE
+    assert report.newest(folder.glob("*.json"))["dense"] == {"name": "dense", **DENSE}
     assert report.newest([folder / "c.json"]) == {}
     assert report.newest([folder / "c.json"], quick=True)["dense"]["rows"] == []
 
@@ -155,7 +155,7 @@ def test_the_plot_is_a_picture(folder, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<!-- report: dnse -->\n<!-- end -->\n", "expected a marker of one of dense, network, got 'dnse'"),
+        ("<!-- report: dnse -->\n<!-- end -->\n", "expected a marker of one of dense, network, gpu, got 'dnse'"),
         ("<!-- report: dense -->\n", "expected <!-- end --> behind every"),
         ("<!-- report: dense -->\n<!-- report: network -->\n<!-- end -->\n", "expected <!-- end --> behind every"),
     ],
@@ -243,7 +243,7 @@ def test_dropout_accuracies_and_times_to_one_have_their_tables():
     row = {"dataset": "mnist", "accuracies": [98.7, 98.9], "accuracy": [98.8, 98.7, 98.9], "seconds": [5.0, 4.9, 6.0]}
     assert training.accuracy(run([row])).splitlines()[-1] == "| mnist | 98.70, 98.90 | 98.80 | 5.0 [4.9, 6.0] |"
     spans = {"accuracy": [98.1, 98, 98.2], "seconds": [0.6, 0.5, 0.7], "ready": [2.3, 2, 2.5]}
-    goals = [run([{"goal": goal, "provider": OURS, "seeds": 10, **spans}]) for goal in (98.0, 99.0)]
+    goals = [run([{"goal": goal, "provider": OURS, "threads": 2, "seeds": 10, **spans}]) for goal in (98.0, 99.0)]
     assert [line.split(" | ")[:3] for line in training.time_to(*goals).splitlines()[2:]] == [
         ["| 98 %", "train.py, no TensorBoard", "10"],
         ["| 99 %", "train.py, no TensorBoard", "10"],
@@ -253,11 +253,11 @@ def test_dropout_accuracies_and_times_to_one_have_their_tables():
 def test_what_measured_a_table_is_said_once_for_each_machine_and_day_and_busy_rows_are_counted():
     rows = [{"busy": True}, {"busy": False}]
     gpu = MACHINE | {"device": "NVIDIA H100"}
-    runs = {
-        "dense": run(rows, command="python -m benchmarks dense --json"),
-        "native": run([{}]),
-        "network": run([{}]) | {"machine": gpu},
-    }
+    runs = [
+        run(rows, command="python -m benchmarks dense --json"),
+        run([{}], name="native"),
+        run([{}], name="network") | {"machine": gpu},
+    ]
     assert report.told(runs) == (
         "Measured by `python -m benchmarks dense --json` (1 of 2 rows beside other work), "
         "`python -m benchmarks native --json` on 2 cores of AMD EPYC with AVX2, torch 2.14.1, 2026-11-24; "
