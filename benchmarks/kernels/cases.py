@@ -17,6 +17,7 @@ NARROW_MEMORY = "narrow, sums in memory"
 FIELD = "64 rows, 8 warps"
 FIELD_4 = "32 rows, 4 warps, sums in memory"
 FIELD_KEPT = "64 rows, 8 warps, f′ and f″ kept"
+FIELD_KEPT_32 = "32 rows, 8 warps, f′ and f″ kept, sums in memory"
 CUT = "cut in two"
 
 _WIDE, _NARROW = Form(), Form(tile=64, warps=4, left=False, hide=False)
@@ -32,7 +33,7 @@ FORMS = {
     "weights read again": _WIDE._replace(tile=64, resident=False),
     NARROW: _NARROW._replace(blocks=2),
     NARROW_MEMORY: _NARROW._replace(keep=0, registers=128, blocks=4),
-    CUT: _WIDE._replace(tile=64, hide=False),
+    CUT: _WIDE._replace(tile=64, hide=False),  # of both parts
     "two blocks": Form(left=False, hide=False, stages=2, blocks=2),
     "three blocks": Form(left=False, hide=False, stages=2, blocks=3),
     "one block": Form(left=False, hide=False),
@@ -40,7 +41,7 @@ FORMS = {
     FIELD_4: _WIDE._replace(tile=32, warps=4, keep=0, blocks=2),
     FIELD_KEPT: _WIDE._replace(tile=64, again=False),
     "32 rows, 8 warps": _WIDE._replace(tile=32),
-    "32 rows, 8 warps, f′ and f″ kept, sums in memory": _WIDE._replace(tile=32, again=False, keep=0),
+    FIELD_KEPT_32: _WIDE._replace(tile=32, again=False, keep=0),
 }
 
 
@@ -57,7 +58,7 @@ class Case(NamedTuple):
     """A network and what is asked of it, in one or several forms.
 
     The kinds: step; infer; field, y with ∂y/∂x; backward, the same and then a backward of both; cut, a step of a network
-    cut in two; sums, the programs' shares added up. In float32 products are tf32's. ``compiles``: beside torch.compile.
+    cut in two; sums, the programs' shares added up. ``compiles``: beside torch.compile.
     """
 
     kind: str
@@ -65,6 +66,7 @@ class Case(NamedTuple):
     forms: tuple[str, ...]
     task: Task = Task()
     compiles: bool = False
+    tf32: bool = False  # products of float32 keep 10 bits
 
     def __str__(self) -> str:
         """Write the case as in ``step 64×6, relu, bfloat16``."""
@@ -77,11 +79,11 @@ class Case(NamedTuple):
     @property
     def dtype(self) -> str:
         """Name the dtype of the products."""
-        return "tf32" if self.shape.dtype == torch.float32 else str(self.shape.dtype).removeprefix("torch.")
+        return "tf32" if self.tf32 else str(self.shape.dtype).removeprefix("torch.")
 
     def form(self, name: str) -> Form:
         """Return one of the case's forms."""
-        return FORMS[name]._replace(tf32=self.shape.dtype == torch.float32)
+        return FORMS[name]._replace(tf32=self.tf32)
 
     def variants(self, name: str) -> Iterator[Variant]:
         """List the kernels that run in one of the forms, in turn."""
@@ -102,7 +104,6 @@ class Case(NamedTuple):
 _64, _32, _128, _POINTS = (Shape(widths) for widths in ((64,) * 6, (32,) * 6, (128,) * 5, (3, 64, 64, 64, 1)))
 _SINE = _POINTS._replace(activation="sin")
 _SINE_4 = _SINE._replace(widths=(3, 64, 64, 64, 64, 1))
-_TF32 = {"dtype": torch.float32}
 
 # The first decides whether sums stay in registers or go to memory, and whether a block waits for its chain of products.
 CASES = (
@@ -113,20 +114,21 @@ CASES = (
     Case("step", _64, (REGISTERS,), Task(dropout=0.1)),
     Case("step", Shape((*(64,) * 5, 10)), (REGISTERS,), Task("cross_entropy")),
     Case("step", Shape((64,) * 9), (HALF_TILE,)),
-    Case("step", _64._replace(**_TF32), ("weights read again",)),
-    Case("step", Shape((64,) * 4, **_TF32), (HALF_TILE,)),
+    Case("step", _64._replace(dtype=torch.float32), ("weights read again",), tf32=True),
+    Case("step", Shape((64,) * 4, dtype=torch.float32), (HALF_TILE,), tf32=True),
     Case("cut", _128, (CUT,)),
-    Case("sums", _64, (REGISTERS, MEMORY)),
+    Case("sums", _64, (REGISTERS,)),
+    Case("sums", _64, (MEMORY,)),
     Case("infer", _64, ("two blocks",), compiles=True),
     Case("infer", _32, ("three blocks",)),
     Case("infer", _128, ("one block",)),
     Case("infer", _POINTS, ("three blocks",)),
-    Case("infer", _64._replace(**_TF32), ("one block",)),
+    Case("infer", _64._replace(dtype=torch.float32), ("one block",), tf32=True),
     Case("field", _SINE, (FIELD,)),
     Case("backward", _SINE, (FIELD, FIELD_4, FIELD_KEPT), compiles=True),
     Case("backward", _SINE._replace(activation="softplus"), (FIELD, FIELD_4)),
     Case("backward", _SINE._replace(activation="tanh"), (FIELD, FIELD_4)),
     Case("backward", _SINE_4, (FIELD, FIELD_4)),
-    Case("backward", _SINE._replace(**_TF32), ("32 rows, 8 warps", "32 rows, 8 warps, f′ and f″ kept, sums in memory")),
+    Case("backward", _SINE._replace(dtype=torch.float32), ("32 rows, 8 warps", FIELD_KEPT_32), tf32=True),
 )
 QUICK = tuple(next(case for case in CASES if case.kind == kind) for kind in dict.fromkeys(case.kind for case in CASES))

@@ -146,5 +146,7 @@ def drop(t, seed, start, k, TILE: tl.constexpr, PAD: tl.constexpr, P: tl.constex
     else:
         rows, columns = rows[:, None], columns[None, :]
     none = tl.zeros_like(rows * columns).to(tl.int32)
-    bits, _, _, _ = tl.philox(seed, none + rows.to(tl.int32), none + (rows >> 32).to(tl.int32), none + columns, none + k)
+    bits, _, _, _ = tl.philox(
+        seed, none + rows.to(tl.int32), none + (rows >> 32).to(tl.int32), none + columns, none + k
+    )
     return tl.where(bits >= tl.full((), int(P * 4294967296), tl.uint32), t * (1 / (1 - P)), 0.0)
