@@ -4,10 +4,10 @@ They are a study, not an engine: nothing in the package calls them. A whole netw
 several forms, of which a card has to tell the best. Without a GPU they run in Triton's interpreter, which tells what is
 right, and with ``--tiny`` that each row's code runs; ``--compiled`` needs no card either.
 
-The JSON holds, beside date, machine, settings, load and ceilings (gflops_tf32 of products of float32 that keep 10 bits):
+The JSON holds, beside date, machine, settings, load and ceilings (gflops_tf32: of float32 that keeps 10 bits):
     right: rows (what; dtype, of the products; cases; error and torch_error, the largest of any, by norms and relative
-    to float64), wrong (cases with an error of more than twice torch's and eight roundings, or with other bits the second
-    time), left_out (dtypes that this device has none of, and why);
+    to float64), wrong (cases with an error of more than twice torch's and eight roundings, or other bits when run
+    again), left_out (dtypes that this device has none of, and why);
     rows, as the other commands': case, kind (step; cut, a step of a network cut in two; infer; field, a value with its
     gradient by the input; backward, that and the backward of both; sums, adding up the programs' shares), sizes, rows,
     activation, loss, dropout, dtype, malloc, threads, load, others_cores, busy, number, rounds, forms (by name, what
@@ -33,7 +33,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from benchmarks import command, left_out, machine
-from benchmarks.kernels.cases import CASES, QUICK
+from benchmarks.kernels.cases import CASES, DTYPES, QUICK
 
 INTERPRET = "TRITON_INTERPRET"
 
@@ -50,7 +50,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     flags.add_argument(
         "--compiled", action="store_true", help="also what they compile to for an H100, and a model of time"
     )
-    options = flags.parse_args(arguments)
+    options: argparse.Namespace = flags.parse_args(arguments)
     if options.tiny:
         options.seconds = options.seconds or 0.01
     given = options.threads, options.malloc
@@ -64,7 +64,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
         flags.error(f"--device cuda: expected {INTERPRET} not to be set, got 1")
     if options.device.type == "cpu" and not interpreted and "triton" in sys.modules:
         flags.error(f"--device cpu: expected a process of its own, or {INTERPRET}=1, got one that has imported Triton")
-    options.dtype = ", ".join(dict.fromkeys(case.dtype for case in CASES))
+    options.dtype = ", ".join(DTYPES[options.device.type])
     return options
 
 
@@ -90,7 +90,7 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"right": right.measure(options), "ceilings": {}, "rows": []}
     print("\nAgainst float64 autograd, by norms.\n" + tables.right(found["right"]), flush=True)
     if cuda or options.tiny:
-        rows, limits = timed.measure([timed.on(options.device, case) for case in cases], options)
+        rows, limits = timed.measure([case.tiny(not cuda) for case in cases] if options.tiny else cases, options)
         found |= {"rows": rows, "ceilings": {options.malloc[0]: limits}}
         where = "" if cuda else " In Triton's interpreter: it shows that the code runs, not how fast."
         print(f"\nTimes; above 1, it is faster than torch.{where}\n" + tables.timed(rows))

@@ -45,6 +45,14 @@ FORMS = {
 }
 
 
+# The dtypes of products. Triton's interpreter, which is NumPy's, has no bfloat16, and no product of tf32.
+DTYPES = {
+    "cuda": ("bfloat16", "float16", "tf32", "float32"),
+    "cpu": ("float64", "float32", "float16"),
+}
+LEFT_OUT = {"cpu": {"bfloat16": "Triton's interpreter has none", "tf32": "Triton's interpreter computes in float32"}}
+
+
 class Variant(NamedTuple):
     """A kernel (step, infer, field or backward) as it is compiled."""
 
@@ -57,8 +65,8 @@ class Variant(NamedTuple):
 class Case(NamedTuple):
     """A network and what is asked of it, in one or several forms.
 
-    The kinds: step; infer; field, y with ∂y/∂x; backward, the same and then a backward of both; cut, a step of a network
-    cut in two; sums, the programs' shares added up. ``compiles``: beside torch.compile.
+    The kinds: step; infer; field, y with ∂y/∂x; backward, the same and then a backward of both; cut, a step of a
+    network cut in two; sums, the programs' shares added up. ``compiles``: beside torch.compile.
     """
 
     kind: str
@@ -80,6 +88,12 @@ class Case(NamedTuple):
     def dtype(self) -> str:
         """Name the dtype of the products."""
         return "tf32" if self.tf32 else str(self.shape.dtype).removeprefix("torch.")
+
+    def tiny(self, interpreted: bool) -> "Case":
+        """Shrink the network to an eighth of its width; in the interpreter, in a dtype that it has."""
+        widths = tuple(width // 8 if width > 16 else width for width in self.shape.widths)
+        small = self._replace(shape=self.shape._replace(widths=widths))
+        return small._replace(shape=small.shape._replace(dtype=torch.float32), tf32=False) if interpreted else small
 
     def form(self, name: str) -> Form:
         """Return one of the case's forms."""

@@ -24,7 +24,7 @@ SERIALISED = ("C7510", "C7515", "C7517")
 
 
 def measure(cases: Sequence[Case]) -> dict[str, Any]:
-    """Compile every kernel of the cases; return the versions, and a row a case and form, as :mod:`benchmarks.kernels` says."""
+    """Compile every kernel of the cases; return versions, and rows as :mod:`benchmarks.kernels` says."""
     found: dict[Variant, dict[str, Any]] = {}
     wanted = [(case, form) for case in cases if case.kind != "sums" for form in case.forms]
     rows = []
@@ -51,7 +51,7 @@ def source_of(variant: Variant) -> Any:
     else:
         kernel, known = second_order._second, second_order.constants(shape, task, form)
         known["BACK"] = variant.kernel == "backward"
-    names = dict.fromkeys(("x", "target", "dx", "y", "gradient", "dy", "tilde"), pointer)
+    names: dict[str, Any] = dict.fromkeys(("x", "target", "dx", "y", "gradient", "dy", "tilde"), pointer)
     names |= dict.fromkeys(("weights", "biases"), (pointer,) * layers)
     names |= {"shares": "*fp32", "n": "i32", "scale": "fp32", "seed": "i64"}
     if task.loss == "cross_entropy":
@@ -60,7 +60,9 @@ def source_of(variant: Variant) -> Any:
     signature = {name: names.get(name, "constexpr") for name in order}
     # As at a launch: memory that torch gives begins at 16 bytes or a multiple.
     aligned = [["tt.divisibility", 16]]
-    attributes = {(i,): aligned for i, name in enumerate(order) if str(signature[name]).startswith("*")}
+    attributes: dict[tuple[int, ...], Any] = {
+        (i,): aligned for i, name in enumerate(order) if str(signature[name]).startswith("*")
+    }
     attributes |= {(order.index(name), k): aligned for name in ("weights", "biases") for k in range(layers)}
     constants = {(i,): known[name] for i, name in enumerate(order) if signature[name] == "constexpr"}
     return ASTSource(kernel, signature, constants, attributes)
@@ -103,7 +105,7 @@ def _run(tool: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
 
 
 def looped(listing: str) -> int:
-    """Count the instructions between the longest jump back and its goal: the loop over tiles. Without one, count all."""
+    """Count the instructions of the longest jump back, the loop over tiles; without one, all of them."""
     lines = [m[0] for m in re.finditer(r"^(\.L_x_\d+:|\s+/\*[0-9a-f]{4,5}\*/.*)$", listing, re.MULTILINE)]
     at, longest, places = 0, 0, {}
     for line in lines:

@@ -3,8 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.kernels.cases import CASES, FIELD, FIELD_4, FIELD_KEPT, HALF_TILE, MEMORY, MEMORY_4, NARROW
-from benchmarks.kernels.cases import NARROW_MEMORY, REGISTERS
+from benchmarks.kernels.cases import (
+    FIELD,
+    FIELD_4,
+    FIELD_KEPT,
+    FORMS,
+    HALF_TILE,
+    MEMORY,
+    MEMORY_4,
+    NARROW,
+    NARROW_MEMORY,
+    REGISTERS,
+    Variant,
+)
+from benchmarks.kernels.forms import Shape, Task
 from benchmarks.kernels.model import row_bytes
 from benchmarks.kernels.works import captured_name
 
@@ -57,8 +69,7 @@ def waits_for(times: Times) -> str:
 def adds(times: Times) -> str:
     """Say how many bytes a second the L2 cache adds, at least: what a step adds there, over the whole of its time."""
     row = times.row
-    case = next(case for case in CASES if (case.kind, list(case.shape.widths)) == ("step", row["sizes"]))
-    (variant,) = case.variants(times.first)
+    variant = Variant("step", Shape(tuple(row["sizes"])), Task(), FORMS[times.first])
     return f"{row['rows'] * row_bytes(variant)[1] / times.us[times.first] / 1e6:.2f} TB/s or more"
 
 

@@ -1,6 +1,8 @@
 """A model of a kernel's time on an H100, from what was compiled: a guess, to be held beside what is measured."""
 
 from collections.abc import Mapping
+from itertools import pairwise
+from math import ceil
 from typing import Any
 
 from benchmarks.kernels.cases import Variant
@@ -19,7 +21,7 @@ def products_of(variant: Variant) -> list[tuple[int, int, int]]:
     """List the sizes of every product of a tile: forward, back, dW, and what is computed again."""
     widths, tile, again = variant.shape.widths, variant.form.tile, variant.form.again
     padded = [max(16, width) for width in widths]
-    layers = [(tile, d_in, d_out) for d_in, d_out in zip(padded, padded[1:], strict=False)]
+    layers = [(tile, d_in, d_out) for d_in, d_out in pairwise(padded)]
     if variant.kernel == "infer":
         return layers
     if variant.kernel == "step":
@@ -32,10 +34,10 @@ def products_of(variant: Variant) -> list[tuple[int, int, int]]:
 
 
 def row_bytes(variant: Variant) -> tuple[float, float]:
-    """Return the bytes a row that memory has to move, and that the L2 cache does: of sums, and of weights read again."""
+    """Return the bytes a row of memory, and of the L2 cache: sums, and weights that are read again."""
     widths, form, size = variant.shape.widths, variant.form, variant.shape.dtype.itemsize
     ends = widths[0] + widths[-1] + (widths[0] if variant.task.need_dx else 0)
-    weights = [a * b for a, b in zip(widths, widths[1:], strict=False)]
+    weights = [a * b for a, b in pairwise(widths)]
     sums = 4 / form.tile * (sum(widths[1:]) + sum(weights[form.keep :]))
     again = 0 if form.resident else 3 * size / form.tile * sum(weights)
     if variant.kernel == "infer":
@@ -50,14 +52,14 @@ def microseconds(found: Mapping[str, Any], variant: Variant, rows: int = ROWS) -
     """Return what a kernel's time would be by each limit alone, and the greatest as ``us``, with its launches.
 
     issue: its instructions, four warps at once; tensor: its products, at half the rate where ptxas lets them wait for
-    each other; chain: products, barriers and loads of a tile in turn, of which more blocks hide each other's; memory and
-    cache: its bytes.
+    each other; chain: products, barriers and loads of a tile in turn, which other blocks hide; memory and cache: its
+    bytes.
     """
     tile, warps = variant.form.tile, variant.form.warps
     by_registers = REGISTERS // (found["registers"] * 32 * warps)
     by_shared = int(SHARED_KB // max(found["shared_kb"], 1))
     blocks = max(1, min(by_registers, by_shared, WARPS // warps))
-    turns = -(-(-(-rows // tile)) // (MULTIPROCESSORS * blocks))
+    turns = ceil(ceil(rows / tile) / (MULTIPROCESSORS * blocks))
     own = found["instructions"] * warps / 4
     sizes = products_of(variant)
     products = sum(m * n * k for m, n, k in sizes) / MULTIPLY_ADDS * (2 if found["serialised"] else 1)

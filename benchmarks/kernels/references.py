@@ -98,7 +98,7 @@ def mask(task: Task, rows: int, width: int, layer: int) -> Tensor:
 def philox(seed: int, *counter: Tensor) -> Tensor:
     """Return the first word of Philox 4×32-10 (Salmon et al., 2011): integers of 32 bits, held in int64."""
     low = 0xFFFFFFFF
-    c = list(torch.broadcast_tensors(*counter))
+    c: list[Tensor] = list(torch.broadcast_tensors(*counter))  # type: ignore[no-untyped-call]
     key = [seed & low, seed >> 32]
     for _ in range(10):
         # int64 wraps as 64 bits without a sign do; >> spreads the sign, which the mask takes off.

@@ -11,16 +11,11 @@ from torch import Tensor
 from benchmarks import command
 from benchmarks.harness import fix
 from benchmarks.kernels import references
+from benchmarks.kernels.cases import DTYPES, LEFT_OUT
 from benchmarks.kernels.device import inference, second_order, step
 from benchmarks.kernels.forms import ACTIVATIONS, LOSSES, SMOOTH, Form, Task
 from benchmarks.kernels.references import Problem, draw, draw_target
 
-# The dtypes of products. Triton's interpreter, which is NumPy's, has no bfloat16, and no product of tf32.
-DTYPES = {
-    "cuda": ("bfloat16", "float16", "tf32", "float32"),
-    "cpu": ("float64", "float32", "float16"),
-}
-LEFT_OUT = {"cpu": {"bfloat16": "Triton's interpreter has none", "tf32": "Triton's interpreter computes in float32"}}
 # Odd widths, one layer, a width of 1 inside, several tiles a program and one that is not full.
 NETWORKS = (3, 1), (5, 7, 2), (17, 33, 9, 3), (64, 64, 64, 64, 64, 64), (2, 31, 64, 1, 5, 3, 4)
 FIELDS = (3, 5, 1), (2, 17, 33, 1), (3, 64, 64, 64, 1), (3, 31, 7, 64, 5, 1)
@@ -144,7 +139,7 @@ def cases(dtypes: Sequence[str]) -> Iterator[tuple[Kind, Given]]:
 
 
 def largest(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    """Return the largest error of a tensor, by norms, relative to the truth; infinite where a tensor has another shape."""
+    """Return the largest error of a tensor, by norms, relative to the truth; infinite for another shape."""
     errors = [0.0]
     for a, b in zip(found, truth, strict=True):
         if a.shape != b.shape:
@@ -167,17 +162,19 @@ def allowed(name: str, theirs: float, dtype: str) -> float:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the cases, in one dtype each in turn, or in all of them; return what was found by kernel and dtype."""
-    kind, found = options.device.type, {}
+    kind = options.device.type
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     dtypes = DTYPES[kind]
     every = list(cases(dtypes))
-    if not options.all:  # each case in one dtype, each dtype with as many; of a look, a part
+    # Each case in one dtype, in turn; of a look, a part, in all of them.
+    if not options.all:
         every = [case for i, case in enumerate(every) if i % len(dtypes) == i // len(dtypes) % len(dtypes)]
-    if options.quick:
-        every = every[::5]
+    every = every[:: 11 if options.tiny else 5 if options.quick else 1]
     wrong = []
     for done, (run, given) in enumerate(every, 1):
         fix(1)
         torch.manual_seed(done)
+        # After fix, which forbids it.
         form = given.form._replace(tf32=given.dtype == "tf32")
         torch.set_float32_matmul_precision("high" if form.tf32 else "highest")
         for name, tensors, truth, theirs in run(given._replace(form=form), options.device):

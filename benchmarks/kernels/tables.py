@@ -14,7 +14,7 @@ def right(found: Mapping[str, Any]) -> str:
         for row in found["rows"]
     ]
     more = [
-        f"WRONG {one['what']}, {one['dtype']}: {one['error']:.1e} where torch has {one['torch_error']:.1e}, {one['case']}"
+        "WRONG {what}, {dtype}: {error:.1e} where torch has {torch_error:.1e}, {case}".format(**one)
         for one in found["wrong"]
     ]
     more += [f"left out: {dtype} ({why})" for dtype, why in found["left_out"].items()]

@@ -1,12 +1,13 @@
 """Time the kernels in their forms against torch, its compiler, a CUDA graph, and ours."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-from benchmarks import command
+from benchmarks import command, harness
 from benchmarks.harness import Step, errors, fix, negligible, time_rounds
 from benchmarks.kernels.cases import Case
 from benchmarks.kernels.model import ROWS
@@ -14,15 +15,8 @@ from benchmarks.kernels.works import Work, captured_name, make, tf32_where_asked
 from benchmarks.layers import BASELINE
 from benchmarks.left_out import runnable
 
-# Of a tiny run: several tiles, the last of them not full.
-TINY_ROWS = 150
-
-
-def on(device: torch.device, case: Case) -> Case:
-    """Return a case as a device can run it: Triton's interpreter, on a CPU, has no bfloat16 and no tf32."""
-    if device.type == "cuda":
-        return case
-    return case._replace(shape=case.shape._replace(dtype=torch.float32), tf32=False)
+# Of a tiny run: two tiles and more, the last of them not full.
+TINY_ROWS = 70
 
 
 def measure(
@@ -30,10 +24,22 @@ def measure(
 ) -> tuple[list[dict[str, Any]], dict[int, dict[str, float]]]:
     """Time and check every case; return the rows, and ceilings by thread count."""
     rows, limits = [], ceilings(cases, options)
-    for done, case in enumerate(cases, 1):
-        rows.append(row_of(case, options, limits))
-        command.progress(done, len(cases), str(case))
-    return rows, {1: limits}
+    with single_calls() if options.tiny else nullcontext():
+        for done, case in enumerate(cases, 1):
+            rows.append(row_of(case, options, limits))
+            command.progress(done, len(cases), str(case))
+    return rows, {options.threads[0]: limits}
+
+
+@contextmanager
+def single_calls() -> Iterator[None]:
+    """Time call by call: a block of torch's quickest calls would be minutes of the interpreter's."""
+    before = harness.BLOCK_SECONDS, harness.WARMUP_SECONDS
+    harness.BLOCK_SECONDS = harness.WARMUP_SECONDS = 0.0
+    try:
+        yield
+    finally:
+        harness.BLOCK_SECONDS, harness.WARMUP_SECONDS = before
 
 
 def row_of(case: Case, options: argparse.Namespace, limits: dict[str, float]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What is timed, by provider: torch, ours, torch's compiler, a CUDA graph, and the kernels as they are and captured."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -48,6 +49,11 @@ class Work(NamedTuple):
     least_bytes: float
 
 
+def as_it_is(run: Callable[[], Any]) -> Step:
+    """Make a step of what needs no making."""
+    return run
+
+
 def captured_name(form: str) -> str:
     """Name the provider that is a kernel in a form as a CUDA graph."""
     return f"{form}, captured"
@@ -67,11 +73,12 @@ def make(case: Case, rows: int, device: torch.device) -> Work:
 def of_steps(case: Case, problem: networks.Problem) -> Work:
     """Make the training steps of a network, each of which leaves the gradients in ``.grad``."""
     names = [BASELINE, OURS, GRAPH, *([COMPILE] if case.compiles else [])]
-    makers: dict[str, Callable[[], Step]] = {name: lambda name=name: step_of(name, problem) for name in names}
+    makers: dict[str, Callable[[], Step]] = {name: partial(step_of, name, problem) for name in names}
     for name in case.forms:
         run = kernel_step(case, problem, case.form(name))
-        makers[name] = lambda run=run: run
-        makers[captured_name(name)] = lambda run=run: captured(run, problem)
+        makers[name] = partial(as_it_is, run)
+        if problem.input.is_cuda:
+            makers[captured_name(name)] = partial(captured, run, problem)
 
     def truth() -> Results:
         exact = problem.double()
@@ -124,14 +131,15 @@ def of_fields(case: Case, problem: networks.Problem) -> Work:
     else:
         back = cotangents if case.kind == "backward" else None
         several = {name: by_autograd(make(), x, parameters, back) for name, make in functions.items()}
-    makers: dict[str, Callable[[], Step]] = {name: lambda run=run: run for name, run in several.items()}
-    makers[GRAPH] = lambda: replayed(several[BASELINE], x.device)
+    makers: dict[str, Callable[[], Step]] = {name: partial(as_it_is, run) for name, run in several.items()}
+    makers[GRAPH] = partial(replayed, several[BASELINE], x.device)
     if case.compiles:
-        makers[COMPILE] = lambda: by_compiler(case, problem, cotangents)
+        makers[COMPILE] = partial(by_compiler, case, problem, cotangents)
     for name in case.forms:
         run = kernel_field(case, network, x, cotangents, case.form(name))
-        makers[name] = lambda run=run: run
-        makers[captured_name(name)] = lambda run=run: replayed(run, x.device)
+        makers[name] = partial(as_it_is, run)
+        if x.is_cuda:
+            makers[captured_name(name)] = partial(replayed, run, x.device)
 
     def truth() -> Results:
         exact = problem.double()
@@ -188,7 +196,7 @@ def by_compiler(case: Case, problem: networks.Problem, cotangents: tuple[Tensor,
         y = net(x)[:, 0]
         return y.sum(), y
 
-    field: Any = torch.compile(lambda x: torch.func.grad(value, has_aux=True)(x), dynamic=False)
+    field: Any = torch.compile(torch.func.grad(value, has_aux=True), dynamic=False)
 
     def run() -> tuple[Tensor, ...]:
         gradient, y = field(x)
@@ -223,23 +231,27 @@ def of_sums(case: Case, rows: int, device: torch.device) -> Work:
     shares = torch.randn(count, sums.constants(shape.widths)["STRIDE"], dtype=wide(shape.dtype), device=device)
     total = sum(sizes)
 
-    def by_torch(shares: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def added(shares: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
         found = shares.sum(0)
-        return found[total], *(t.view(-1) for t in found[:total].to(dtype).split(sizes))
+        return found[total], *(t.view(-1) for t in found[:total].to(dtype).split_with_sizes(sizes))
+
+    def by_torch() -> tuple[Tensor, ...]:
+        return added(shares, shape.dtype)
 
     def ours() -> tuple[Tensor, ...]:
         loss, dws, dbs = sums.add_up(shares, weights)
         return loss, *(t.view(-1) for t in flat(dws, dbs))
 
     makers: dict[str, Callable[[], Step]] = {
-        BASELINE: lambda: lambda: by_torch(shares, shape.dtype),
-        GRAPH: lambda: replayed(lambda: by_torch(shares, shape.dtype), device),
-        name: lambda: ours,
-        captured_name(name): lambda: replayed(ours, device),
+        BASELINE: partial(as_it_is, by_torch),
+        GRAPH: partial(replayed, by_torch, device),
+        name: partial(as_it_is, ours),
     }
+    if shares.is_cuda:
+        makers[captured_name(name)] = partial(replayed, ours, device)
 
     def truth() -> Results:
-        return named(by_torch(shares.double(), torch.float64))
+        return named(added(shares.double(), torch.float64))
 
     return Work(makers, lambda run: named(run()), truth, 0.0, float(shares.element_size() * shares.numel()))
 

@@ -92,7 +92,7 @@ def by_hand(problem: Problem, tile_rows: int | None = None) -> Whole:
 
 
 def capture(step: Callable[[], Result], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """Capture a step as one CUDA graph; return it, and what the step returned, whose memory every replay writes anew."""
+    """Capture a step as one CUDA graph; return it, and what the step returned, which every replay writes anew."""
     if device.type != "cuda":
         raise RuntimeError("it needs CUDA")
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]

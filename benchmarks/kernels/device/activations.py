@@ -1,4 +1,6 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# Triton reads neither an unpacked list nor code after a return.
+# ruff: noqa: RET505
 """Activations inside a kernel: f, f′ and f″ by name, in float32 or float64, entry by entry.
 
 They are written for few instructions: an activation costs a small network more time than its products do.

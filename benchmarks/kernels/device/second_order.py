@@ -1,5 +1,6 @@
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
-# ruff: noqa: RUF005
+# mypy: disable-error-code="assignment, no-untyped-def, untyped-decorator, var-annotated"
+# Triton reads neither an unpacked list nor code after a return.
+# ruff: noqa: RUF005, SIM108
 """Second order: a field y(x), one number a row, with its gradient ∂y/∂x; and the backward of a loss K of both.
 
 Letters are those of docs/derivation.md, section 11: δ is ∂y/∂z, h̃ is ∂K/∂dh and so, in a layer, what S3 found in the
@@ -55,7 +56,10 @@ def constants(shape: Shape, task: Task, form: Form) -> dict[str, Any]:
     return {
         **launch.common(shape, form),
         **sums.constants(shape.widths),
-        **{"BACK": True, "DX": task.need_dx, "KEEP": min(form.keep, len(shape.widths) - 2), "AGAIN": form.again},
+        "BACK": True,
+        "DX": task.need_dx,
+        "KEEP": min(form.keep, len(shape.widths) - 2),
+        "AGAIN": form.again,
     }
 
 

@@ -1,10 +1,11 @@
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# mypy: disable-error-code="assignment, no-untyped-def, untyped-decorator"
+# Triton reads neither an unpacked list nor code after a return.
 # ruff: noqa: RUF005
 """The training step: a tile of rows goes forward through all layers and the loss, and back, on chip.
 
 On chip stay the weights and every product's operand of a tile (in shared memory), and dW's sums (in registers). Memory
-sees x and the target once, and of each program its share of the sums. What is no operand of a product is computed again:
-z a second time costs one more product a layer; kept, it would be kept in registers, of which there are too few.
+sees x and the target once, and of each program its share of the sums. What is no operand of a product is computed
+again: z a second time costs one more product a layer; kept, it would lie in registers, of which there are too few.
 """
 
 from typing import Any
@@ -49,8 +50,12 @@ def constants(shape: Shape, task: Task, form: Form) -> dict[str, Any]:
     return {
         **launch.common(shape, form),
         **sums.constants(shape.widths),
-        **{"LOSS": task.loss, "DROP": task.dropout, "DX": task.need_dx, "OPEN": shape.open},
-        **{"KEEP": min(form.keep, len(shape.widths) - 1), "AGAIN": form.again},
+        "LOSS": task.loss,
+        "DROP": task.dropout,
+        "DX": task.need_dx,
+        "OPEN": shape.open,
+        "KEEP": min(form.keep, len(shape.widths) - 1),
+        "AGAIN": form.again,
     }
 
 

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# mypy: disable-error-code="no-untyped-call, no-untyped-def, untyped-decorator"
 """Sums over all rows: each program has a share of its own in memory, and a second kernel adds the shares up.
 
 A share holds dW and db of each layer in turn, and last the loss. What is added to it is always added by the same
@@ -67,7 +67,7 @@ def sizes_of(widths: Sequence[int]) -> list[int]:
 
 
 def constants(widths: Sequence[int]) -> dict[str, Any]:
-    """Say where each weight and bias begins in a share (``AT``), and how far one share is from the next (``STRIDE``)."""
+    """Say where each weight and bias begins in a share (``AT``), and how far shares are apart (``STRIDE``)."""
     sizes = sizes_of(widths)
     return {"AT": tuple(accumulate(sizes, initial=0)), "STRIDE": triton.cdiv(sum(sizes) + 1, ALIGN) * ALIGN}
 

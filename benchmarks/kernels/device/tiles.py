@@ -1,6 +1,6 @@
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
-# ruff: noqa: RUF005
-# A list unpacked into a tuple is what Triton does not read.
+# mypy: disable-error-code="assignment, no-untyped-def, untyped-decorator"
+# Triton reads neither an unpacked list nor code after a return.
+# ruff: noqa: RUF005, RET505
 """A tile of rows inside a kernel: where its entries lie, and every product of a layer.
 
 ``WIDTHS`` are the network's, ``PADS`` those of the tiles: powers of two from 16 up. With ``LEFT`` the weights stand on
