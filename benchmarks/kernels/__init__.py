@@ -7,7 +7,7 @@ right, and with ``--tiny`` that each row's code runs; ``--compiled`` needs no ca
 The JSON holds, beside date, machine, settings, load and ceilings (gflops_tf32: of float32 that keeps 10 bits):
     right: rows (what; dtype, of the products; cases; error and torch_error, the largest of any, by norms and relative
     to float64), wrong (cases with an error of more than twice torch's and eight roundings, or other bits when run
-    again), left_out (dtypes that this device has none of, and why);
+    again), failed (cases that did not run, and why), left_out (dtypes that this device has none of, and why);
     rows, as the other commands': case, kind (step; cut, a step of a network cut in two; infer; field, a value with its
     gradient by the input; backward, that and the backward of both; sums, adding up the programs' shares), sizes, rows,
     activation, loss, dropout, dtype, malloc, threads, load, others_cores, busy, number, rounds, forms (by name, what
@@ -53,10 +53,10 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     options: argparse.Namespace = flags.parse_args(arguments)
     if options.tiny:
         options.seconds = options.seconds or 0.01
-    given = options.threads, options.malloc
+    if options.threads or options.malloc:
+        flags.error("expected neither --threads nor --malloc: no kernel is timed on a CPU")
     command.complete(flags, options, seconds=1.0)
-    if options.device.type == "cpu":
-        options.threads, options.malloc = given[0] or [1], tuple(given[1] or ["default"])
+    options.threads, options.malloc = [1], ("default",)
     if find_spec("triton") is None:
         flags.error("expected Triton 3.6 or newer, got none: it comes with torch for CUDA, or by pip install triton")
     interpreted = os.environ.get(INTERPRET) == "1"
@@ -134,4 +134,4 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         print(f"\nwritten: {command.save('kernels', run, options)}")
     kernels = {name for row in run["rows"] for name in row["providers"] if name.startswith(tuple(row["forms"]))}
-    return int(bool(run["right"]["wrong"]) or command.any_wrong(run["rows"], sorted(kernels)))
+    return int(bool(run["right"]["wrong"] or run["right"]["failed"]) or command.any_wrong(run["rows"], sorted(kernels)))

@@ -43,6 +43,11 @@ class Given(NamedTuple):
     dtype: str
     cut: int = 0  # a network in two: its lower part has so many layers
 
+    def __str__(self) -> str:
+        """Tell a case from the others."""
+        dropped = f", dropout {self.task.dropout}" if self.task.dropout else ""
+        return f"{self.widths}, {self.rows} rows, {self.activation}, {self.task.loss}{dropped}, {self.form.told()}"
+
 
 Kind = Callable[[Given, torch.device], Iterator[tuple[str, list[Tensor], list[Tensor], list[Tensor]]]]
 
@@ -170,25 +175,27 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if not options.all:
         every = [case for i, case in enumerate(every) if i % len(dtypes) == i // len(dtypes) % len(dtypes)]
     every = every[:: 11 if options.tiny else 5 if options.quick else 1]
-    wrong = []
+    wrong: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
     for done, (run, given) in enumerate(every, 1):
         fix(1)
         torch.manual_seed(done)
-        # After fix, which forbids it.
-        form = given.form._replace(tf32=given.dtype == "tf32")
-        torch.set_float32_matmul_precision("high" if form.tf32 else "highest")
-        for name, tensors, truth, theirs in run(given._replace(form=form), options.device):
-            error, their_error = largest(tensors, truth), largest(theirs, truth)
-            row = found.setdefault(
-                (name, given.dtype), {"what": name, "dtype": given.dtype, "cases": 0, "error": 0.0, "torch_error": 0.0}
-            )
+        if given.dtype == "tf32":
+            given = given._replace(form=given.form._replace(tf32=True))
+            torch.set_float32_matmul_precision("high")
+        about = {"dtype": given.dtype, "case": str(given)}
+        try:
+            results = list(run(given, options.device))
+        except Exception as error:  # whatever a compiler, or a card without room for it, raises
+            failed.append(about | {"why": (str(error).strip() or type(error).__name__).splitlines()[0]})
+            continue
+        for name, tensors, truth, theirs in results:
+            off, theirs_off = largest(tensors, truth), largest(theirs, truth)
+            row = found.setdefault((name, given.dtype), {"what": name, "dtype": given.dtype, "cases": 0})
             row["cases"] += 1
-            row["error"], row["torch_error"] = max(row["error"], error), max(row["torch_error"], their_error)
-            if error > allowed(name, their_error, given.dtype):
-                at = f"{given.widths}, {given.rows} rows, {given.activation}, {given.task.loss}, {given.form.told()}"
-                wrong.append(
-                    {"what": name, "dtype": given.dtype, "case": at, "error": error, "torch_error": their_error}
-                )
+            row["error"] = max(row.get("error", 0.0), off)
+            row["torch_error"] = max(row.get("torch_error", 0.0), theirs_off)
+            if off > allowed(name, theirs_off, given.dtype):
+                wrong.append(about | {"what": name, "error": off, "torch_error": theirs_off})
         command.progress(done, len(every), f"{given.widths}, {given.activation}, {given.dtype}")
-    fix(1)
-    return {"rows": list(found.values()), "wrong": wrong, "left_out": LEFT_OUT.get(kind, {})}
+    return {"rows": list(found.values()), "wrong": wrong, "failed": failed, "left_out": LEFT_OUT.get(kind, {})}

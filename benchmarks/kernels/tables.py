@@ -17,6 +17,7 @@ def right(found: Mapping[str, Any]) -> str:
         "WRONG {what}, {dtype}: {error:.1e} where torch has {torch_error:.1e}, {case}".format(**one)
         for one in found["wrong"]
     ]
+    more += ["DID NOT RUN {dtype}, {case}: {why}".format(**one) for one in found["failed"]]
     more += [f"left out: {dtype} ({why})" for dtype, why in found["left_out"].items()]
     return "\n".join([command.table(titles, lines), *more])
 
