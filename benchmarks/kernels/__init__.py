@@ -33,7 +33,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from benchmarks import command, left_out, machine
-from benchmarks.kernels.cases import CASES, DTYPES, QUICK
+from benchmarks.kernels.cases import CASES, DTYPES, QUICK, captured_name
 
 INTERPRET = "TRITON_INTERPRET"
 
@@ -111,7 +111,6 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
 def compile_all(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
     """Compile in a process without the interpreter, and put beside each model what was measured."""
     from benchmarks.kernels import compiled
-    from benchmarks.kernels.works import captured_name
 
     with interpreter(False):
         found = machine.fresh(options.malloc[0], compiled.measure, QUICK if options.quick else CASES)

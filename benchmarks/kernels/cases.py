@@ -53,6 +53,11 @@ DTYPES = {
 LEFT_OUT = {"cpu": {"bfloat16": "Triton's interpreter has none", "tf32": "Triton's interpreter computes in float32"}}
 
 
+def captured_name(form: str) -> str:
+    """Name the provider that is a kernel in a form as a CUDA graph."""
+    return f"{form}, captured"
+
+
 class Variant(NamedTuple):
     """A kernel (step, infer, field or backward) as it is compiled."""
 

@@ -15,10 +15,10 @@ from benchmarks.kernels.cases import (
     NARROW_MEMORY,
     REGISTERS,
     Variant,
+    captured_name,
 )
 from benchmarks.kernels.forms import Shape, Task
 from benchmarks.kernels.model import row_bytes
-from benchmarks.kernels.works import captured_name
 
 Row = Mapping[str, Any]
 # A tile of half the rows does half of the work in as many steps. In all it takes as long where instructions are what

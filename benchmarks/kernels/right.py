@@ -198,4 +198,5 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             if off > allowed(name, theirs_off, given.dtype):
                 wrong.append(about | {"what": name, "error": off, "torch_error": theirs_off})
         command.progress(done, len(every), f"{given.widths}, {given.activation}, {given.dtype}")
+    fix(1)
     return {"rows": list(found.values()), "wrong": wrong, "failed": failed, "left_out": LEFT_OUT.get(kind, {})}

@@ -9,9 +9,9 @@ import torch
 
 from benchmarks import command, harness
 from benchmarks.harness import Step, errors, fix, negligible, time_rounds
-from benchmarks.kernels.cases import Case
+from benchmarks.kernels.cases import Case, captured_name
 from benchmarks.kernels.model import ROWS
-from benchmarks.kernels.works import Work, captured_name, make, tf32_where_asked
+from benchmarks.kernels.works import Work, make, tf32_where_asked
 from benchmarks.layers import BASELINE
 from benchmarks.left_out import runnable
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Step
-from benchmarks.kernels.cases import FIELD, Case
+from benchmarks.kernels.cases import FIELD, Case, captured_name
 from benchmarks.kernels.device import inference, second_order, sums
 from benchmarks.kernels.device.step import step
 from benchmarks.kernels.forms import Form, Network, network_of
@@ -52,11 +52,6 @@ class Work(NamedTuple):
 def as_it_is(run: Callable[[], Any]) -> Step:
     """Make a step of what needs no making."""
     return run
-
-
-def captured_name(form: str) -> str:
-    """Name the provider that is a kernel in a form as a CUDA graph."""
-    return f"{form}, captured"
 
 
 def make(case: Case, rows: int, device: torch.device) -> Work:
