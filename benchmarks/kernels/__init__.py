@@ -4,7 +4,7 @@ They are a study, not an engine: nothing in the package calls them. A whole netw
 several forms, of which a card has to tell the best. Without a GPU they run in Triton's interpreter, which tells what is
 right, and with ``--tiny`` that each row's code runs; ``--compiled`` needs no card either.
 
-The JSON holds, beside date, machine, settings, load and ceilings (gflops_tf32: of float32 that keeps 10 bits):
+The JSON holds, beside command, date, machine, settings, load and ceilings (gflops_tf32: of float32 with 10 bits):
     right: rows (what; dtype, of the products; cases; error and torch_error, the largest of any, by norms and relative
     to float64), wrong (cases with an error of more than twice torch's and eight roundings, or other bits when run
     again), failed (cases that did not run, and why), left_out (dtypes that this device has none of, and why);
@@ -99,7 +99,7 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
         print("\nleft out: times (they need CUDA; --tiny shows that their code runs)", flush=True)
     if options.compiled:
         found["compiled"] = compile_all(found["rows"] if cuda else [], options)
-        print("\nCompiled for an H100; its times by a model" + ("" if cuda else ", none of them measured") + ".")
+        print(f"\nCompiled for an H100; the model's times are guesses{'' if cuda else ', and nothing is measured'}.")
         print(tables.compiled(found["compiled"]))
     found["decisions"] = decisions.decide(found["rows"])
     if found["decisions"]:
@@ -112,8 +112,11 @@ def compile_all(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> 
     """Compile in a process without the interpreter, and put beside each model what was measured."""
     from benchmarks.kernels import compiled
 
-    with interpreter(False):
-        found = machine.fresh(options.malloc[0], compiled.measure, QUICK if options.quick else CASES)
+    try:
+        with interpreter(False):
+            found = machine.fresh(options.malloc[0], compiled.measure, QUICK if options.quick else CASES)
+    except RuntimeError as error:
+        return {"rows": [], "left_out": f"{error}, which comes with Triton for CUDA"}
     providers = {row["case"]: row["providers"] for row in rows}
     for row in found["rows"]:
         for field, name in (("measured_us", row["form"]), ("captured_us", captured_name(row["form"]))):

@@ -47,19 +47,22 @@ def _providers(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def compiled(found: Mapping[str, Any]) -> str:
     """Lay out what each kernel takes, and the model's time beside what was measured."""
+    if "left_out" in found:
+        return f"left out: {found['left_out']}"
     titles = (
         "case", "form", "kernel", "registers", "spilled B", "shared KB", "wgmma", "instructions", "blocks",
         "by the model µs", "measured µs",
     )  # fmt: skip
-    lines = []
+    lines, last = [], ""
     for row in found["rows"]:
+        case, last = row["case"] if row["case"] != last else "", row["case"]
         for k, kernel in enumerate(row["kernels"]):
             counted = [kernel[name] for name in ("registers", "spill_bytes")]
             products = f"{kernel['wgmma']}" + (f" ({kernel['mma']})" if kernel["mma"] else "")
             measured = "" if k or "measured_us" not in row else f"{row['measured_us']:,.1f}"
             lines.append(
                 (
-                    *(("", "") if k else (row["case"], row["form"])),
+                    *(("", "") if k else (case, row["form"])),
                     kernel["kernel"],
                     *map(str, counted),
                     f"{kernel['shared_kb']:.0f}",

@@ -108,14 +108,8 @@ def timed(kind: str, us: dict[str, float], captured: bool = True) -> dict[str, o
         return {name: [value / mine, value / mine - 0.05, value / mine + 0.05] for name, value in every.items()}
 
     providers = {name: {"median_us": value, "ratios": ratios(value)} for name, value in every.items()}
-    return {
-        "kind": kind,
-        "case": kind,
-        "sizes": [64] * 6,
-        "rows": 1 << 17,
-        "floor_us": 3.0,
-        "providers": providers,
-    } | about
+    about = {"kind": kind, "case": kind, "sizes": [64] * 6, "rows": 1 << 17, "floor_us": 3.0}
+    return about | {"providers": providers}
 
 
 @pytest.mark.parametrize(
