@@ -46,7 +46,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
         flags.add_argument(
             "--tiny", action="store_true", help="every row at sizes for a CPU: to see that its code runs"
         )
-    flags.add_argument("--all", action="store_true", help="hold every case in every dtype: many minutes of compiling")
+    flags.add_argument("--all", action="store_true", help="every combination is held, not pairs: an hour of compiling")
     flags.add_argument(
         "--compiled", action="store_true", help="also what they compile to for an H100, and a model of time"
     )

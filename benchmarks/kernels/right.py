@@ -125,21 +125,33 @@ def of_second_order(
     yield "second order", once, truth, theirs
 
 
-def cases(dtypes: Sequence[str]) -> Iterator[tuple[Kind, Given]]:
-    """List every case: networks, rows and forms; activations, losses and dropout; two parts; the second order."""
+def covering(*axes: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield each pair of the first two axes once, and with it the values of the others in turn."""
+    for k, pair in enumerate(product(*axes[:2])):
+        yield *pair, *(axis[(k + k // len(axis)) % len(axis)] for axis in axes[2:])
+
+
+def cases(dtypes: Sequence[str], whole: bool = False) -> Iterator[tuple[Kind, Given]]:
+    """List the cases: networks, rows and forms; activations, losses and dropout; two parts; the second order.
+
+    On a GPU each compiles its kernels, but for the rows. So there are pairs of things, and only if ``whole`` all of them.
+    """
+    pick = product if whole else covering
     squared, dropped = Task(need_dx=True), Task("cross_entropy", 0.3, SEED, need_dx=True)
-    for widths, form, rows, dtype in product(NETWORKS, FORMS, ROWS, dtypes):
-        yield first_order, Given(widths, rows, "relu", squared, form, dtype)
-    for activation, loss, dropout, dtype in product(ACTIVATIONS, LOSSES, (0.0, 0.3), dtypes):
+    for widths, form, dtype in pick(NETWORKS, FORMS, dtypes):
+        for rows in ROWS:
+            yield first_order, Given(widths, rows, "relu", squared, form, dtype)
+    for activation, loss, dropout, dtype in pick(ACTIVATIONS, LOSSES, (0.0, 0.3), dtypes):
         task = Task(loss, dropout, SEED, need_dx=True)
         yield first_order, Given((5, 19, 33, 3), 37, activation, task, _FORM, dtype)
-    for loss, form, dtype in product(("cross_entropy", "binary_cross_entropy"), FORMS, dtypes):
+    for loss, form, dtype in pick(("cross_entropy", "binary_cross_entropy"), FORMS, dtypes):
         yield first_order, Given((5, 19, 64), 37, "gelu", dropped._replace(loss=loss), form, dtype)
-    for activation, at, form, dtype in product(("gelu", "tanh"), (1, 2), FORMS[:3], dtypes):
+    for activation, at, form, dtype in pick(("gelu", "tanh"), (1, 2), FORMS[:3], dtypes):
         yield in_two, Given((5, 19, 33, 7, 3), 37, activation, squared, form, dtype, at)
-    for widths, form, rows, dtype in product(FIELDS, FORMS, ROWS, dtypes):
-        yield of_second_order, Given(widths, rows, "tanh", Task(), form, dtype)
-    for activation, form, dtype in product(SMOOTH, FORMS, dtypes):
+    for widths, form, dtype in pick(FIELDS, FORMS, dtypes):
+        for rows in ROWS:
+            yield of_second_order, Given(widths, rows, "tanh", Task(), form, dtype)
+    for activation, form, dtype in pick(SMOOTH, FORMS, dtypes):
         yield of_second_order, Given(FIELDS[1], 37, activation, Task(), form, dtype)
 
 
@@ -166,15 +178,10 @@ def allowed(name: str, theirs: float, dtype: str) -> float:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Run the cases, in one dtype each in turn, or in all of them; return what was found by kernel and dtype."""
+    """Run the cases, all of them or, for a look, some; return what was found by kernel and dtype."""
     kind = options.device.type
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    dtypes = DTYPES[kind]
-    every = list(cases(dtypes))
-    # Each case in one dtype, in turn; of a look, a part, in all of them.
-    if not options.all:
-        every = [case for i, case in enumerate(every) if i % len(dtypes) == i // len(dtypes) % len(dtypes)]
-    every = every[:: 11 if options.tiny else 5 if options.quick else 1]
+    every = list(cases(DTYPES[kind], options.all))[:: 11 if options.tiny else 5 if options.quick else 1]
     wrong: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     for done, (run, given) in enumerate(every, 1):

@@ -26,7 +26,7 @@ def constants(shape: Shape, form: Form) -> dict[str, Any]:
     return launch.common(shape, form) | {"OPEN": shape.open}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _infer(
     x, weights, biases, y, n,
     WIDTHS: tl.constexpr, PADS: tl.constexpr, TILE: tl.constexpr, ACT: tl.constexpr, OPEN: tl.constexpr,

@@ -63,7 +63,7 @@ def constants(shape: Shape, task: Task, form: Form) -> dict[str, Any]:
     }
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _second(
     x, weights, biases, y, gradient, dy, tilde, dx, shares, n,
     WIDTHS: tl.constexpr, PADS: tl.constexpr, AT: tl.constexpr, STRIDE: tl.constexpr, TILE: tl.constexpr,

@@ -59,7 +59,7 @@ def constants(shape: Shape, task: Task, form: Form) -> dict[str, Any]:
     }
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "seed"])
 def _step(
     x, target, weights, biases, dx, shares, n, scale, seed,
     WIDTHS: tl.constexpr, PADS: tl.constexpr, AT: tl.constexpr, STRIDE: tl.constexpr, TILE: tl.constexpr,
