@@ -134,7 +134,7 @@ def covering(*axes: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
 def cases(dtypes: Sequence[str], whole: bool = False) -> Iterator[tuple[Kind, Given]]:
     """List the cases: networks, rows and forms; activations, losses and dropout; two parts; the second order.
 
-    On a GPU each compiles its kernels, but for the rows. So there are pairs of things, and only if ``whole`` all of them.
+    On a GPU each compiles its kernels, but for the rows. So there are pairs, and combinations only if ``whole``.
     """
     pick = product if whole else covering
     squared, dropped = Task(need_dx=True), Task("cross_entropy", 0.3, SEED, need_dx=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import command, harness
+from benchmarks import command, harness, machine
 from benchmarks.harness import Step, errors, fix, negligible, time_rounds
 from benchmarks.kernels.cases import Case, captured_name
 from benchmarks.kernels.model import ROWS
@@ -94,9 +94,12 @@ def check(row: dict[str, Any], work: Work, steps: dict[str, Step], random: bool)
 
 def ceilings(cases: Sequence[Case], options: argparse.Namespace) -> dict[str, float]:
     """Measure this machine's ceilings, of the products in every dtype of the cases."""
-    dtypes = dict.fromkeys(case.dtype for case in cases)
-    found = command.ceilings(options.device, [name for name in dtypes if name != "tf32"], options.threads[0])
-    return found | ({"gflops_tf32": tf32_gflops(options)} if "tf32" in dtypes else {})
+    dtypes = [name for name in dict.fromkeys(case.dtype for case in cases) if name != "tf32"]
+    found = {name: machine.ceilings(options.device, command.DTYPES[name], options.threads[0]) for name in dtypes}
+    gflops = {f"gflops_{name}": limits["gflops"] for name, limits in found.items()}
+    if any(case.tf32 for case in cases):
+        gflops["gflops_tf32"] = tf32_gflops(options)
+    return found[dtypes[0]] | gflops
 
 
 def tf32_gflops(options: argparse.Namespace) -> float:

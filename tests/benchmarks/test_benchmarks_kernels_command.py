@@ -21,8 +21,9 @@ TRITON = find_spec("triton") is not None
 @pytest.mark.processes
 @pytest.mark.skipif(not TRITON, reason="needs Triton")
 def test_a_tiny_run_on_a_cpu_writes_every_documented_field(tmp_path):
-    command = [sys.executable, "-m", "benchmarks", "kernels", "--device", "cpu", "--tiny", "--quick", "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks", "kernels", "--device", "cpu", "--tiny", "--json"]
+    # What torch's compiler makes of a network is held elsewhere: here it makes nothing.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
         [*command, "--results", str(tmp_path)],
@@ -35,14 +36,14 @@ def test_a_tiny_run_on_a_cpu_writes_every_documented_field(tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     (path,) = tmp_path.iterdir()
     run = json.loads(path.read_text())["kernels"]
-    assert run["command"] == "python -m benchmarks kernels --device cpu --tiny --quick --json"
+    assert run["command"] == "python -m benchmarks kernels --device cpu --tiny --json"
     assert (run["settings"]["quick"], run["settings"]["tiny"]) == (True, True)
     assert not run["right"]["wrong"]
     assert not run["right"]["failed"]
     documented = set(re.findall(r"\w+", kernels.__doc__))
     assert run.keys() <= documented
     assert run["right"].keys() <= documented
-    assert {row["kind"] for row in run["rows"]} == {case.kind for case in cases.CASES}
+    assert [row["kind"] for row in run["rows"]] == [case.kind for case in cases.CASES]
     for row in [*run["right"]["rows"], *run["rows"], *run["decisions"]]:
         assert row.keys() <= documented
     for row in run["rows"]:
@@ -52,7 +53,7 @@ def test_a_tiny_run_on_a_cpu_writes_every_documented_field(tmp_path):
         for name, provider in row["providers"].items():
             assert provider.keys() <= documented
             assert provider["wrong"] is False, (row["case"], name)
-            assert provider["error"]
+            assert bool(provider["error"]) is (not row["dropout"])
     assert "nothing, as nothing ran on a card" in done.stdout
     assert "sums in registers or in memory?" in done.stdout
 
