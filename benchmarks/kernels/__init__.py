@@ -15,8 +15,8 @@ The JSON holds, beside command, date, machine, settings, load and ceilings (gflo
     bytes that have to move at the rate of a copy);
     providers of a row: torch, manual_mlp (``backprop``, or ``MLP``), cuda graph (torch's step), compile (torch.compile,
     in some rows), and each form of the kernel, as it is and captured, a CUDA graph of it. For each, median_us, p20_us,
-    p80_us, host_us (on CUDA), ratio, extra_us, ratios (of kernels), products_share, floor_share, error (largest absolute, against float64;
-    none with dropout), relative_error (the largest over its tensor's largest entry), wrong;
+    p80_us, host_us (on CUDA), ratio, extra_us, ratios (of kernels), products_share, floor_share, error (largest
+    absolute, against float64; none with dropout), relative_error (the largest over its tensor's largest entry), wrong;
     compiled (with --compiled): triton, architecture, and rows: case, form, kernels (kernel, registers, spill_bytes,
     shared_kb, wgmma, mma, barriers, reds, instructions of the loop over tiles, serialised if products wait for each
     other, model: a guess of its time on an H100 in µs, by limit, and us with its launches), model_us (of them all),
