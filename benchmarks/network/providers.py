@@ -1,7 +1,7 @@
 """One training step of a network by each provider: gradients to None, forward, backward."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ FLOAT32 = "torch float32"
 
 Forward = Callable[[], Tensor]  # the loss, to be differentiated
 Whole = Callable[[], Tensor]  # the whole step; it returns the loss
+Result = TypeVar("Result")
 
 
 def _torch(problem: Problem) -> Forward:
@@ -90,11 +91,10 @@ def by_hand(problem: Problem, tile_rows: int | None = None) -> Whole:
     return step
 
 
-def captured(problem: Problem) -> Whole:
-    """Make the step of torch's layers as one CUDA graph: its gradients always lie in the same memory."""
-    if problem.input.device.type != "cuda":
+def capture(step: Callable[[], Result], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """Capture a step as one CUDA graph; return it, and what the step returned, which every replay writes anew."""
+    if device.type != "cuda":
         raise RuntimeError("it needs CUDA")
-    step = by_autograd(problem, forward_of(BASELINE, problem))
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -103,8 +103,14 @@ def captured(problem: Problem) -> Whole:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        # Without the nodes behind it: as long as they live, the other providers' backward uses them, on this stream.
-        loss = step().detach()
+        result = step()
+    return graph, result
+
+
+def captured(step: Whole, problem: Problem) -> Whole:
+    """Make a step one CUDA graph: its gradients always lie in the same memory."""
+    # Without the nodes behind the loss: as long as they live, the other providers' backward uses them, on this stream.
+    graph, loss = capture(lambda: step().detach(), problem.input.device)
     held = [(parameter, parameter.grad) for parameter in problem.mlp.parameters()]
 
     def replay() -> Tensor:
@@ -116,7 +122,11 @@ def captured(problem: Problem) -> Whole:
     return replay
 
 
-STEPS: dict[str, Callable[[Problem], Whole]] = {OURS: by_hand, "cuda graph": captured}
+def _graph(problem: Problem) -> Whole:
+    return captured(by_autograd(problem, forward_of(BASELINE, problem)), problem)
+
+
+STEPS: dict[str, Callable[[Problem], Whole]] = {OURS: by_hand, "cuda graph": _graph}
 PROVIDERS = (
     BASELINE, OURS, AUTOGRAD, "compile", "compile max-autotune", "checkpoint", "checkpoint segments", "cuda graph",
     FLOAT32,
