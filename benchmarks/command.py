@@ -293,7 +293,6 @@ def heading(command: str, run: dict[str, object], options: argparse.Namespace) -
 
 
 def progress(done: int, total: int, what: str) -> None:
-    """Show on a terminal how far a run is."""
-    if sys.stderr.isatty():
-        end = "\r" if done < total else "\n"
-        print(f"\x1b[2K[{done}/{total}] {what}", end=end, file=sys.stderr, flush=True)
+    """Show how far a run is: on a terminal over what was there, into a log as a line."""
+    begin, end = ("\x1b[2K", "\r" if done < total else "\n") if sys.stderr.isatty() else ("", "\n")
+    print(f"{begin}[{done}/{total}] {what}", end=end, file=sys.stderr, flush=True)
