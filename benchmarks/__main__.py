@@ -5,7 +5,8 @@ from importlib import import_module
 
 # A command is a module of this package, "_" for "-", with ``main(arguments) -> exit status``.
 COMMANDS = (
-    "dense", "second-order", "transforms", "output", "network", "native", "compile", "dropout", "train", "report",
+    "dense", "second-order", "transforms", "output", "network", "native", "compile", "dropout", "train", "sizes", "day",
+    "report",
 )  # fmt: skip
 
 
