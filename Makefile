@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build train test test-all quick explain gradcheck grid fuzz sanitize tables docs mutants torchao dist wheel elsewhere lint tensorboard
+.PHONY: help build train test test-all quick explain gradcheck grid fuzz sanitize tables docs mutants torchao dist wheel elsewhere lint tensorboard gpu
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,6 +74,10 @@ wheel: dist .venv/native  ## make a wheel that carries the native engine, for th
 
 elsewhere: dist  ## make quick against the installed wheel: ARGS="--python python3.12 --torch 2.11.0"
 	$(BIN)/python tests/elsewhere.py $(ARGS)
+
+# A stage that failed says so with status 1; what the others measured goes into the tables.
+gpu: .venv/native  ## all that waits for a GPU, stage by stage, then the tables: ARGS=--long, ARGS="--device cpu --tiny"
+	@$(BIN)/python -m benchmarks day $(ARGS); status=$$?; test $$status -gt 1 || $(BIN)/python -m benchmarks report; exit $$status
 
 lint: .venv/installed  ## ruff, ruff format, mypy --strict
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ from importlib import import_module
 # A command is a module of this package, "_" for "-", with ``main(arguments) -> exit status``.
 COMMANDS = (
     "dense", "second-order", "transforms", "output", "network", "native", "compile", "dropout", "kernels", "train",
-    "report",
+    "sizes", "day", "report",
 )  # fmt: skip
 
 

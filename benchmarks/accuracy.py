@@ -69,6 +69,8 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     command.add_data(flags)
     options = flags.parse_args(arguments)
     command.pick_device(flags, options)
+    if options.tiny:
+        options.accuracy, options.seeds = ["digits"], 1
     return options
 
 
@@ -81,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
         run = {
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "machine": machine.describe(options.device),
-            "settings": {"quick": False},
+            "settings": {"quick": options.tiny, "tiny": options.tiny},
             "load": machine.load(),
             "rows": rows,
         }

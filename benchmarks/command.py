@@ -82,6 +82,7 @@ def parser(command: str, description: str, dtype: bool = True) -> Parser:
     flags.add_argument("--json", action="store_true", help="also write <results>/<machine>-<date>.json")
     flags.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where --json writes")
     flags.add_argument("--quick", action="store_true", help="small cases only, less time a row: a look, not a result")
+    flags.add_argument("--tiny", action="store_true", help="every row at sizes that take seconds: does its code run?")
     flags.add_argument("--seconds", type=positive_seconds, help="time a row; --quick 0.2")
     flags.add_argument("--threads", type=positive_int, nargs="+", metavar="N", help="thread counts (1 2)")
     flags.add_argument("--malloc", nargs="+", choices=machine.mallocs(), help="CPU allocators (all)")
@@ -94,6 +95,7 @@ def parser(command: str, description: str, dtype: bool = True) -> Parser:
 def add_data(flags: Parser) -> None:
     """Add the flags of a command that trains on images."""
     add_device(flags)
+    flags.add_argument("--tiny", action="store_true", help="on scikit-learn's embedded digits: does the code run?")
     flags.add_argument("--data-dir", type=Path, default=Path(os.environ.get("MANUAL_MLP_DATA") or "data"))
     flags.add_argument("--json", action="store_true", help="also write <results>/<machine>-<date>.json")
     flags.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where --json writes")
@@ -123,7 +125,7 @@ def complete(flags: Parser, options: argparse.Namespace, seconds: float = 2.5) -
     if options.threads[-1] > cores:
         flags.error(f"--threads: expected at most {cores} (the cores there are), got {options.threads[-1]}")
     options.malloc = tuple(dict.fromkeys(options.malloc or (machine.mallocs() if on_cpu else ("default",))))
-    options.seconds = options.seconds or (0.2 if options.quick else seconds)
+    options.seconds = options.seconds or (0.01 if options.tiny else 0.2 if options.quick else seconds)
     if options.json and options.results.exists() and not options.results.is_dir():
         flags.error(f"--results: expected a directory, got the file {options.results}")
 
@@ -142,7 +144,8 @@ def record(options: argparse.Namespace) -> dict[str, object]:
             "min_rounds": MIN_ROUNDS,
             "flush_denormal": False,
             "tf32": False,
-            "quick": options.quick,
+            "quick": options.quick or options.tiny,
+            "tiny": options.tiny,
         },
         "load": machine.load(),
     }
@@ -290,7 +293,6 @@ def heading(command: str, run: dict[str, object], options: argparse.Namespace) -
 
 
 def progress(done: int, total: int, what: str) -> None:
-    """Show on a terminal how far a run is."""
-    if sys.stderr.isatty():
-        end = "\r" if done < total else "\n"
-        print(f"\x1b[2K[{done}/{total}] {what}", end=end, file=sys.stderr, flush=True)
+    """Show how far a run is: on a terminal over what was there, into a log as a line."""
+    begin, end = ("\x1b[2K", "\r" if done < total else "\n") if sys.stderr.isatty() else ("", "\n")
+    print(f"{begin}[{done}/{total}] {what}", end=end, file=sys.stderr, flush=True)

@@ -4,10 +4,13 @@ Each recipe of ``manual_mlp.training.recipes`` is trained with several seeds, by
 that it asks for: all 60,000, or Nielsen's 50,000. The network is judged once, after its last step: on the test images,
 or on those that were held out where the source reports these. No epoch is chosen by what it is judged on.
 
+With ``--checkpoints`` a run that was stopped goes on from the end of its last epoch, in another call.
+
 With ``--json`` several calls of a day may share the recipes: each adds its rows. A row holds: recipe, source, metric,
 reported (%), error (ours, [mean, min, max], %), tolerance (points by which the mean may miss what is reported), reached
-(whether it misses by no more), seeds, seconds (of training, [median, min, max]), epochs (of_epochs: the recipe's, which
-``--epochs`` changes), threads.
+(whether it misses by no more), seeds, seconds (of training, [median, min, max]; of a run that went on, as if all its
+epochs had been as long as those of its last call), epochs (of_epochs: the recipe's, which ``--epochs`` changes),
+threads.
 """
 
 import argparse
@@ -20,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks import command, machine
-from manual_mlp.training import build
+from manual_mlp.training import build, state
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data, load
 from manual_mlp.training.interrupt import Interrupt
@@ -29,22 +32,38 @@ from manual_mlp.training.loop import Trainer
 from manual_mlp.training.recipes import RECIPES
 
 
-def train(name: str, seed: int, data_dir: Path, device: torch.device, epochs: int | None = None) -> tuple[float, float]:
-    """Train a recipe, for so many epochs if they are given; return its error, %, and the seconds of training."""
+def train(name: str, seed: int, options: argparse.Namespace) -> tuple[float, float]:
+    """Train a recipe; return its error, %, and the seconds of training."""
     recipe = RECIPES[name]
-    flags = {**recipe.flags, "epochs": epochs or recipe.flags["epochs"]}
-    trainer, data, seconds = fit(Config(recipe=name, seed=seed, data_dir=data_dir, check_every=0, **flags), device)
+    flags = {**recipe.flags, "epochs": options.epochs or recipe.flags["epochs"]}
+    flags |= {"dataset": "digits", "held_out": None} if options.tiny else {}
+    config = Config(recipe=name, seed=seed, data_dir=options.data_dir, check_every=0, **flags)
+    folder = options.checkpoints and options.checkpoints / f"{name}-{config.epochs}-{config.dataset}-{seed}"
+    trainer, data, seconds = fit(config, options.device, folder)
     judged = data.validation if recipe.metric == "validation accuracy" else data.read_test()
     return 100 * (1 - trainer.evaluate(judged).accuracy), seconds
 
 
-def fit(config: Config, device: torch.device) -> tuple[Trainer, Data, float]:
-    """Train as train.py does, without a log; return the trainer, its images, and the seconds of training."""
+def fit(config: Config, device: torch.device, folder: Path | None = None) -> tuple[Trainer, Data, float]:
+    """Train as train.py does, without a log; return the trainer, its images, and the seconds of training.
+
+    Args:
+        folder: where a checkpoint goes after each epoch, and from where the run goes on if there is one.
+    """
     torch.manual_seed(config.seed)
     data = load(config.dataset, config.data_dir, device, config.held_out, config.normalised)
     trainer = Trainer(build.build_model(config, data, device), data, config)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / state.LAST).exists():
+            trainer.resume(folder)
+    done, taken = trainer.epoch, folder and folder / "seconds.txt"
+    if taken and taken.exists() and done == config.epochs:
+        return trainer, data, float(taken.read_text())
     with NoLog() as log:
-        seconds = trainer.fit(log, Interrupt()).seconds
+        seconds = trainer.fit(log, Interrupt(), folder).seconds * config.epochs / max(1, config.epochs - done)
+    if taken:
+        taken.write_text(str(seconds))
     return trainer, data, seconds
 
 
@@ -53,7 +72,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name in options.recipes:
         recipe = RECIPES[name]
-        found = [train(name, seed, options.data_dir, options.device, options.epochs) for seed in range(options.seeds)]
+        found = [train(name, seed, options) for seed in range(options.seeds)]
         errors, seconds = zip(*found, strict=True)
         rows.append(
             {
@@ -107,9 +126,12 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     flags.add_argument(
         "--epochs", type=command.positive_int, help="instead of the recipe's; its schedule then ends there"
     )
+    flags.add_argument("--checkpoints", type=Path, metavar="DIR", help="runs go on from there")
     command.add_data(flags)
     options = flags.parse_args(arguments)
     command.pick_device(flags, options)
+    if options.tiny:
+        options.seeds, options.epochs = 1, 1
     return options
 
 
@@ -122,9 +144,9 @@ def main(arguments: Sequence[str]) -> int:
         run = {
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "machine": machine.describe(options.device),
-            "settings": {"quick": False},
+            "settings": {"quick": options.tiny, "tiny": options.tiny},
             "load": machine.load(),
             "rows": rows,
         }
         print(f"\nwritten: {command.save('literature', run, options, 'recipe')}")
-    return int(not all(row["reached"] for row in rows))
+    return int(not options.tiny and not all(row["reached"] for row in rows))

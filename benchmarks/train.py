@@ -151,8 +151,10 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, write; return 1 if ours is wrong in any row."""
-    # Three commands of their own, which need the packages for training.
-    for flag, module in (("--time-to", "time_to"), ("--table", "literature"), ("--accuracy", "accuracy")):
+    # Commands of their own, which need the packages for training.
+    for flag, module in (
+        ("--time-to", "time_to"), ("--table", "literature"), ("--accuracy", "accuracy"), ("--cuda-graph", "cuda_graph"),
+    ):  # fmt: skip
         if any(argument.split("=")[0] == flag for argument in arguments):
             return int(import_module(f"benchmarks.{module}").main(arguments))
     options = read_options(arguments)

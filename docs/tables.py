@@ -12,7 +12,7 @@ from manual_mlp import activations, losses
 from manual_mlp.activations.registry import ENTRIES, Entry, parameters_of
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ROOT / "README.md", ROOT / "docs" / "derivation.md"
+DOCUMENTS = ROOT / "README.md", ROOT / "docs" / "derivation.md", ROOT / "docs" / "gpu.md"
 MARKED = re.compile(r"^( *)<!-- table: ([\w-]+) -->\n(.*?)^ *<!-- end -->$", re.MULTILINE | re.DOTALL)
 
 
@@ -40,7 +40,21 @@ def of_y() -> str:
     return _table(("f", "f′", "∂f′/∂y"), ("f′ of y", "∂f′/∂y"), kept)
 
 
-TABLES: dict[str, Callable[[], str]] = {"activations": names, "losses": loss_names, "of-z": of_z, "of-y": of_y}
+def stages() -> str:
+    """Lay out the stages of the day on a GPU."""
+    sys.path.append(str(ROOT))  # of a script it is docs/
+    from benchmarks.day.stages import markdown
+
+    return markdown()
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "activations": names,
+    "losses": loss_names,
+    "of-z": of_z,
+    "of-y": of_y,
+    "stages": stages,
+}
 
 
 def rewritten(text: str) -> str:

@@ -21,8 +21,6 @@ Errors and bytes do not depend on the malloc: they are taken under the first one
 Beside the rows:
     by_batch: time and bytes of torch and ``backprop`` against the batch, 64 wide. Fields as in rows, and
     resident_bytes: how far a step raises the memory of a fresh process;
-    sweep: ``backprop`` by the rows of a tile: case, malloc, threads, chosen (by the model), best, over_best (the time
-    of the choice over the best, with its interval), median_us by rows;
     kept: kept_bytes of the network alone, without a loss, in one tile, by provider;
     huge (with --huge): one step at 2^24 rows: input_bytes, seconds, resident_bytes;
     goals: goal (what is compared), case, ours, against, malloc, threads, at_least, value (against over ours, with its
@@ -54,7 +52,7 @@ from benchmarks.network.providers import (
 )
 from benchmarks.shares import shares
 
-STUDIES = ("batch", "sweep", "kept")
+STUDIES = ("batch", "kept")
 
 
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -155,7 +153,6 @@ def show(rows: Sequence[dict[str, Any]], found: Mapping[str, Any]) -> None:
         print("\nWhat the time goes to, on one thread.\n" + tables.shares(rows))
     titles = {
         "by_batch": ("Against the batch.", tables.by_batch),
-        "sweep": ("Rows of a tile: the model's choice, and the best.", tables.sweep),
         "kept": ("Kept for backward by the network alone, in one tile, beside input and parameters.", tables.kept),
         "goals": ("Goals.", tables.of_goals),
     }

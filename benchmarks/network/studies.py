@@ -1,4 +1,4 @@
-"""What beside the rows is measured of a network: sweeps over tiles, time and bytes against batch, bytes kept."""
+"""What beside the rows is measured of a network: time and bytes against batch, bytes kept."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks import command, machine, memory
-from benchmarks.harness import Step, fix, paired_ratio, percentile, time_rounds
+from benchmarks.harness import Step, fix
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.network import cases
 from benchmarks.network.cases import Case, Problem
@@ -19,14 +19,11 @@ from manual_mlp.formulas.layer import Layer
 from manual_mlp.precision import product_dtype
 from manual_mlp.sweep.tiling import tiling_of
 
-SWEPT = (cases.POINTS, cases.FIELD, cases.NARROW, cases.NARROW_GELU)
-QUICK_SWEPT = (cases.NARROW._replace(rows=1 << 12),)
 BATCHES = (*(1 << k for k in range(10, 18)), 1 << 20)
 QUICK_BATCHES = (1 << 12,)
 KEPT = tuple(Case((64,) * 6, 1 << 12, f) for f in ("gelu", "silu"))
 HUGE = cases.NARROW._replace(rows=1 << 24)
 WARM_ROWS = 64
-SMALLEST_TILE = 16
 
 
 def chosen_rows(problem: Problem) -> int:
@@ -37,32 +34,6 @@ def chosen_rows(problem: Problem) -> int:
     layers = [Layer(layer.weight, layer.bias, layer.activation, 0.0) for layer in each]
     shared = native.doors is not None and input.is_cpu
     return tiling_of(layers, input.new_empty(1, 1, dtype=narrow).expand(input.shape), shared=shared).rows
-
-
-def candidates(chosen: int, rows: int) -> list[int]:
-    """List the tiles to try: powers of two within eight times of the choice, and the choice."""
-    around = {1 << k for k in range(rows.bit_length()) if chosen <= 8 << k and 1 << k <= 8 * chosen}
-    return sorted({size for size in around if size >= SMALLEST_TILE} | {chosen, min(rows, 8 * chosen)})
-
-
-def sweep(case: Case, options: argparse.Namespace, malloc: str, threads: int) -> dict[str, Any]:
-    """Time ``backprop`` by the rows of a tile; return how far the model's choice is from the best."""
-    fix(threads)
-    problem = case.problem(options.device)
-    chosen = chosen_rows(problem)
-    steps: dict[str, Step] = {str(size): by_hand(problem, size) for size in candidates(chosen, case.rows)}
-    timing = time_rounds(steps, options.seconds / 2)
-    medians = {size: percentile(seconds, 50) * 1e6 for size, seconds in timing.seconds.items()}
-    best = min(medians, key=medians.__getitem__)
-    return {
-        "case": str(case),
-        "malloc": malloc,
-        "threads": threads,
-        "chosen": chosen,
-        "best": int(best),
-        "over_best": list(paired_ratio(timing.seconds[str(chosen)], timing.seconds[best])),
-        "median_us": medians,
-    }
 
 
 def against_batch(case: Case, options: argparse.Namespace, malloc: str) -> dict[str, Any]:
@@ -79,16 +50,13 @@ def against_batch(case: Case, options: argparse.Namespace, malloc: str) -> dict[
 
 
 def measure(options: argparse.Namespace, malloc: str) -> dict[str, list[dict[str, Any]]]:
-    """Take sweeps and times against batch under the malloc this process has."""
+    """Take times against batch under the malloc this process has."""
     of_batch = [cases.NARROW._replace(rows=rows) for rows in (QUICK_BATCHES if options.quick else BATCHES)]
     if malloc != options.malloc[0]:  # once is enough for what takes eager seconds
         of_batch = [case for case in of_batch if case.rows <= cases.NARROW.rows]
-    swept = QUICK_SWEPT if options.quick else SWEPT
     found: dict[str, list[dict[str, Any]]] = {}
     if "batch" in options.studies:
         found["by_batch"] = [against_batch(case, options, malloc) for case in of_batch]
-    if "sweep" in options.studies:
-        found["sweep"] = [sweep(case, options, malloc, threads) for case in swept for threads in options.threads]
     return found
 
 

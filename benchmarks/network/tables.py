@@ -94,24 +94,6 @@ def shares(rows: Sequence[dict[str, Any]]) -> str:
     return command.table(titles, list(lines.values()))
 
 
-def sweep(found: Sequence[Row]) -> str:
-    """Lay out what a tile costs by its rows: a line a sweep."""
-    titles = ("case", "threads", "malloc", "chosen", "best", "over the best [95 %]", "ms by the rows of a tile")
-    lines = [
-        (
-            s["case"],
-            str(s["threads"]),
-            s["malloc"],
-            f"{s['chosen']:,}",
-            f"{s['best']:,}",
-            command.interval([x - 1 for x in s["over_best"]], "+.1%"),
-            ", ".join(f"{int(size):,}: {time / 1e3:.3g}" for size, time in s["median_us"].items()),
-        )
-        for s in found
-    ]
-    return command.table(titles, lines)
-
-
 def by_batch(found: Sequence[Row]) -> str:
     """Lay out time and bytes against batch: a line a batch and malloc."""
     titles = (

@@ -26,7 +26,7 @@ Chosen is the smallest power of two whose T is within 5 % of the least, or all r
 ``FEW`` rows, or ``FEW_LOGITS`` logits, are cut into tiles: there, calls count for more than caches.
 
 The figures for CPUs were fitted to networks of four to six layers, 64 to 256 wide, with 2¹⁵ to 2¹⁷ rows in float32, on
-one and two cores with AVX-512; ``python -m benchmarks network`` holds the choice against a sweep. Those of a loss were
+one and two cores with AVX-512; ``python -m benchmarks sizes`` holds the choice against a sweep. Those of a loss were
 fitted to 92 steps with N from 256 to 8192, D from 64 to 768 and V from 512 to 32000 in a model of their own, whose
 choices the ones here match to 0.2 % of the time on average, and 6 % at worst. Fresh pages count for half of what they
 cost under glibc's default malloc, since under a tuned one they cost nothing. A GPU runs as many rows at once as
@@ -124,16 +124,27 @@ def few_logits(n: int, v: int, cuda: bool) -> bool:
     return n * v < (FEW_LOGITS_OF_CUDA if cuda else FEW_LOGITS)
 
 
+def bytes_on_gpu(work: Work) -> int:
+    """Count the bytes of a row of a tile on a GPU: its logits in float32, or what a network makes and keeps of it."""
+    entries, size = sum(work.widths[1:]), work.dtype.itemsize
+    return max(4, size) * entries if work.loss else 3 * size * entries
+
+
+def fitting(n: int, row_bytes: int, limit: int) -> int:
+    """Return all n rows, or the largest power of two of them whose bytes are within a limit; one at least."""
+    most = max(1, limit // row_bytes)
+    return n if n <= most else 1 << (most.bit_length() - 1)
+
+
 @lru_cache(maxsize=256)
 def tiling_for(work: Work) -> Tiling:
     """Choose the tiling whose time is least, or nearly so with fewer rows."""
     n, widths, dtype, threads, shared, recompute, loss = work
+    if not threads:
+        return Tiling(fitting(n, bytes_on_gpu(work), LIMIT_OF_LOGITS if loss else LIMIT))
     size, entries = dtype.itemsize, sum(widths[1:])
     # A tile of logits exists in float32.
     row_bytes = max(4, size) * entries if loss else size * (entries + 2 * max(widths[1:]))
-    if not threads:
-        fitting = max(1, LIMIT_OF_LOGITS // row_bytes if loss else LIMIT // (3 * size * entries))
-        return Tiling(n if n <= fitting else 1 << (fitting.bit_length() - 1))
     weights = sum(d_in * d_out for d_in, d_out in pairwise(widths))
     flops, weight_bytes = 6 * weights / (PRODUCTS * speed_of(dtype)), weights * (size if size >= 4 else 8)
     between, of_loss = (0, 4 * entries / LOSS) if loss else (10 * size * entries, 0.0)

@@ -274,12 +274,6 @@ def test_goals_in_bytes_compare_resident_and_kept_bytes():
     assert found[0]["value"] == [21.0]
 
 
-def test_candidates_are_powers_of_two_around_the_choice_and_no_more_than_the_rows():
-    assert studies.candidates(256, 1 << 20) == [32, 64, 128, 256, 512, 1024, 2048]
-    assert studies.candidates(16, 1 << 20) == [16, 32, 64, 128]
-    assert studies.candidates(300, 1000) == [64, 128, 256, 300, 512, 1000]
-
-
 @pytest.mark.parametrize("rows", [9, 5000])
 def test_the_tile_of_a_row_is_the_one_that_ours_takes(monkeypatch, rows):
     module, taken = sys.modules[backprop.__module__], []
@@ -295,20 +289,15 @@ def test_the_tile_of_a_row_is_the_one_that_ours_takes(monkeypatch, rows):
 
 
 def test_the_studies_are_documented_and_their_fields_too(run, monkeypatch):
-    monkeypatch.setattr(studies, "QUICK_SWEPT", (Case((5, 7, 4), 40),))
     monkeypatch.setattr(studies, "QUICK_BATCHES", (64,))
     monkeypatch.setattr(studies, "KEPT", (Case((6, 6, 6, 6), 32, "gelu"),))
     monkeypatch.setattr(studies, "resident", lambda name, case, options: case.rows)
     found = run("--quick", "--case", "5-7-4x9", "--providers", providers.AUTOGRAD, "--studies", *network.STUDIES)
     documented = set(re.findall(r"\w+", network.__doc__))
-    assert {"by_batch", "sweep", "kept", "goals"} <= found.keys()
+    assert {"by_batch", "kept", "goals"} <= found.keys()
     for row in found["by_batch"]:
         assert row.keys() <= documented
         assert row["rows"] == row["providers"]["torch"]["resident_bytes"] == 64
-    (sweep,) = found["sweep"]
-    assert sweep.keys() <= documented
-    assert str(sweep["chosen"]) in sweep["median_us"]
-    assert len(sweep["over_best"]) == 3
     (kept,) = found["kept"]
     # Eager keeps z and y of two hidden layers, ours z alone.
     assert kept["providers"] == {"torch": 4 * 32 * 6 * 4, providers.AUTOGRAD: 2 * 32 * 6 * 4}

@@ -1,6 +1,8 @@
 """The time to an accuracy: its rows, and the loops that are compared."""
 
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,10 +10,11 @@ import torch.nn.functional as F
 
 pytest.importorskip("torchvision")
 
-from benchmarks import time_to
+from benchmarks import command, cuda_graph, time_to
 from manual_mlp import MLP
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data, Split
+from manual_mlp.training.errors import InputError
 from mnist import write_mnist
 
 
@@ -100,3 +103,57 @@ def test_bad_options_have_status_2(flags):
     with pytest.raises(SystemExit) as exit:
         time_to.main(flags)
     assert exit.value.code == 2
+
+
+def test_a_tiny_run_trains_once_on_the_embedded_digits_and_has_no_goal(tmp_path):
+    pytest.importorskip("sklearn")
+    flags = ["--time-to", "98", "--tiny", "--threads", "1", "--device", "cpu", "--json", "--results", str(tmp_path)]
+    assert time_to.main([*flags, "--providers", "torch", "DataLoader", "--data-dir", str(tmp_path / "none")]) == 0
+    run = json.loads(next(tmp_path.glob("*.json")).read_text())["time-to-98"]
+    assert run["settings"]["quick"]
+    assert run["settings"]["tiny"]
+    assert [(row["provider"], row["seeds"], row["reached"]) for row in run["rows"]] == [
+        ("torch", 1, False),
+        ("DataLoader", 1, False),
+    ]
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Tell the seconds and accuracy of each run of ``--cuda-graph``, a seed later a second more; list the runs."""
+    asked = []
+
+    def fit(config, device):
+        asked.append((config.hidden, config.cuda_graph, config.seed, config.epochs))
+        if config.cuda_graph and config.precision == "bf16":
+            raise InputError("expected a GPU")
+        trainer = SimpleNamespace(step=7, evaluate=lambda split: SimpleNamespace(accuracy=0.9 + 0.01 * config.seed))
+        return trainer, SimpleNamespace(read_test=lambda: None), (2.0 if config.cuda_graph else 6.0) + config.seed
+
+    monkeypatch.setattr(cuda_graph.literature, "fit", fit)
+    return asked
+
+
+def test_with_and_without_a_graph_the_same_seeds_take_turns_and_the_first_runs_do_not_count(graphs, tmp_path, capsys):
+    flags = ["--cuda-graph", "--seeds", "3", "--device", "cpu", "--json", "--results", str(tmp_path)]
+    assert cuda_graph.main(flags) == 0
+    small = [run[1:] for run in graphs if run[0] == (128,)]
+    assert small[:2] == [(False, 0, 1), (True, 0, 1)]
+    assert small[2:] == [(graph, seed, 4) for seed in range(3) for graph in (False, True)]
+    rows = json.loads(next(tmp_path.glob("*.json")).read_text())["cuda-graph"]["rows"]
+    documented = set(re.findall(r"\w+", cuda_graph.__doc__))
+    assert all(row.keys() <= documented for row in rows)
+    without, captured = rows[:2]
+    assert (without["cuda_graph"], captured["cuda_graph"]) == (False, True)
+    assert captured["flags"] == "--hidden 128 --batch-size 64"
+    assert captured["seconds"] == [3, 2, 4]
+    assert captured["accuracy"] == [91, 90, 92]
+    assert captured["ratio"] == pytest.approx(7 / 3, rel=1e-3)
+    assert without["ratio"] == 1
+    assert [row["case"] for row in rows if "left_out" in row] == ["bf16", "wide"]
+    assert "expected a GPU" in capsys.readouterr().out
+
+
+def test_a_graph_that_is_refused_on_a_gpu_is_status_1(graphs, monkeypatch):
+    monkeypatch.setattr(command, "pick_device", lambda flags, options: setattr(options, "device", torch.device("cuda")))
+    assert cuda_graph.main(["--cuda-graph", "--seeds", "1"]) == 1

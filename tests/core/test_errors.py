@@ -48,7 +48,7 @@ def test_a_layer_refuses_what_does_not_fit(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_tensors_on_two_devices_are_refused() -> None:
+def test_tensors_on_a_cpu_and_a_gpu_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected one device, got input cuda:0, weight cpu, bias cpu"):
         dense(H.cuda(), W, B)
 

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import fields
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -84,11 +83,12 @@ def test_the_table_judges_a_recipe_once_and_on_what_its_source_reports(monkeypat
 
     judged = []
     monkeypatch.setattr(literature, "load", lambda *args: rows)
-    monkeypatch.setattr(Trainer, "fit", lambda self, log, interrupt: SimpleNamespace(seconds=1.0))
+    monkeypatch.setattr(Trainer, "fit", lambda self, log, interrupt, folder: SimpleNamespace(seconds=1.0))
     monkeypatch.setattr(Trainer, "evaluate", lambda self, split: judged.append(split) or SimpleNamespace(accuracy=0.98))
-    error, seconds = literature.train("simard", 0, Path(), CPU)
+    options = literature.read_options(["--table", "--device", "cpu"])
+    error, seconds = literature.train("simard", 0, options)
     assert (round(error, 9), seconds) == (2.0, 1.0)
-    literature.train("nielsen-100-cross-entropy", 0, Path(), CPU)
+    literature.train("nielsen-100-cross-entropy", 0, options)
     assert judged[0] is rows.train
     assert judged[1] is rows.validation
     assert len(judged) == 2
@@ -99,8 +99,8 @@ def test_the_table_has_a_row_for_each_recipe_and_tells_what_is_reached(monkeypat
 
     asked = []
 
-    def train(name, seed, data_dir, device, epochs):
-        asked.append((name, seed, epochs))
+    def train(name, seed, options):
+        asked.append((name, seed, options.epochs))
         return {"nielsen-30": 4.7, "simard": 1.61}[name] + 0.1 * (seed - 1), 10.0 + seed
 
     monkeypatch.setattr(literature, "train", train)
@@ -123,3 +123,39 @@ def test_the_table_has_a_row_for_each_recipe_and_tells_what_is_reached(monkeypat
         f"| `nielsen-30` | Nielsen 2015 | 30 | 4.58 | 4.70 [4.60, 4.80] | 3 | 2 of 30 | 11 | {here} |",
     ]
     assert ["simard", "1.60", "1.61", "[1.51,", "1.71]", "3", "2", "of", "10", "11", "missed"] in lines
+
+
+def test_a_recipe_that_was_stopped_goes_on_to_the_same_weights(monkeypatch, tmp_path):
+    from benchmarks import literature
+
+    config = Config(dataset="digits", hidden=(8,), epochs=3, check_every=0, dropout=0.1)
+
+    def weights(folder):
+        trainer, _, seconds = literature.fit(config, CPU, folder)
+        return [p.detach().clone() for p in trainer.model.parameters()], seconds
+
+    whole, _ = weights(None)
+    epoch, done = Trainer._epoch, []
+
+    def until_the_second(self, *args):
+        if done:
+            raise KeyboardInterrupt
+        done.append(self.epoch)
+        return epoch(self, *args)
+
+    monkeypatch.setattr(Trainer, "_epoch", until_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        literature.fit(config, CPU, tmp_path / "run")
+    monkeypatch.setattr(Trainer, "_epoch", lambda self, *args: done.append(self.epoch) or epoch(self, *args))
+    # Two of three epochs took these seconds.
+    fit = Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda self, *args: fit(self, *args) and SimpleNamespace(seconds=2.0))
+    found, seconds = weights(tmp_path / "run")
+    assert done == [0, 1, 2]
+    assert seconds == 3.0
+    assert all(torch.equal(a, b) for a, b in zip(whole, found, strict=True))
+    # Once it has ended, it is read.
+    again, seconds = weights(tmp_path / "run")
+    assert done == [0, 1, 2]
+    assert seconds == 3.0
+    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
