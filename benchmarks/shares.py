@@ -17,10 +17,10 @@ def shares(step: Step) -> dict[str, float]:
 
     Products and other operations are the profiler's own times; Python is what is left of the time without a profiler.
     """
-    wall = time_block(step, 1)
+    wall = time_block(step, 1).seconds
     if wall < SLOW_SECONDS:
         number = max(autorange(step), CALLS)
-        wall = min(time_block(step, number) for _ in range(ROUNDS))
+        wall = min(time_block(step, number).seconds for _ in range(ROUNDS))
         products, others = min((_operations(step, number) for _ in range(PROFILED)), key=sum)
     else:
         products, others = _operations(step, 1)
