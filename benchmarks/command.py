@@ -24,6 +24,7 @@ from benchmarks.harness import (
     Step,
     errors,
     fix,
+    frozen,
     gradients,
     in_float64,
     now,
@@ -65,7 +66,7 @@ def add_data(flags: Parser) -> None:
     flags.add_argument("--data-dir", type=Path, default=Path(os.environ.get("MANUAL_MLP_DATA") or "data"))
     flags.add_argument("--json", action="store_true", help="also write <results>/<machine>-<date>.json")
     flags.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where --json writes")
-    flags.add_argument("--tiny", action="store_true", help=TINY)
+    flags.add_argument("--tiny", action="store_true", help=f"{TINY}; one seed, an epoch, a few embedded images")
 
 
 def add_device(flags: Parser) -> None:
@@ -187,7 +188,7 @@ def take_rows(
     """Measure under every malloc; return the rows, those of one case together, and the ceilings, which are printed."""
     taken, limits = [], {}
     for malloc in options.malloc:
-        measured, limits[malloc] = machine.under_malloc(malloc, measure, options, malloc)
+        measured, limits[malloc] = machine.under_malloc(malloc, frozen, measure, options, malloc)
         taken.append(measured)
         for threads, limit in limits[malloc].items():
             print(

@@ -4,10 +4,13 @@ import gc
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Step = Callable[[], object]
 Layer = Callable[..., Tensor]
@@ -71,6 +74,18 @@ def training_step(layer: Layer, tensors: Mapping[str, Tensor], cotangent: Tensor
     return step
 
 
+def begun(step: Callable[P, Tensor], mode: str | None, device: torch.device) -> Callable[P, Tensor]:
+    """Let a compiled step say that it begins, in a mode with CUDA graphs: what it gave last may be overwritten."""
+    if mode in (None, "default") or device.type != "cuda":
+        return step
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return step(*args, **kwargs)
+
+    return run
+
+
 def time_block(step: Step, number: int) -> Block:
     """Time ``number`` calls, the accelerator idle before and after. The collector rests meanwhile.
 
@@ -89,6 +104,16 @@ def time_block(step: Step, number: int) -> Block:
     finally:
         if collecting:
             gc.enable()
+
+
+def frozen(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a function whose collections leave out all that is there before: a walk through torch takes longest."""
+    gc.collect()
+    gc.freeze()
+    try:
+        return function(*args, **kwargs)
+    finally:
+        gc.unfreeze()
 
 
 def autorange(step: Step, seconds: float | None = None) -> int:

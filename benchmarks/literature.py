@@ -13,13 +13,15 @@ reported (%), error (ours, [mean, min, max], %), tolerance (points by which the 
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import command, machine
+from benchmarks.images import few
+from benchmarks.tiny import shrunk
 from manual_mlp.training import build
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data, load
@@ -29,11 +31,20 @@ from manual_mlp.training.loop import Trainer
 from manual_mlp.training.recipes import RECIPES
 
 
-def train(name: str, seed: int, data_dir: Path, device: torch.device, epochs: int | None = None) -> tuple[float, float]:
-    """Train a recipe, for so many epochs if they are given; return its error, %, and the seconds of training."""
+def flags_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags of a recipe, with the epochs that are given; in a dry run those of a small network."""
+    flags = shrunk(RECIPES[name].flags) if options.tiny else RECIPES[name].flags
+    epochs = options.epochs or (1 if options.tiny else flags["epochs"])
+    return {**flags, "epochs": epochs}
+
+
+def train(
+    name: str, seed: int, data_dir: Path, device: torch.device, flags: Mapping[str, Any] | None = None
+) -> tuple[float, float]:
+    """Train a recipe, with other flags if they are given; return its error, %, and the seconds of training."""
     recipe = RECIPES[name]
-    flags = {**recipe.flags, "epochs": epochs or recipe.flags["epochs"]}
-    trainer, data, seconds = fit(Config(recipe=name, seed=seed, data_dir=data_dir, check_every=0, **flags), device)
+    config = Config(recipe=name, seed=seed, data_dir=data_dir, check_every=0, **(flags or recipe.flags))
+    trainer, data, seconds = fit(config, device)
     judged = data.validation if recipe.metric == "validation accuracy" else data.read_test()
     return 100 * (1 - trainer.evaluate(judged).accuracy), seconds
 
@@ -53,7 +64,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name in options.recipes:
         recipe = RECIPES[name]
-        found = [train(name, seed, options.data_dir, options.device, options.epochs) for seed in range(options.seeds)]
+        flags = flags_of(name, options)
+        found = [train(name, seed, options.data_dir, options.device, flags) for seed in range(options.seeds)]
         errors, seconds = zip(*found, strict=True)
         rows.append(
             {
@@ -66,7 +78,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "reached": statistics.mean(errors) <= recipe.reported_error + recipe.tolerance,
                 "seeds": options.seeds,
                 "seconds": [statistics.median(seconds), min(seconds), max(seconds)],
-                "epochs": options.epochs or recipe.flags["epochs"],
+                "epochs": flags["epochs"],
                 "of_epochs": recipe.flags["epochs"],
                 "threads": torch.get_num_threads(),
                 "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -101,30 +113,32 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     flags = command.Parser(prog="python -m benchmarks train", description="The literature's MLPs on MNIST.")
     flags.add_argument("--table", action="store_true", required=True)
-    quick = tuple(name for name, recipe in RECIPES.items() if not recipe.is_long)
-    flags.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=quick, metavar="NAME")
-    flags.add_argument("--seeds", type=command.positive_int, default=5, help="runs of each recipe (5)")
+    flags.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), metavar="NAME", help="(all but the long ones)")
+    flags.add_argument("--seeds", type=command.positive_int, help="runs of each recipe (5)")
     flags.add_argument(
         "--epochs", type=command.positive_int, help="instead of the recipe's; its schedule then ends there"
     )
     command.add_data(flags)
     options = flags.parse_args(arguments)
     command.pick_device(flags, options)
+    usual = [name for name, recipe in RECIPES.items() if options.tiny or not recipe.is_long]
+    options.recipes, options.seeds = options.recipes or usual, options.seeds or (1 if options.tiny else 5)
     return options
 
 
 def main(arguments: Sequence[str]) -> int:
     """Train, print, write; return 1 if a reported figure is missed."""
     options = read_options(arguments)
-    rows = measure(options)
+    with few(options):
+        rows = measure(options)
     print("\nThe literature's MLPs.\n" + table(rows))
     if options.json:
         run = {
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "machine": machine.describe(options.device),
-            "settings": {"quick": False},
+            "settings": command.briefly(options),
             "load": machine.load(),
             "rows": rows,
         }
         print(f"\nwritten: {command.save('literature', run, options, 'recipe')}")
-    return int(not all(row["reached"] for row in rows))
+    return int(not options.tiny and not all(row["reached"] for row in rows))

@@ -88,13 +88,14 @@ class Case(NamedTuple):
     def tensors(self, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
         """Make the leaves, with nn.Linear's own initialisation unless saturated, and the classes of the rows."""
         torch.manual_seed(0)
-        layer = torch.nn.Linear(self.d_in, self.classes, self.bias)
+        # On the device: of 128256 classes a CPU draws for seconds.
+        layer = torch.nn.Linear(self.d_in, self.classes, self.bias, device)
         if self.saturated:
             torch.nn.init.normal_(layer.weight)
-        made = {"input": torch.randn(self.rows, self.d_in), **dict(layer.named_parameters())}
+        made = {"input": torch.randn(self.rows, self.d_in, device=device), **dict(layer.named_parameters())}
         dtype = command.DTYPES[self.dtype]
-        leaves = {name: tensor.detach().to(device, dtype).requires_grad_() for name, tensor in made.items()}
-        return leaves, torch.randint(self.classes, (self.rows,)).to(device)
+        leaves = {name: tensor.detach().to(dtype).requires_grad_() for name, tensor in made.items()}
+        return leaves, torch.randint(self.classes, (self.rows,), device=device)
 
 
 # From small to large: a large block, once freed, changes how malloc treats all that come after it.

@@ -1,13 +1,18 @@
-"""What the matrix products of a step take at this run's ceilings."""
+"""The matrix products of a step: how many operations, what they take at this run's ceilings, and they alone."""
 
 import argparse
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import command, machine
 from benchmarks.harness import Step
+
+PRODUCT_CALLS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1}  # where their factors begin
 
 
 def operations(step: Step) -> dict[str, int]:
@@ -34,3 +39,40 @@ def ceilings(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> dic
         for provider in row["providers"].values():
             provider["products_share"] = row["products_us"] / provider["median_us"]
     return limits
+
+
+class _Seen(TorchDispatchMode):
+    """Note the factors of every product of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in PRODUCT_CALLS:
+            start = PRODUCT_CALLS[func]
+            # Of the same shape and strides, but empty.
+            left, right = (t.detach().to("meta") for t in args[start : start + 2])
+            self.factors.append((left, right))
+        return func(*args, **(kwargs or {}))
+
+
+def products_of(step: Step, device: torch.device) -> Step:
+    """Make a step of the matrix products of another, and of nothing else, into memory that is there."""
+    with _Seen() as seen:
+        step()
+    held: dict[tuple[Any, ...], Tensor] = {}
+
+    def one(like: Tensor, role: str) -> Tensor:
+        key = (role, like.shape, like.stride(), like.dtype)
+        if key not in held:
+            held[key] = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=device).normal_()
+        return held[key]
+
+    calls = [(one(a, "left"), one(b, "right"), one(a @ b, "out")) for a, b in seen.factors]
+
+    def run() -> None:
+        for a, b, out in calls:
+            torch.mm(a, b, out=out)
+
+    return run

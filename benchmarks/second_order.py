@@ -161,11 +161,11 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     flags.add_argument("--width", type=command.positive_int, nargs="+", metavar="W", help="of the hidden layers")
     options = flags.parse_args(arguments)
     command.complete(flags, options, seconds=1.0)
-    # From small to large.
-    of = {name: [Case(kind, width) for width in widths or () for kind in options.kind] for name, widths in (
-        ("usual", WIDTHS), ("quick", QUICK_WIDTHS), ("given", options.width),
-    )}
-    options.case = command.cases_of(options, **of)
+
+    def cases(widths: Sequence[int]) -> list[Case]:
+        return [Case(kind, width) for width in widths for kind in options.kind]  # from small to large
+
+    options.case = command.cases_of(options, cases(WIDTHS), cases(QUICK_WIDTHS), cases(options.width or ()))
     return options
 
 

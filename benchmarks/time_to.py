@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,13 @@ from torch import Tensor
 
 from benchmarks import command, machine
 from benchmarks.harness import now
+from benchmarks.images import few
+from benchmarks.tiny import shrunk
 from manual_mlp import MLP
 from manual_mlp.training import build, checkpoint
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data, load
+from manual_mlp.training.errors import InputError
 from manual_mlp.training.interrupt import Interrupt
 from manual_mlp.training.log import Log, NoLog
 from manual_mlp.training.loop import Trainer
@@ -67,14 +70,19 @@ PROVIDERS = ("manual_mlp", "logged", "torch", "DataLoader")
 _SLOW_SEEDS = 2
 
 
-def train(
-    provider: str, goal: float, seed: int, device: torch.device, data_dir: Path, began: float
-) -> dict[str, float]:
-    """Train once; return accuracy (%), seconds of training, and seconds from ``began`` to the first batch."""
+def settings(goal: float, tiny: bool) -> dict[str, Any]:
+    """Return what a goal is trained with; in a dry run a small network, for an epoch."""
+    return {**shrunk(GOALS[goal]), "epochs": 1} if tiny else GOALS[goal]
+
+
+def train(provider: str, seed: int, device: torch.device, flags: Mapping[str, Any], began: float) -> dict[str, float]:
+    """Train once; return accuracy (%), seconds of training, and seconds from ``began`` to the first batch.
+
+    ``flags`` are those of a :class:`Config`, its folder of images among them.
+    """
     torch.manual_seed(seed)
-    graph = _has_graph(provider, device)
-    config = Config(seed=seed, data_dir=data_dir, dataset="mnist", cuda_graph=graph, **GOALS[goal])
-    data = load("mnist", data_dir, device, config.held_out)
+    config = Config(seed=seed, dataset="mnist", cuda_graph=_has_graph(provider, device), **flags)
+    data = load("mnist", config.data_dir, device, config.held_out)
     model = build.build_model(config, data, device)
     if provider in ("manual_mlp", "logged"):
         trainer, logged = Trainer(model, data, config), provider == "logged"
@@ -153,7 +161,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             {
                 "goal": options.time_to,
                 "settings": {
-                    **{k: list(v) if isinstance(v, tuple) else v for k, v in GOALS[options.time_to].items()},
+                    **settings(options.time_to, options.tiny),
                     "cuda_graph": _has_graph(name, options.device),
                 },
                 "provider": name,
@@ -180,7 +188,8 @@ def _spread(values: list[float]) -> list[float]:
 def in_a_process(provider: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """Train in a new process, whose start counts too."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "GOMP_SPINCOUNT": "3000"}
-    arguments = (provider, options.time_to, seed, options.device, options.data_dir, repr(time.time()))
+    tiny = ["tiny"] * options.tiny
+    arguments = (provider, options.time_to, seed, options.device, options.data_dir, repr(time.time()), *tiny)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.time_to", *map(str, arguments)],
         env=environment,
@@ -188,6 +197,8 @@ def in_a_process(provider: str, seed: int, options: argparse.Namespace) -> dict[
         text=True,
         check=False,
     )
+    if done.returncode == 2:
+        raise InputError(done.stderr.strip())
     if done.returncode:
         raise RuntimeError(f"expected {provider} to train, got: {done.stderr.strip()}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -219,32 +230,39 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m benchmarks train", description="The time to an accuracy on MNIST's test images."
     )
     flags.add_argument("--time-to", type=float, choices=tuple(GOALS), required=True, help="mean test accuracy, %%")
-    flags.add_argument("--seeds", type=command.positive_int, default=10, help="runs of each provider (10)")
+    flags.add_argument("--seeds", type=command.positive_int, help="runs of each provider (10)")
     flags.add_argument("--threads", type=command.positive_int, default=min(2, machine.cores()), help="of each run (2)")
     flags.add_argument("--providers", nargs="+", choices=PROVIDERS, default=list(PROVIDERS))
     command.add_data(flags)
     options = flags.parse_args(arguments)
     command.pick_device(flags, options)
+    options.seeds = options.seeds or (1 if options.tiny else 10)
     return options
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, print, write; return 1 if the goal is not reached."""
+    """Measure, print, write; return 1 if the goal is not reached, unless in a dry run."""
     options = read_options(arguments)
-    rows = measure(options)
+    with few(options):
+        rows = measure(options)
     print(f"\nTraining to a mean test accuracy of {options.time_to:g} %.\n" + table(rows))
     if options.json:
         run = {
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "machine": machine.describe(options.device),
-            "settings": {"seeds": options.seeds, "threads": options.threads, "quick": False},
+            "settings": {"seeds": options.seeds, "threads": options.threads, **command.briefly(options)},
             "load": machine.load(),
             "rows": rows,
         }
         print(f"\nwritten: {command.save(f'time-to-{options.time_to:g}', run, options)}")
-    return int(not all(row["reached"] for row in rows if row["provider"] == "manual_mlp"))
+    return int(not options.tiny and not all(row["reached"] for row in rows if row["provider"] == "manual_mlp"))
 
 
 if __name__ == "__main__":
-    provider, goal, seed, device, data_dir, began = sys.argv[1:]
-    print(json.dumps(train(provider, float(goal), int(seed), torch.device(device), Path(data_dir), float(began))))
+    provider, goal, seed, device, data_dir, began, *tiny = sys.argv[1:]
+    flags = {"data_dir": Path(data_dir), **settings(float(goal), bool(tiny))}
+    try:
+        print(json.dumps(train(provider, int(seed), torch.device(device), flags, float(began))))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -16,7 +16,8 @@ Each row of the JSON holds:
     the host alone, until it is enqueued), ratio and extra_us (torch over it; it minus torch; both as [median, low,
     high] with a 95 % interval), error (largest absolute, against float64, of all results together: result), peak_bytes,
     wrong (an error more than twice torch's own and a millionth of the largest entry).
-Of products nothing is said: a transform batches them by itself, and their ceiling is that of large ones. Errors and bytes do not depend on the malloc: they are taken under the first one.
+Of products nothing is said: a transform batches them by itself, and their ceiling is that of large ones.
+Errors and bytes do not depend on the malloc: they are taken under the first one.
 """
 
 import argparse

@@ -99,8 +99,8 @@ def test_the_table_has_a_row_for_each_recipe_and_tells_what_is_reached(monkeypat
 
     asked = []
 
-    def train(name, seed, data_dir, device, epochs):
-        asked.append((name, seed, epochs))
+    def train(name, seed, data_dir, device, flags):
+        asked.append((name, seed, flags["epochs"]))
         return {"nielsen-30": 4.7, "simard": 1.61}[name] + 0.1 * (seed - 1), 10.0 + seed
 
     monkeypatch.setattr(literature, "train", train)
