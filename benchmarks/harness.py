@@ -74,7 +74,7 @@ def training_step(layer: Layer, tensors: Mapping[str, Tensor], cotangent: Tensor
     return step
 
 
-def begun(step: Callable[P, Tensor], mode: str | None, device: torch.device) -> Callable[P, Tensor]:
+def marked(step: Callable[P, Tensor], mode: str | None, device: torch.device) -> Callable[P, Tensor]:
     """Let a compiled step say that it begins, in a mode with CUDA graphs: what it gave last may be overwritten."""
     if mode in (None, "default") or device.type != "cuda":
         return step

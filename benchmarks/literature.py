@@ -13,8 +13,7 @@ reported (%), error (ours, [mean, min, max], %), tolerance (points by which the 
 import argparse
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,13 +37,11 @@ def flags_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return {**flags, "epochs": epochs}
 
 
-def train(
-    name: str, seed: int, data_dir: Path, device: torch.device, flags: Mapping[str, Any] | None = None
-) -> tuple[float, float]:
-    """Train a recipe, with other flags if they are given; return its error, %, and the seconds of training."""
-    recipe = RECIPES[name]
-    config = Config(recipe=name, seed=seed, data_dir=data_dir, check_every=0, **(flags or recipe.flags))
-    trainer, data, seconds = fit(config, device)
+def train(name: str, seed: int, options: argparse.Namespace) -> tuple[float, float]:
+    """Train a recipe; return its error, %, and the seconds of training."""
+    recipe, flags = RECIPES[name], flags_of(name, options)
+    config = Config(recipe=name, seed=seed, data_dir=options.data_dir, check_every=0, **flags)
+    trainer, data, seconds = fit(config, options.device)
     judged = data.validation if recipe.metric == "validation accuracy" else data.read_test()
     return 100 * (1 - trainer.evaluate(judged).accuracy), seconds
 
@@ -64,8 +61,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name in options.recipes:
         recipe = RECIPES[name]
-        flags = flags_of(name, options)
-        found = [train(name, seed, options.data_dir, options.device, flags) for seed in range(options.seeds)]
+        found = [train(name, seed, options) for seed in range(options.seeds)]
         errors, seconds = zip(*found, strict=True)
         rows.append(
             {
@@ -78,7 +74,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "reached": statistics.mean(errors) <= recipe.reported_error + recipe.tolerance,
                 "seeds": options.seeds,
                 "seconds": [statistics.median(seconds), min(seconds), max(seconds)],
-                "epochs": flags["epochs"],
+                "epochs": flags_of(name, options)["epochs"],
                 "of_epochs": recipe.flags["epochs"],
                 "threads": torch.get_num_threads(),
                 "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),

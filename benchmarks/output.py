@@ -27,7 +27,6 @@ seconds, the largest ones three times as many.
 import argparse
 import importlib
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -220,9 +219,11 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     command.complete(flags, options, seconds=1.5)
     if not options.peers and (options.chunks or options.picture):
         flags.error("--chunks and --picture are for --peers")
-    of = curves() if options.peers else sys.modules[__name__]
-    usual = of.CUDA_CASES if options.tiny or options.device.type == "cuda" else of.CASES
-    options.case = command.cases_of(options, usual, of.QUICK_CASES, options.case)
+    lists = CASES, CUDA_CASES, QUICK_CASES
+    if options.peers:
+        lists = curves().CASES, curves().CUDA_CASES, curves().QUICK_CASES
+    usual = lists[1] if options.tiny or options.device.type == "cuda" else lists[0]
+    options.case = command.cases_of(options, usual, lists[2], options.case)
     options.dtype = ", ".join(dict.fromkeys(case.dtype for case in options.case))
     return options
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import dense, output
-from benchmarks.harness import Step, begun
+from benchmarks.harness import Step, marked
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.native_rows import HEADS, Sized
 from benchmarks.network import cases
@@ -87,7 +87,7 @@ def compiled(made: Made, mode: str) -> dict[str, Callable[..., Tensor]]:
     """Compile both as a user does."""
     options: dict[str, Any] = {} if mode == "default" else {"mode": mode}
     device = made.cotangent.device
-    return {name: begun(torch.compile(function, **options), mode, device) for name, function in made.functions.items()}
+    return {name: marked(torch.compile(function, **options), mode, device) for name, function in made.functions.items()}
 
 
 def step_of(function: Callable[..., Tensor], made: Made, way: str) -> Callable[[], Tensor]:

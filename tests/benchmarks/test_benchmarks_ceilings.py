@@ -122,7 +122,7 @@ def test_a_machine_has_five_ceilings_and_little_to_do_for_a_dry_run(monkeypatch)
 def test_a_step_with_cuda_graphs_says_that_it_begins(monkeypatch, mode, kind, marks):
     said = []
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: said.append(True))
-    step = harness.begun(lambda x: x + 1, mode, torch.device(kind))
+    step = harness.marked(lambda x: x + 1, mode, torch.device(kind))
     assert [step(torch.tensor(1)).item() for _ in range(2)] == [2, 2]
     assert len(said) == marks
 

@@ -20,7 +20,7 @@ from manual_mlp.engines import native
 
 TRAINING = {"time_to": ["--time-to", "98"], "literature": ["--table"], "accuracy": ["--accuracy", "mnist", "digits"]}
 # What a dry run on a CPU has not got: fields of a GPU, of two threads, of --huge; and words that are no field.
-ABSENT = {"host_us", "input_bytes", "manual_mlp", "no_grad"}
+ABSENT = {"host_us", "input_bytes", "manual_mlp", "no_grad", "functional_call", "cross_entropy"}
 
 
 def fields(value: object) -> Iterator[str]:

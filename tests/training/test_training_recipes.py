@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import fields
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -86,9 +85,10 @@ def test_the_table_judges_a_recipe_once_and_on_what_its_source_reports(monkeypat
     monkeypatch.setattr(literature, "load", lambda *args: rows)
     monkeypatch.setattr(Trainer, "fit", lambda self, log, interrupt: SimpleNamespace(seconds=1.0))
     monkeypatch.setattr(Trainer, "evaluate", lambda self, split: judged.append(split) or SimpleNamespace(accuracy=0.98))
-    error, seconds = literature.train("simard", 0, Path(), CPU)
+    options = literature.read_options(["--table", "--device", "cpu"])
+    error, seconds = literature.train("simard", 0, options)
     assert (round(error, 9), seconds) == (2.0, 1.0)
-    literature.train("nielsen-100-cross-entropy", 0, Path(), CPU)
+    literature.train("nielsen-100-cross-entropy", 0, options)
     assert judged[0] is rows.train
     assert judged[1] is rows.validation
     assert len(judged) == 2
@@ -99,8 +99,8 @@ def test_the_table_has_a_row_for_each_recipe_and_tells_what_is_reached(monkeypat
 
     asked = []
 
-    def train(name, seed, data_dir, device, flags):
-        asked.append((name, seed, flags["epochs"]))
+    def train(name, seed, options):
+        asked.append((name, seed, options.epochs))
         return {"nielsen-30": 4.7, "simard": 1.61}[name] + 0.1 * (seed - 1), 10.0 + seed
 
     monkeypatch.setattr(literature, "train", train)
