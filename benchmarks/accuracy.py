@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks import command, literature, machine
+from benchmarks.images import few
 from manual_mlp.training.config import Config
 
 DATASETS = ("mnist", "fashion-mnist", "digits")
@@ -21,11 +22,10 @@ DATASETS = ("mnist", "fashion-mnist", "digits")
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Train on each set of images with each seed; return a row a set."""
-    rows = []
+    rows, flags = [], {"data_dir": options.data_dir, "epochs": 1 if options.tiny else Config.epochs}
     for dataset in options.accuracy:
         found = [
-            literature.fit(Config(dataset=dataset, seed=seed, data_dir=options.data_dir), options.device)
-            for seed in range(options.seeds)
+            literature.fit(Config(dataset=dataset, seed=seed, **flags), options.device) for seed in range(options.seeds)
         ]
         accuracies = [100 * trainer.evaluate(data.read_test()).accuracy for trainer, data, _ in found]
         seconds = [seconds for *_, seconds in found]
@@ -36,7 +36,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "accuracies": accuracies,
                 "seeds": options.seeds,
                 "seconds": [statistics.median(seconds), min(seconds), max(seconds)],
-                "epochs": Config().epochs,
+                "epochs": flags["epochs"],
                 "threads": torch.get_num_threads(),
             }
         )
@@ -65,25 +65,25 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     flags = command.Parser(prog="python -m benchmarks train", description="The accuracy of train.py's defaults.")
     flags.add_argument("--accuracy", nargs="+", choices=DATASETS, required=True, metavar="DATASET")
-    flags.add_argument("--seeds", type=command.positive_int, default=5, help="runs on each (5)")
+    flags.add_argument("--seeds", type=command.positive_int, help="runs on each (5)")
     command.add_data(flags)
     options = flags.parse_args(arguments)
     command.pick_device(flags, options)
-    if options.tiny:
-        options.accuracy, options.seeds = ["digits"], 1
+    options.seeds = options.seeds or (1 if options.tiny else 5)
     return options
 
 
 def main(arguments: Sequence[str]) -> int:
     """Train, print, write."""
     options = read_options(arguments)
-    rows = measure(options)
+    with few(options):
+        rows = measure(options)
     print("\nThe defaults of train.py.\n" + table(rows))
     if options.json:
         run = {
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "machine": machine.describe(options.device),
-            "settings": {"quick": options.tiny, "tiny": options.tiny},
+            "settings": command.briefly(options),
             "load": machine.load(),
             "rows": rows,
         }

@@ -4,17 +4,19 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from benchmarks import left_out, machine, memory
+from benchmarks import left_out, machine, memory, tiny
+from benchmarks.flags import Parser as Parser
+from benchmarks.flags import positive_int as positive_int
+from benchmarks.flags import positive_seconds
 from benchmarks.harness import (
     BLOCK_SECONDS,
     MIN_ROUNDS,
@@ -22,6 +24,7 @@ from benchmarks.harness import (
     Step,
     errors,
     fix,
+    frozen,
     gradients,
     in_float64,
     now,
@@ -33,47 +36,11 @@ from benchmarks.harness import (
 from benchmarks.layout import layout
 from benchmarks.layout import table as table
 
+C = TypeVar("C")
+
 RESULTS = Path(__file__).parent / "results"
+TINY = "all cases and providers, but small, in seconds: it shows that they run, not how fast"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and whose options tell the command that they were read from."""
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Read the options; ``command`` is the line to type for them, without the folders of this machine."""
-        options = super().parse_args(args, namespace)
-        folders = {str(value) for value in vars(options).values() if isinstance(value, Path)}
-        words = [*self.prog.split()]
-        for word in sys.argv[1:] if args is None else args:
-            if word in folders:
-                words.pop()  # its flag
-            elif word.partition("=")[2] not in folders:
-                words.append(word)
-        options.command = shlex.join(words)
-        return options
-
-    def error(self, message: str) -> NoReturn:
-        """Print what is wrong in one line and exit with status 2."""
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def positive_int(text: str) -> int:
-    """Read a whole number from 1 up."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, got {text!r}")
-    return int(text)
-
-
-def positive_seconds(text: str) -> float:
-    """Read a positive, finite number of seconds."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
-    return value
 
 
 def parser(command: str, description: str, dtype: bool = True) -> Parser:
@@ -81,9 +48,10 @@ def parser(command: str, description: str, dtype: bool = True) -> Parser:
     flags = Parser(prog=f"python -m benchmarks {command}", description=description)
     flags.add_argument("--json", action="store_true", help="also write <results>/<machine>-<date>.json")
     flags.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where --json writes")
-    flags.add_argument("--quick", action="store_true", help="small cases only, less time a row: a look, not a result")
-    flags.add_argument("--tiny", action="store_true", help="every row at sizes that take seconds: does its code run?")
-    flags.add_argument("--seconds", type=positive_seconds, help="time a row; --quick 0.2")
+    brief = flags.add_mutually_exclusive_group()
+    brief.add_argument("--quick", action="store_true", help="small cases only, less time a row: a look, not a result")
+    brief.add_argument("--tiny", action="store_true", help=TINY)
+    flags.add_argument("--seconds", type=positive_seconds, help="time a row; --quick 0.2, --tiny 0.001")
     flags.add_argument("--threads", type=positive_int, nargs="+", metavar="N", help="thread counts (1 2)")
     flags.add_argument("--malloc", nargs="+", choices=machine.mallocs(), help="CPU allocators (all)")
     add_device(flags)
@@ -95,10 +63,10 @@ def parser(command: str, description: str, dtype: bool = True) -> Parser:
 def add_data(flags: Parser) -> None:
     """Add the flags of a command that trains on images."""
     add_device(flags)
-    flags.add_argument("--tiny", action="store_true", help="on scikit-learn's embedded digits: does the code run?")
     flags.add_argument("--data-dir", type=Path, default=Path(os.environ.get("MANUAL_MLP_DATA") or "data"))
     flags.add_argument("--json", action="store_true", help="also write <results>/<machine>-<date>.json")
     flags.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where --json writes")
+    flags.add_argument("--tiny", action="store_true", help=f"{TINY}; one seed, an epoch, a few embedded images")
 
 
 def add_device(flags: Parser) -> None:
@@ -121,13 +89,27 @@ def complete(flags: Parser, options: argparse.Namespace, seconds: float = 2.5) -
     if not on_cpu and (options.threads or options.malloc):
         flags.error("--threads and --malloc are for --device cpu")
     cores = machine.cores()
-    options.threads = sorted(set(options.threads or ((1, min(2, cores)) if on_cpu else (1,))))
+    both = on_cpu and not options.tiny
+    options.threads = sorted(set(options.threads or ((1, min(2, cores)) if both else (1,))))
     if options.threads[-1] > cores:
         flags.error(f"--threads: expected at most {cores} (the cores there are), got {options.threads[-1]}")
-    options.malloc = tuple(dict.fromkeys(options.malloc or (machine.mallocs() if on_cpu else ("default",))))
-    options.seconds = options.seconds or (0.01 if options.tiny else 0.2 if options.quick else seconds)
+    options.malloc = tuple(dict.fromkeys(options.malloc or (machine.mallocs() if both else ("default",))))
+    options.seconds = options.seconds or (tiny.SECONDS if options.tiny else 0.2 if options.quick else seconds)
     if options.json and options.results.exists() and not options.results.is_dir():
         flags.error(f"--results: expected a directory, got the file {options.results}")
+
+
+def cases_of(
+    options: argparse.Namespace, usual: Iterable[C], quick: Iterable[C] = (), given: Iterable[C] | None = None
+) -> list[C]:
+    """List the cases that are given, or those of ``--quick`` or the usual ones, each once, shrunk with ``--tiny``."""
+    cases = dict.fromkeys(given or (options.quick and quick) or usual)
+    return [tiny.shrunk(case) if options.tiny else case for case in cases]
+
+
+def briefly(options: argparse.Namespace) -> dict[str, bool]:
+    """Say for the settings of a run whether it is no result."""
+    return {"quick": options.tiny or getattr(options, "quick", False), "tiny": options.tiny}
 
 
 def record(options: argparse.Namespace) -> dict[str, object]:
@@ -144,8 +126,7 @@ def record(options: argparse.Namespace) -> dict[str, object]:
             "min_rounds": MIN_ROUNDS,
             "flush_denormal": False,
             "tf32": False,
-            "quick": options.quick or options.tiny,
-            "tiny": options.tiny,
+            **briefly(options),
         },
         "load": machine.load(),
     }
@@ -172,7 +153,7 @@ def time_row(
         "busy": machine.busy(load, others, options.threads[-1]),
         "number": timing.number,
         "rounds": len(timing.seconds[baseline]),
-        "providers": summarise(timing, baseline, ours),
+        "providers": summarise(timing, baseline, ours, host=options.device.type == "cuda"),
     }
 
 
@@ -207,12 +188,14 @@ def take_rows(
     """Measure under every malloc; return the rows, those of one case together, and the ceilings, which are printed."""
     taken, limits = [], {}
     for malloc in options.malloc:
-        measured, limits[malloc] = machine.under_malloc(malloc, measure, options, malloc)
+        measured, limits[malloc] = machine.under_malloc(malloc, frozen, measure, options, malloc)
         taken.append(measured)
         for threads, limit in limits[malloc].items():
             print(
                 "ceilings, {0} malloc, {1} threads: products {gflops:.0f} GFLOP/s, copy {copy_gbs:.1f} GB/s, "
-                "an empty autograd call {empty_call_us:.1f} µs".format(malloc, threads, **limit)
+                "an empty autograd call {empty_call_us:.1f} µs, a launch {launch_us:.1f} µs".format(
+                    malloc, threads, **limit
+                )
             )
     return [row for mallocs in zip(*taken, strict=True) for row in mallocs], limits
 
@@ -223,12 +206,6 @@ def share_checks(rows: Sequence[dict[str, Any]], mallocs: int) -> None:
         checked = rows[at - at % mallocs]["providers"]
         for name, provider in row["providers"].items():
             row["providers"][name] = checked.get(name, {}) | provider
-
-
-def ceilings(device: torch.device, dtypes: Sequence[str], threads: int) -> dict[str, float]:
-    """Measure the ceilings of the first dtype, and the products of each."""
-    found = {dtype: machine.ceilings(device, DTYPES[dtype], threads) for dtype in dtypes}
-    return found[dtypes[0]] | {f"gflops_{dtype}": limit["gflops"] for dtype, limit in found.items()}
 
 
 def whole_run(

@@ -3,9 +3,11 @@
 Each row of the JSON holds:
     case, shape [N, D_in, D_out], activation, input_grad, threads, malloc;
     load (average of the last minute), others_cores (that other processes took meanwhile), busy (marked for these);
-    number (calls a block), rounds (paired blocks), products_us (time of the products alone at this run's ceiling);
-    providers: for each, median_us, p20_us, p80_us, ratio and extra_us (torch over it; it minus torch; both as
-    [median, low, high] with a 95 % interval), products_share (products_us over its median),
+    number (calls a block), rounds (paired blocks), flops (operations of the products in torch's step), products_us
+    (their time at this run's ceiling);
+    providers: for each, median_us, p20_us, p80_us, host_us (on CUDA: what a call takes on the host alone, until it is
+    enqueued), ratio and extra_us (torch over it; it minus torch; both as [median, low, high] with a 95 % interval),
+    products_share (products_us over its median),
     error (largest absolute, against float64: output, dinput, dweight, dbias),
     kept_bytes (for backward: input, weight, bias, output, other, total; attributes), peak_bytes, wrong.
 """
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import command, machine
+from benchmarks import command, products
 from benchmarks.harness import Layer, fix, training_step
 from benchmarks.layers import ACTIVATIONS, BASELINE, PROVIDERS
 
@@ -34,11 +36,6 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         """Write the case as in ``64×784→128 first``."""
         return f"{self.rows}×{self.d_in}→{self.d_out}" + ("" if self.input_grad else " first")
-
-    @property
-    def flops(self) -> int:
-        """Count the operations of the products: one forward, one or two backward."""
-        return 2 * self.rows * self.d_in * self.d_out * (3 if self.input_grad else 2)
 
     def tensors(self, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
         """Make the layer's leaves, with nn.Linear's own initialisation, and the cotangent of its output."""
@@ -81,7 +78,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     flags.add_argument("--case", type=read_case, nargs="+", metavar=shape, help="first: the input needs no gradient")
     options = flags.parse_args(arguments)
     command.complete(flags, options)
-    options.case = options.case or (QUICK_CASES if options.quick else CASES)
+    options.case = command.cases_of(options, CASES, QUICK_CASES, options.case)
     return options
 
 
@@ -94,15 +91,13 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
         tensors, cotangent = case.tensors(device, dtype)
         steps = {name: training_step(layer, tensors, cotangent) for name, layer in providers(activation).items()}
         about = {"case": str(case), "shape": list(case[:3]), "activation": activation, "input_grad": case.input_grad}
-        rows.append(about | {"malloc": malloc} | command.time_row(steps, BASELINE, options, threads))
+        about |= {"malloc": malloc, **products.operations(steps[BASELINE])}
+        rows.append(about | command.time_row(steps, BASELINE, options, threads))
         command.progress(done, len(keys), f"{case} {activation}, {threads} threads, {malloc} malloc")
     # All timing comes first: the checks and ceilings free blocks larger than any row's, which malloc remembers.
-    limits = {threads: machine.ceilings(device, dtype, threads) for threads in options.threads}
+    limits = products.ceilings(options, rows)
     for row, (case, activation, threads) in zip(rows, keys, strict=True):
         fix(threads)
-        row["products_us"] = case.flops / limits[threads]["gflops"] / 1e3
-        for provider in row["providers"].values():
-            provider["products_share"] = row["products_us"] / provider["median_us"]
         command.check_row(row, providers(activation), BASELINE, *case.tensors(device, dtype))
     return rows, limits
 

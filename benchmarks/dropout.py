@@ -7,8 +7,10 @@
 - backprop: the same by ``backprop``, against autograd.
 
 Each row of the JSON holds: case, way (of the four above), p (that is dropped), threads, malloc; load, others_cores,
-busy, number and rounds as the other commands' rows; providers: torch and manual_mlp, of each median_us, p20_us, p80_us,
-ratio and extra_us.
+busy, number and rounds as the other commands' rows; flops (operations of the products in torch's step: none in dropout
+alone) and products_us (their time at this run's ceiling); providers: torch and manual_mlp, of each median_us, p20_us,
+p80_us, host_us (on CUDA: what a call takes on the host alone, until it is enqueued), ratio and extra_us, products_share
+(products_us over its median). manual_mlp has ratios too, against each other provider.
 """
 
 import argparse
@@ -19,9 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import command, machine
+from benchmarks import command
 from benchmarks.harness import Step
 from benchmarks.layers import BASELINE, OURS
+from benchmarks.products import ceilings, operations
+from benchmarks.tiny import shrunk
 from manual_mlp import MLP, backprop
 from manual_mlp.dropout import Mask, draw_seed, drop
 
@@ -75,6 +79,8 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
         flags.error(f"--sizes: expected two or more, got {options.sizes}")
     command.complete(flags, options, seconds=1.0)
     options.sizes = options.sizes or [784, options.width, options.width, 10]
+    if options.tiny:
+        options.rows, options.width, *options.sizes = map(shrunk, (options.rows, options.width, *options.sizes))
     options.dtype = "float32"
     return options
 
@@ -94,9 +100,9 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
         for way, steps in ways.items():
             for threads in options.threads:
                 both = dict(zip((BASELINE, OURS), steps, strict=True))
-                about = {"case": case, "way": way, "p": options.p, "malloc": malloc}
+                about = {"case": case, "way": way, "p": options.p, "malloc": malloc, **operations(steps[0])}
                 rows.append(about | command.time_row(both, BASELINE, options, threads, ours=(OURS,)))
-    return rows, {threads: machine.ceilings(options.device, torch.float32, threads) for threads in options.threads}
+    return rows, ceilings(options, rows)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -4,10 +4,13 @@ import gc
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Step = Callable[[], object]
 Layer = Callable[..., Tensor]
@@ -18,6 +21,7 @@ SLOW_SECONDS = 1.0  # a step that takes so long is a block of its own
 MIN_ROUNDS = 20
 PATIENCE = 5  # a row that takes so many times its seconds ends before its rounds are full
 MAX_ROUNDS = 500
+AHEAD = 4  # calls that give the host's time: a device queues a thousand operations or so before the host waits
 
 
 class Estimate(NamedTuple):
@@ -28,11 +32,19 @@ class Estimate(NamedTuple):
     high: float
 
 
+class Block(NamedTuple):
+    """Seconds per call: until the accelerator (if any) has finished, and of the host alone, until it is enqueued."""
+
+    seconds: float
+    host: float
+
+
 class Timing(NamedTuple):
     """Seconds per call of each provider: one entry a round, in the same order for all."""
 
     seconds: dict[str, Tensor]
     number: int  # calls in a block
+    host: Mapping[str, Tensor] = {}  # the same of the host alone
 
 
 def now() -> float:
@@ -62,44 +74,72 @@ def training_step(layer: Layer, tensors: Mapping[str, Tensor], cotangent: Tensor
     return step
 
 
-def time_block(step: Step, number: int) -> float:
-    """Time ``number`` calls; return seconds per call. The collector rests meanwhile."""
-    collecting = gc.isenabled()
+def marked(step: Callable[P, Tensor], mode: str | None, device: torch.device) -> Callable[P, Tensor]:
+    """Let a compiled step say that it begins, in a mode with CUDA graphs: what it gave last may be overwritten."""
+    if mode in (None, "default") or device.type != "cuda":
+        return step
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return step(*args, **kwargs)
+
+    return run
+
+
+def time_block(step: Step, number: int) -> Block:
+    """Time ``number`` calls, the accelerator idle before and after. The collector rests meanwhile.
+
+    The host's seconds are those of the first calls: at a full queue it would wait for the device.
+    """
+    collecting, ahead = gc.isenabled(), min(number, AHEAD)
     gc.disable()
     try:
         start = now()
-        for _ in range(number):
+        for _ in range(ahead):
             step()
-        return (now() - start) / number
+        enqueued = time.perf_counter()
+        for _ in range(number - ahead):
+            step()
+        return Block((now() - start) / number, (enqueued - start) / ahead)
     finally:
         if collecting:
             gc.enable()
 
 
-def autorange(step: Step) -> int:
-    """Find how many calls make a block of at least ``BLOCK_SECONDS``: a power of two."""
-    number = 1
-    while time_block(step, number) * number < BLOCK_SECONDS:
+def frozen(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a function whose collections leave out all that is there before: a walk through torch takes longest."""
+    gc.collect()
+    gc.freeze()
+    try:
+        return function(*args, **kwargs)
+    finally:
+        gc.unfreeze()
+
+
+def autorange(step: Step, seconds: float | None = None) -> int:
+    """Find how many calls make a block of at least so many seconds, or ``BLOCK_SECONDS``: a power of two."""
+    number, least = 1, min(BLOCK_SECONDS, seconds or BLOCK_SECONDS)
+    while time_block(step, number).seconds * number < least:
         number *= 2
     return number
 
 
 def time_rounds(steps: Mapping[str, Step], seconds: float, seed: int = 0) -> Timing:
     """Time every step once a round, in an order drawn anew each round, for about ``seconds`` in all."""
-    quick = []
+    quick, warm = [], min(WARMUP_SECONDS, seconds)
     for step in steps.values():
         begun = now()
         step()
         if now() - begun < SLOW_SECONDS:
             quick.append(step)
-        while now() - begun < WARMUP_SECONDS:
+        while now() - begun < warm:
             step()
     # The quickest provider sets the block, so that no block is too short; the same for all keeps rounds paired.
-    number = max((autorange(step) for step in quick), default=1)
+    number = max((autorange(step, seconds) for step in quick), default=1)
     gc.collect()
     turns = list(steps)
     order = random.Random(seed)
-    taken: dict[str, list[float]] = {name: [] for name in steps}
+    taken: dict[str, list[Block]] = {name: [] for name in steps}
     start = now()
     for rounds in range(MAX_ROUNDS):
         spent = now() - start
@@ -108,7 +148,10 @@ def time_rounds(steps: Mapping[str, Step], seconds: float, seed: int = 0) -> Tim
         order.shuffle(turns)
         for name in turns:
             taken[name].append(time_block(steps[name], number))
-    return Timing({name: torch.tensor(values, dtype=torch.float64) for name, values in taken.items()}, number)
+    # Rows are rounds; the columns are seconds, and those of the host.
+    blocks = {name: torch.tensor(values, dtype=torch.float64).T for name, values in taken.items()}
+    seconds_of, host = ({name: values[k] for name, values in blocks.items()} for k in range(2))
+    return Timing(seconds_of, number, host)
 
 
 def percentile(samples: Tensor, percent: float) -> float:
@@ -134,8 +177,13 @@ def paired_difference(baseline: Tensor, ours: Tensor) -> Estimate:
     return bootstrap_median(ours - baseline)
 
 
-def summarise(timing: Timing, baseline: str, ours: Sequence[str] = ()) -> dict[str, dict[str, object]]:
-    """Turn a timing into the fields of each provider; times in µs. ``ours`` get a ratio for each other provider too."""
+def summarise(
+    timing: Timing, baseline: str, ours: Sequence[str] = (), host: bool = False
+) -> dict[str, dict[str, object]]:
+    """Turn a timing into the fields of each provider; times in µs, with ``host`` the host's too.
+
+    ``ours`` get a ratio for each other provider too.
+    """
     micros = {name: seconds * 1e6 for name, seconds in timing.seconds.items()}
     return {
         name: {
@@ -150,6 +198,7 @@ def summarise(timing: Timing, baseline: str, ours: Sequence[str] = ()) -> dict[s
             if name in ours
             else {}
         )
+        | ({"host_us": percentile(timing.host[name] * 1e6, 50)} if host else {})
         for name, samples in micros.items()
     }
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from benchmarks.harness import Step
+from benchmarks.harness import Step, now
 
 S = TypeVar("S", bound=Step)
 
@@ -13,6 +13,8 @@ def attempt(make: Callable[[], S]) -> tuple[S | None, str]:
     try:
         step = make()
         step()
+        # What goes wrong on a GPU shows when it is waited for.
+        now()
     except Exception as error:  # whatever a package raises where it cannot run
         return None, (str(error).strip() or type(error).__name__).splitlines()[0][:100]
     return step, ""

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 
 from benchmarks import command, machine
+from benchmarks.images import few
+from benchmarks.tiny import shrunk
 from manual_mlp.training import build, state
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data, load
@@ -32,11 +34,16 @@ from manual_mlp.training.loop import Trainer
 from manual_mlp.training.recipes import RECIPES
 
 
+def flags_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags of a recipe, with the epochs that are given; in a dry run those of a small network."""
+    flags = shrunk(RECIPES[name].flags) if options.tiny else RECIPES[name].flags
+    epochs = options.epochs or (1 if options.tiny else flags["epochs"])
+    return {**flags, "epochs": epochs}
+
+
 def train(name: str, seed: int, options: argparse.Namespace) -> tuple[float, float]:
     """Train a recipe; return its error, %, and the seconds of training."""
-    recipe = RECIPES[name]
-    flags = {**recipe.flags, "epochs": options.epochs or recipe.flags["epochs"]}
-    flags |= {"dataset": "digits", "held_out": None} if options.tiny else {}
+    recipe, flags = RECIPES[name], flags_of(name, options)
     config = Config(recipe=name, seed=seed, data_dir=options.data_dir, check_every=0, **flags)
     folder = options.checkpoints and options.checkpoints / f"{name}-{config.epochs}-{config.dataset}-{seed}"
     trainer, data, seconds = fit(config, options.device, folder)
@@ -85,7 +92,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "reached": statistics.mean(errors) <= recipe.reported_error + recipe.tolerance,
                 "seeds": options.seeds,
                 "seconds": [statistics.median(seconds), min(seconds), max(seconds)],
-                "epochs": options.epochs or recipe.flags["epochs"],
+                "epochs": flags_of(name, options)["epochs"],
                 "of_epochs": recipe.flags["epochs"],
                 "threads": torch.get_num_threads(),
                 "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -120,9 +127,8 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     flags = command.Parser(prog="python -m benchmarks train", description="The literature's MLPs on MNIST.")
     flags.add_argument("--table", action="store_true", required=True)
-    quick = tuple(name for name, recipe in RECIPES.items() if not recipe.is_long)
-    flags.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=quick, metavar="NAME")
-    flags.add_argument("--seeds", type=command.positive_int, default=5, help="runs of each recipe (5)")
+    flags.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), metavar="NAME", help="(all but the long ones)")
+    flags.add_argument("--seeds", type=command.positive_int, help="runs of each recipe (5)")
     flags.add_argument(
         "--epochs", type=command.positive_int, help="instead of the recipe's; its schedule then ends there"
     )
@@ -130,21 +136,22 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     command.add_data(flags)
     options = flags.parse_args(arguments)
     command.pick_device(flags, options)
-    if options.tiny:
-        options.seeds, options.epochs = 1, 1
+    usual = [name for name, recipe in RECIPES.items() if options.tiny or not recipe.is_long]
+    options.recipes, options.seeds = options.recipes or usual, options.seeds or (1 if options.tiny else 5)
     return options
 
 
 def main(arguments: Sequence[str]) -> int:
     """Train, print, write; return 1 if a reported figure is missed."""
     options = read_options(arguments)
-    rows = measure(options)
+    with few(options):
+        rows = measure(options)
     print("\nThe literature's MLPs.\n" + table(rows))
     if options.json:
         run = {
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "machine": machine.describe(options.device),
-            "settings": {"quick": options.tiny, "tiny": options.tiny},
+            "settings": command.briefly(options),
             "load": machine.load(),
             "rows": rows,
         }

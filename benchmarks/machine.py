@@ -126,32 +126,46 @@ def busy(average: float, others: float, threads: int) -> bool:
     return average > threads + max(0.5, tenth) or others > tenth
 
 
-def ceilings(device: torch.device, dtype: torch.dtype, threads: int, seconds: float = 0.2) -> dict[str, float]:
-    """Measure the best matrix product (GFLOP/s), copy (GB/s, read + write) and an empty autograd call (µs)."""
+def ceilings(device: torch.device, dtype: torch.dtype, threads: int, small: bool = False) -> dict[str, float]:
+    """Measure the best matrix product (GFLOP/s), copy (GB/s, read + write), an empty autograd call and a launch (µs).
+
+    A launch is an operation on one entry, as fast as they can follow on each other. ``small``: of few bytes, and once.
+    """
     fix(threads)
+    cuda, seconds = device.type == "cuda", 0.0 if small else 0.2
 
     def best(step: Callable[[], object]) -> float:
         step()
-        end, taken = now() + seconds, [time_block(step, 1)]
+        end, taken = now() + seconds, [time_block(step, 1).seconds]
         while now() < end:
-            taken.append(time_block(step, 1))
+            taken.append(time_block(step, 1).seconds)
         return min(taken)
 
     gflops: list[float] = []
     product = 0.0
-    for size in (2048, 4096, 8192) if device.type == "cuda" else (256, 512, 1024, 2048):
-        if product > seconds / 2:  # a dtype this CPU has no fast product for
+    for size in (64,) if small else (2048, 4096, 8192) if cuda else (256, 512, 1024, 2048):
+        if product > 0.1:  # a dtype this CPU has no fast product for
             break
         a, b, out = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
         product = best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))  # type: ignore[misc]
         gflops.append(2 * size**3 / product / 1e9)
 
-    source = torch.ones(1 << 27, dtype=torch.uint8, device=device)
+    # Of a card more than any of its caches holds, and long beside a launch.
+    source = torch.ones(1 << (16 if small else 31 if cuda else 27), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = 2 * source.numel() / best(lambda: target.copy_(source)) / 1e9
 
+    def often(step: Callable[[], object]) -> float:
+        calls, blocks = (1, 1) if small else (100, 20)
+        time_block(step, 2 * calls)
+        return min(time_block(step, calls).seconds for _ in range(blocks)) * 1e6
+
     leaf = torch.ones(1, device=device, requires_grad=True)
     empty = training_step(lambda x: x.view_as(x), {"x": leaf}, torch.ones_like(leaf))
-    time_block(empty, 200)
-    call = min(time_block(empty, 100) for _ in range(20)) * 1e6
-    return {"gflops": max(gflops), "copy_gbs": copy, "empty_call_us": call}
+    one = torch.ones(1, device=device)
+    return {
+        "gflops": max(gflops),
+        "copy_gbs": copy,
+        "empty_call_us": often(empty),
+        "launch_us": often(lambda: one.add_(1)),
+    }

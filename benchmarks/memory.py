@@ -81,6 +81,7 @@ def peak_bytes(step: Step, tensors: Iterable[Tensor], device: torch.device, warm
     for tensor in tensors:
         tensor.grad = None
     if device.type == "cuda":
+        gc.collect()  # what dies meanwhile would be taken from the peak
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import dense, output, second_order
 from benchmarks.harness import Layer, Step, gradients, in_float64, training_step
@@ -20,9 +19,9 @@ from manual_mlp.engines import native
 
 PLAIN, PRODUCTS, TRUTH = "plain", "products", "float64"
 DEFAULT = "default"
-PRODUCT_CALLS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1}  # where their factors begin
 
 Found = dict[str, Tensor | None]
+Sized = Callable[[Any], Any]  # makes of a case the one that is measured
 
 
 class Made(NamedTuple):
@@ -56,6 +55,7 @@ class Row(NamedTuple):
     goal: Goal
     make: Callable[[torch.device], Made]
     quick: bool = False
+    dtype: str = "float32"
 
     def __str__(self) -> str:
         """Write the row as in ``backprop 64→64→64→10, 32 rows, relu``."""
@@ -147,10 +147,9 @@ def head(case: output.Case, loss: str, device: torch.device) -> Made:
     return of_layers(layers, tensors, torch.ones((), device=device))
 
 
-def of_second_order(kind: str, width: int, device: torch.device) -> Made:
+def of_second_order(case: second_order.Case, device: torch.device) -> Made:
     """Measure a step whose loss holds a derivative."""
-    found = second_order.losses(second_order.KINDS[kind])
-    leaves = second_order.tensors(second_order.KINDS[kind], width, device, torch.float32)
+    found, leaves = second_order.losses(second_order.KINDS[case.kind]), case.tensors(device, torch.float32)
     return of_layers({name: found[name] for name in (BASELINE, OURS)}, leaves, torch.ones((), device=device))
 
 
@@ -182,7 +181,7 @@ def network(case: Case, dropout: float, explicit: bool, device: torch.device) ->
 # The table of goals.
 
 
-def layer_rows() -> Iterator[Row]:
+def layer_rows(size_of: Sized) -> Iterator[Row]:
     """List the layers; their first three are small."""
     sizes = [
         (1, 4, 4),
@@ -198,18 +197,19 @@ def layer_rows() -> Iterator[Row]:
     for k, size in enumerate(sizes):
         for activation, reach in goals.items():
             for group, step in ways.items():
-                case = dense.Case(*size)
+                case = size_of(dense.Case(*size))
                 make = partial(layer, case, activation, step)
                 yield Row(group, str(case), activation, Goal(reach[k], reach[k]), make, k < 2)
 
 
-def network_rows() -> Iterator[Row]:
+def network_rows(size_of: Sized) -> Iterator[Row]:
     """List the networks."""
     four, narrow = (cases.TINY, *cases.MNIST, cases.WIDE), cases.NARROW
 
     def row(group: str, case: Case, goal: Goal, dropout: float = 0.0) -> Row:
+        quick, case = case.rows < 100, size_of(case)
         make = partial(network, case, dropout, group != "MLP")
-        return Row(group, str(case).rpartition(", ")[0], case.activation, goal, make, case.rows < 100)
+        return Row(group, str(case).rpartition(", ")[0], case.activation, goal, make, quick)
 
     def each(group: str, of: Sequence[Case], f: str, reach: Sequence[float], dropout: float = 0.0) -> Iterator[Row]:
         for case, goal in zip(of, reach, strict=True):
@@ -225,7 +225,7 @@ def network_rows() -> Iterator[Row]:
     yield row("backprop", cases.NARROW_GELU, Goal(1.8, 1.7, (3.0, 2.8)))
 
 
-def head_rows() -> Iterator[Row]:
+def head_rows(size_of: Sized) -> Iterator[Row]:
     """List the output layers with their losses."""
     of = [case for case in output.CASES if case.dtype == "float32" and not case.saturated]
     narrow = [case._replace(dtype="bfloat16") for case in of]
@@ -236,59 +236,25 @@ def head_rows() -> Iterator[Row]:
         ("squared error", of[:3], (1.0, 1.2, 1.05)),
     )
     for loss, some, reach in table:
-        for case, goal in zip(some, reach, strict=True):
-            yield Row("head", str(case), loss, Goal(goal, goal), partial(head, case, loss), case.rows < 200)
+        for whole, goal in zip(some, reach, strict=True):
+            case = size_of(whole)
+            make = partial(head, case, loss)
+            yield Row("head", str(case), loss, Goal(goal, goal), make, whole.rows < 200, case.dtype)
 
 
-def second_order_rows() -> Iterator[Row]:
+def second_order_rows(size_of: Sized) -> Iterator[Row]:
     """List the steps whose loss holds a derivative."""
     for kind, goal in {"pinn": 1.1, "sdf-sine": 1.2, "hvp": 1.12, "sdf-softplus": 1.1, "poisson": 0.9}.items():
         for width in (64, 128, 256):
-            yield Row("second order", f"{kind} {width}", "", Goal(goal, goal), partial(of_second_order, kind, width))
+            case = size_of(second_order.Case(kind, width))
+            yield Row("second order", str(case), "", Goal(goal, goal), partial(of_second_order, case))
 
 
-ROWS = (*layer_rows(), *network_rows(), *head_rows(), *second_order_rows())
+def rows_of(size_of: Sized) -> tuple[Row, ...]:
+    """List the rows, with every case in the size that is asked for."""
+    lists = layer_rows, network_rows, head_rows, second_order_rows
+    return tuple(row for listed in lists for row in listed(size_of))
+
+
+ROWS = rows_of(lambda case: case)
 GROUPS = tuple(dict.fromkeys(row.group for row in ROWS))
-
-
-# The products alone.
-
-
-class _Seen(TorchDispatchMode):
-    """Note the factors of every product of matrices."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.factors: list[tuple[Tensor, Tensor]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in PRODUCT_CALLS:
-            start = PRODUCT_CALLS[func]
-            # Of the same shape and strides, but empty.
-            left, right = (t.detach().to("meta") for t in args[start : start + 2])
-            self.factors.append((left, right))
-        return func(*args, **(kwargs or {}))
-
-
-def products_of(step: Step, device: torch.device) -> Step:
-    """Make a step of the matrix products of another, and of nothing else, into memory that is there."""
-    with _Seen() as seen:
-        step()
-    held: dict[tuple[Any, ...], Tensor] = {}
-
-    def one(like: Tensor, role: str) -> Tensor:
-        key = (role, like.shape, like.stride(), like.dtype)
-        if key not in held:
-            held[key] = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=device).normal_()
-        return held[key]
-
-    calls = [(one(a, "left"), one(b, "right"), one(a @ b, "out")) for a, b in seen.factors]
-
-    def run() -> None:
-        for a, b, out in calls:
-            torch.mm(a, b, out=out)
-
-    return run
-
-
-# Measuring.

@@ -6,16 +6,18 @@ numbers too small for a normal float.
 Each row of the JSON holds:
     case, shape [N, D, V], dtype, bias, saturated, threads, malloc;
     load (average of the last minute), others_cores (that other processes took meanwhile), busy (marked for these);
-    number (calls a block), rounds (paired blocks), products_us (time of the three products alone at this run's
-    ceiling for the dtype), bare_us (their time as measured at this shape; on CUDA alone);
+    number (calls a block), rounds (paired blocks), flops (operations of the three products of torch's step),
+    products_us (their time at this run's ceiling for the dtype), bare_us (their time as measured at this shape; on CUDA
+    and with --tiny alone);
     chunk_rows (the rows of logits that manual_mlp chose to hold at once; 0 where it left all to torch's operations);
     least_bytes (gradients, and dW in float32 where its dtype is narrower: what a step in chunks cannot do without);
     providers: torch; manual_mlp; of torch chunked, Liger-Kernel and cut-cross-entropy those that run here. For each,
-    median_us, p20_us, p80_us, ratio and extra_us (torch over it; it minus torch; both as [median, low, high] with a
-    95 % interval), products_share (products_us over its median), over_usual (in a saturated row: its median over that
-    of the same row with usual weights), error (largest absolute, against float64: output (the loss), dinput, dweight,
-    dbias), peak_bytes and peak_ratio (torch's over its; in a saturated row both are those of the usual one, and left
-    out), wrong (an error more than twice torch's own and a millionth of the largest entry);
+    median_us, p20_us, p80_us, host_us (on CUDA: what a call takes on the host alone, until it is enqueued), ratio and
+    extra_us (torch over it; it minus torch; both as [median, low, high] with a 95 % interval), products_share
+    (products_us over its median), over_usual (in a saturated row: its median over that of the same row with usual
+    weights), error (largest absolute, against float64: output (the loss), dinput, dweight, dbias), peak_bytes and
+    peak_ratio (torch's over its; in a saturated row both are those of the usual one, and left out), wrong (an error
+    more than twice torch's own and a millionth of the largest entry);
     chunk_errors (for narrow dtypes, once a case): the error of dweight of torch, and of manual_mlp and torch chunked by
     the number of chunks.
 Errors and peaks do not depend on the malloc: they are taken under the first one. A saturated row gets a quarter of the
@@ -34,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import command, memory
+from benchmarks import command, memory, products
 from benchmarks.harness import (
     Layer,
     Step,
@@ -85,13 +87,14 @@ class Case(NamedTuple):
     def tensors(self, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
         """Make the leaves, with nn.Linear's own initialisation unless saturated, and the classes of the rows."""
         torch.manual_seed(0)
-        layer = torch.nn.Linear(self.d_in, self.classes, self.bias)
+        # On the device: of 128256 classes a CPU draws for seconds.
+        layer = torch.nn.Linear(self.d_in, self.classes, self.bias, device)
         if self.saturated:
             torch.nn.init.normal_(layer.weight)
-        made = {"input": torch.randn(self.rows, self.d_in), **dict(layer.named_parameters())}
+        made = {"input": torch.randn(self.rows, self.d_in, device=device), **dict(layer.named_parameters())}
         dtype = command.DTYPES[self.dtype]
-        leaves = {name: tensor.detach().to(device, dtype).requires_grad_() for name, tensor in made.items()}
-        return leaves, torch.randint(self.classes, (self.rows,)).to(device)
+        leaves = {name: tensor.detach().to(dtype).requires_grad_() for name, tensor in made.items()}
+        return leaves, torch.randint(self.classes, (self.rows,), device=device)
 
 
 # From small to large: a large block, once freed, changes how malloc treats all that come after it.
@@ -216,11 +219,12 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     command.complete(flags, options, seconds=1.5)
     if not options.peers and (options.chunks or options.picture):
         flags.error("--chunks and --picture are for --peers")
-    usual = CUDA_CASES if options.device.type == "cuda" else CASES
-    usual = QUICK_CASES if options.quick else usual
-    options.case = tuple(dict.fromkeys(options.case or (curves().usual(options) if options.peers else usual)))
-    options.dtypes = tuple(dict.fromkeys(case.dtype for case in options.case))
-    options.dtype = ", ".join(options.dtypes)
+    lists = CASES, CUDA_CASES, QUICK_CASES
+    if options.peers:
+        lists = curves().CASES, curves().CUDA_CASES, curves().QUICK_CASES
+    usual = lists[1] if options.tiny or options.device.type == "cuda" else lists[0]
+    options.case = command.cases_of(options, usual, lists[2], options.case)
+    options.dtype = ", ".join(dict.fromkeys(case.dtype for case in options.case))
     return options
 
 
@@ -319,21 +323,18 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
         steps = {name: training_step(layer, tensors, one) for name, layer in layers_of(names, target).items()}
         about = {"case": str(case), "shape": list(case[:3]), "dtype": case.dtype, "bias": case.bias}
         about |= {"saturated": case.saturated, "malloc": malloc, "chunk_rows": chosen_rows(case, device)}
+        about |= products.operations(steps[BASELINE])
         row = (
             about
             | {"least_bytes": least_bytes(tensors)}
             | command.time_row(steps, BASELINE, options, threads, case.time)
         )
-        if device.type == "cuda":
+        if device.type == "cuda" or options.tiny:
             row["bare_us"] = bare_us(tensors, options.seconds / 4)
         rows.append(row)
         command.progress(done, len(keys), f"{case}, {threads} threads, {malloc} malloc")
     # All timing comes first: the checks and ceilings free blocks larger than any row's, which malloc remembers.
-    limits = {threads: command.ceilings(device, options.dtypes, threads) for threads in options.threads}
-    for row, (case, _, threads) in zip(rows, keys, strict=True):
-        row["products_us"] = case.flops / limits[threads][f"gflops_{case.dtype}"] / 1e3
-        for provider in row["providers"].values():
-            provider["products_share"] = row["products_us"] / provider["median_us"]
+    limits = products.ceilings(options, rows)
     compare_with_usual(rows, [case for case, *_ in keys])
     if malloc == options.malloc[0]:
         for case, names in zip(options.case, options.providers, strict=True):

@@ -3,14 +3,16 @@
 Each row of the JSON, under ``output-peers``, holds:
     case, shape [N, D, V], dtype, bias, threads, malloc, left_out (providers that do not run, and why);
     load (average of the last minute), others_cores (that other processes took meanwhile), busy (marked for these);
-    number (calls a block), rounds (paired blocks);
+    number (calls a block), rounds (paired blocks), flops (operations of the three products of torch's step),
+    products_us (their time at this run's ceiling for the dtype);
     least_bytes (gradients, and dW in float32 where its dtype is narrower: what a step in chunks cannot do without);
     providers: points of the curves. torch and torch compiled hold all logits; manual_mlp, manual_mlp compiled, torch
     chunked and torch chunked compiled are told the number of chunks; ours also chooses for itself, as Liger-Kernel and
     cut-cross-entropy do. For each, curve (whose it is), chunks (0: it is not told), median_us, p20_us,
-    p80_us, ratio and extra_us (torch over it; it minus torch; both as [median, low, high] with a 95 % interval), error
-    (largest absolute, against float64: output (the loss), dinput, dweight, dbias), peak_bytes, peak_ratio (torch's
-    over its), wrong (an error more than twice torch's own and a millionth of the largest entry).
+    p80_us, host_us (on CUDA: what a call takes on the host alone, until it is enqueued), ratio and extra_us (torch over
+    it; it minus torch; both as [median, low, high] with a 95 % interval), products_share (products_us over its median),
+    error (largest absolute, against float64: output (the loss), dinput, dweight, dbias), peak_bytes, peak_ratio
+    (torch's over its), wrong (an error more than twice torch's own and a millionth of the largest entry).
 Errors and peaks are taken under the first malloc, behind the time.
 """
 
@@ -23,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import command, memory, output
+from benchmarks import command, memory, output, products
 from benchmarks.harness import Layer, Step, errors, fix, gradients, in_float64, negligible, training_step
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.left_out import runnable
@@ -72,13 +74,6 @@ def loss_of(point: Point, rows: int) -> output.Loss:
     return compiled
 
 
-def usual(options: argparse.Namespace) -> tuple[output.Case, ...]:
-    """Return the cases of a device."""
-    if options.quick:
-        return QUICK_CASES
-    return CUDA_CASES if options.device.type == "cuda" else CASES
-
-
 def take(case: output.Case, options: argparse.Namespace, malloc: str, threads: int) -> dict[str, Any]:
     """Time all points of a case against each other, and check them under the first malloc."""
     fix(threads)
@@ -99,7 +94,7 @@ def take(case: output.Case, options: argparse.Namespace, malloc: str, threads: i
     makers = {name: partial(made, name) for name in of}
     steps, missing = runnable(makers, [name for name, (curve, _) in of.items() if curve in (BASELINE, OURS)])
     row = {"case": str(case), "shape": list(case[:3]), "dtype": case.dtype, "bias": case.bias, "malloc": malloc}
-    row |= {"left_out": missing, "least_bytes": output.least_bytes(tensors)}
+    row |= {"left_out": missing, "least_bytes": output.least_bytes(tensors)} | products.operations(steps[BASELINE])
     row |= command.time_row(steps, BASELINE, options, threads, share=len(steps) * case.time)
     for name, provider in row["providers"].items():
         provider["curve"], provider["chunks"] = of[name]
@@ -126,7 +121,7 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
     for done, (case, threads) in enumerate(keys, 1):
         rows.append(take(case, options, malloc, threads))
         command.progress(done, len(keys), f"{case}, {threads} threads, {malloc} malloc")
-    return rows, {threads: command.ceilings(options.device, options.dtypes, threads) for threads in options.threads}
+    return rows, products.ceilings(options, rows)
 
 
 def lines(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -12,15 +12,18 @@ A network has four hidden layers of one width; every row is a step on 1024 point
 Each row of the JSON holds:
     case, width, rows, threads, malloc;
     load (average of the last minute), others_cores (that other processes took meanwhile), busy (marked for these);
-    number (calls a block), rounds (paired blocks);
+    number (calls a block), rounds (paired blocks), flops (operations of the products in torch's step), products_us
+    (their time at this run's ceiling);
     providers: torch; manual_mlp; differentiable (the same layer, its backward left to autograd). For each,
-    median_us, p20_us, p80_us, ratio and extra_us (torch over it; it minus torch; both as [median, low, high] with a
-    95 % interval), error (largest absolute, against float64: output (the loss) and d of each input and parameter),
-    kept_bytes (for the last backward: of input, each parameter, output, other, total; attributes), peak_bytes, wrong.
+    median_us, p20_us, p80_us, host_us (on CUDA: what a call takes on the host alone, until it is enqueued), ratio and
+    extra_us (torch over it; it minus torch; both as [median, low, high] with a 95 % interval), products_share
+    (products_us over its median), error (largest absolute, against float64: output (the loss) and d of each input and
+    parameter), kept_bytes (for the last backward: of input, each parameter, output, other, total; attributes),
+    peak_bytes, wrong.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -28,12 +31,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import command, machine
+from benchmarks import command, products
 from benchmarks.harness import Layer, fix, training_step
 from benchmarks.layers import BASELINE, DifferentiableFunction, Entrywise
 from manual_mlp import Activation, activations, dense
 
-POINTS = 1024
 WIDTHS = (64, 128, 256, 512, 1024)
 QUICK_WIDTHS = (64, 128)
 DEPTH = 4
@@ -50,6 +52,34 @@ class Kind(NamedTuple):
     ours: Activation
     loss: Callable[[Net, Tensor, Sequence[Tensor]], Tensor]
     input_grad: bool = True
+
+
+class Case(NamedTuple):
+    """One step: its kind, the width of the hidden layers, and how many points."""
+
+    kind: str
+    width: int
+    rows: int = 1024
+
+    def __str__(self) -> str:
+        """Write the case as in ``pinn 64``."""
+        return f"{self.kind} {self.width}"
+
+    def tensors(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Make the points and the parameters, with nn.Linear's own initialisation (for sine, Sitzmann's)."""
+        torch.manual_seed(0)
+        kind = KINDS[self.kind]
+        made = {"input": 2 * torch.rand(self.rows, kind.inputs) - 1}
+        sizes = [kind.inputs, *[self.width] * DEPTH, kind.outputs]
+        for k, (d_in, d_out) in enumerate(pairwise(sizes)):
+            layer = torch.nn.Linear(d_in, d_out)
+            if kind.loss is eikonal and "sin" in kind.ours.name:
+                bound = 1 / d_in if k == 0 else (6 / d_in) ** 0.5 / 30
+                torch.nn.init.uniform_(layer.weight, -bound, bound)
+            made |= {f"weight{k}": layer.weight, f"bias{k}": layer.bias}
+        leaves = {name: t.detach().to(device, dtype).requires_grad_() for name, t in made.items()}
+        leaves["input"].requires_grad_(kind.input_grad)
+        return leaves
 
 
 def gradient(y: Tensor, x: Tensor) -> Tensor:
@@ -107,22 +137,6 @@ PROVIDERS: dict[str, Callable[[Kind], Callable[..., Tensor]]] = {
 }
 
 
-def tensors(kind: Kind, width: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Make the points and the parameters, with nn.Linear's own initialisation (for sine, Sitzmann's)."""
-    torch.manual_seed(0)
-    made = {"input": 2 * torch.rand(POINTS, kind.inputs) - 1}
-    sizes = [kind.inputs, *[width] * DEPTH, kind.outputs]
-    for k, (d_in, d_out) in enumerate(pairwise(sizes)):
-        layer = torch.nn.Linear(d_in, d_out)
-        if kind.loss is eikonal and "sin" in kind.ours.name:
-            bound = 1 / d_in if k == 0 else (6 / d_in) ** 0.5 / 30
-            torch.nn.init.uniform_(layer.weight, -bound, bound)
-        made |= {f"weight{k}": layer.weight, f"bias{k}": layer.bias}
-    leaves = {name: t.detach().to(device, dtype).requires_grad_() for name, t in made.items()}
-    leaves["input"].requires_grad_(kind.input_grad)
-    return leaves
-
-
 def losses(kind: Kind) -> dict[str, Layer]:
     """Make the loss of each provider, as a function of the points and the parameters."""
 
@@ -147,30 +161,30 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     flags.add_argument("--width", type=command.positive_int, nargs="+", metavar="W", help="of the hidden layers")
     options = flags.parse_args(arguments)
     command.complete(flags, options, seconds=1.0)
-    options.width = options.width or (QUICK_WIDTHS if options.quick else WIDTHS)
+
+    def cases(widths: Sequence[int]) -> list[Case]:
+        return [Case(kind, width) for width in widths for kind in options.kind]  # from small to large
+
+    options.case = command.cases_of(options, cases(WIDTHS), cases(QUICK_WIDTHS), cases(options.width or ()))
     return options
-
-
-def cases(options: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
-    """List kind, width and threads of every row, from small to large."""
-    yield from ((k, w, t) for w in options.width for k in options.kind for t in options.threads)
 
 
 def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, Any]], dict[int, dict[str, float]]]:
     """Take every row under the malloc this process has; return rows, and ceilings by thread count."""
     device, dtype = options.device, command.DTYPES[options.dtype]
     one = torch.ones((), device=device, dtype=dtype)
-    keys, rows = list(cases(options)), []
-    for done, (name, width, threads) in enumerate(keys, 1):
-        leaves = tensors(KINDS[name], width, device, dtype)
-        steps = {provider: training_step(loss, leaves, one) for provider, loss in losses(KINDS[name]).items()}
-        about = {"case": name, "width": width, "rows": POINTS, "malloc": malloc}
+    keys, rows = [(case, threads) for case in options.case for threads in options.threads], []
+    for done, (case, threads) in enumerate(keys, 1):
+        leaves = case.tensors(device, dtype)
+        steps = {name: training_step(loss, leaves, one) for name, loss in losses(KINDS[case.kind]).items()}
+        about = {"case": case.kind, "width": case.width, "rows": case.rows, "malloc": malloc}
+        about |= products.operations(steps[BASELINE])
         rows.append(about | command.time_row(steps, BASELINE, options, threads))
-        command.progress(done, len(keys), f"{name} {width}, {threads} threads, {malloc} malloc")
-    limits = {threads: machine.ceilings(device, dtype, threads) for threads in options.threads}
-    for row, (name, width, threads) in zip(rows, keys, strict=True):
+        command.progress(done, len(keys), f"{case}, {threads} threads, {malloc} malloc")
+    limits = products.ceilings(options, rows)
+    for row, (case, threads) in zip(rows, keys, strict=True):
         fix(threads)
-        command.check_row(row, losses(KINDS[name]), BASELINE, tensors(KINDS[name], width, device, dtype), one)
+        command.check_row(row, losses(KINDS[case.kind]), BASELINE, case.tensors(device, dtype), one)
     return rows, limits
 
 

@@ -12,15 +12,16 @@ CALLS = 16  # at least
 SLOW_SECONDS = 0.05  # a step that takes so long needs no repetition
 
 
-def shares(step: Step) -> dict[str, float]:
+def shares(step: Step, once: bool = False) -> dict[str, float]:
     """Measure the shares of the time of a step, run before, on this thread; call it with one thread for all of torch.
 
     Products and other operations are the profiler's own times; Python is what is left of the time without a profiler.
+    ``once``: no more often than a slow step.
     """
-    wall = time_block(step, 1)
-    if wall < SLOW_SECONDS:
+    wall = time_block(step, 1).seconds
+    if wall < SLOW_SECONDS and not once:
         number = max(autorange(step), CALLS)
-        wall = min(time_block(step, number) for _ in range(ROUNDS))
+        wall = min(time_block(step, number).seconds for _ in range(ROUNDS))
         products, others = min((_operations(step, number) for _ in range(PROFILED)), key=sum)
     else:
         products, others = _operations(step, 1)

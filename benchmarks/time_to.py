@@ -20,9 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,16 +30,18 @@ from torch import Tensor
 
 from benchmarks import command, machine
 from benchmarks.harness import now
+from benchmarks.images import few
+from benchmarks.tiny import shrunk
 from manual_mlp import MLP
 from manual_mlp.training import build, checkpoint
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data, load
+from manual_mlp.training.errors import InputError
 from manual_mlp.training.interrupt import Interrupt
 from manual_mlp.training.log import Log, NoLog
 from manual_mlp.training.loop import Trainer
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-DataSet = Literal["mnist", "digits"]
 
 # What reaches an accuracy on the test images quickly; chosen on validation images.
 _COMMON: dict[str, Any] = {
@@ -68,15 +70,19 @@ PROVIDERS = ("manual_mlp", "logged", "torch", "DataLoader")
 _SLOW_SEEDS = 2
 
 
-def train(
-    provider: str, goal: float, seed: int, device: torch.device, images: tuple[DataSet, Path], began: float
-) -> dict[str, float]:
-    """Train once; return accuracy (%), seconds of training, and seconds from ``began`` to the first batch."""
+def settings(goal: float, tiny: bool) -> dict[str, Any]:
+    """Return what a goal is trained with; in a dry run a small network, for an epoch."""
+    return {**shrunk(GOALS[goal]), "epochs": 1} if tiny else GOALS[goal]
+
+
+def train(provider: str, seed: int, device: torch.device, flags: Mapping[str, Any], began: float) -> dict[str, float]:
+    """Train once; return accuracy (%), seconds of training, and seconds from ``began`` to the first batch.
+
+    ``flags`` are those of a :class:`Config`, its folder of images among them.
+    """
     torch.manual_seed(seed)
-    graph = _has_graph(provider, device)
-    dataset, data_dir = images
-    config = Config(seed=seed, data_dir=data_dir, dataset=dataset, cuda_graph=graph, **GOALS[goal])
-    data = load(dataset, data_dir, device, config.held_out)
+    config = Config(seed=seed, dataset="mnist", cuda_graph=_has_graph(provider, device), **flags)
+    data = load("mnist", config.data_dir, device, config.held_out)
     model = build.build_model(config, data, device)
     if provider in ("manual_mlp", "logged"):
         trainer, logged = Trainer(model, data, config), provider == "logged"
@@ -86,9 +92,7 @@ def train(
             seconds = trainer.fit(log, Interrupt()).seconds
     else:
         ready = time.time()
-        # Of the digits torchvision has no data set.
-        of_files = provider == "DataLoader" and dataset == "mnist"
-        seconds = plain_loop(model, config, (loader if of_files else in_memory)(data, config))
+        seconds = plain_loop(model, config, in_memory(data, config) if provider == "torch" else loader(data, config))
     test = data.read_test()
     model.eval()
     with torch.no_grad():
@@ -157,7 +161,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             {
                 "goal": options.time_to,
                 "settings": {
-                    **{k: list(v) if isinstance(v, tuple) else v for k, v in GOALS[options.time_to].items()},
+                    **settings(options.time_to, options.tiny),
                     "cuda_graph": _has_graph(name, options.device),
                 },
                 "provider": name,
@@ -184,8 +188,8 @@ def _spread(values: list[float]) -> list[float]:
 def in_a_process(provider: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """Train in a new process, whose start counts too."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "GOMP_SPINCOUNT": "3000"}
-    dataset = "digits" if options.tiny else "mnist"
-    arguments = (provider, options.time_to, seed, options.device, dataset, options.data_dir, repr(time.time()))
+    tiny = ["tiny"] * options.tiny
+    arguments = (provider, options.time_to, seed, options.device, options.data_dir, repr(time.time()), *tiny)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.time_to", *map(str, arguments)],
         env=environment,
@@ -193,6 +197,8 @@ def in_a_process(provider: str, seed: int, options: argparse.Namespace) -> dict[
         text=True,
         check=False,
     )
+    if done.returncode == 2:
+        raise InputError(done.stderr.strip())
     if done.returncode:
         raise RuntimeError(f"expected {provider} to train, got: {done.stderr.strip()}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -224,32 +230,27 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m benchmarks train", description="The time to an accuracy on MNIST's test images."
     )
     flags.add_argument("--time-to", type=float, choices=tuple(GOALS), required=True, help="mean test accuracy, %%")
-    flags.add_argument("--seeds", type=command.positive_int, default=10, help="runs of each provider (10)")
+    flags.add_argument("--seeds", type=command.positive_int, help="runs of each provider (10)")
     flags.add_argument("--threads", type=command.positive_int, default=min(2, machine.cores()), help="of each run (2)")
     flags.add_argument("--providers", nargs="+", choices=PROVIDERS, default=list(PROVIDERS))
     command.add_data(flags)
     options = flags.parse_args(arguments)
     command.pick_device(flags, options)
-    if options.tiny:
-        options.seeds = 1
+    options.seeds = options.seeds or (1 if options.tiny else 10)
     return options
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, print, write; return 1 if the goal is not reached."""
+    """Measure, print, write; return 1 if the goal is not reached, unless in a dry run."""
     options = read_options(arguments)
-    rows = measure(options)
+    with few(options):
+        rows = measure(options)
     print(f"\nTraining to a mean test accuracy of {options.time_to:g} %.\n" + table(rows))
     if options.json:
         run = {
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "machine": machine.describe(options.device),
-            "settings": {
-                "seeds": options.seeds,
-                "threads": options.threads,
-                "quick": options.tiny,
-                "tiny": options.tiny,
-            },
+            "settings": {"seeds": options.seeds, "threads": options.threads, **command.briefly(options)},
             "load": machine.load(),
             "rows": rows,
         }
@@ -258,6 +259,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    provider, goal, seed, device, dataset, data_dir, began = sys.argv[1:]
-    images: Any = (dataset, Path(data_dir))
-    print(json.dumps(train(provider, float(goal), int(seed), torch.device(device), images, float(began))))
+    provider, goal, seed, device, data_dir, began, *tiny = sys.argv[1:]
+    flags = {"data_dir": Path(data_dir), **settings(float(goal), bool(tiny))}
+    try:
+        print(json.dumps(train(provider, int(seed), torch.device(device), flags, float(began))))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

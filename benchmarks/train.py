@@ -6,15 +6,19 @@ backward, and lets torch's fused optimiser change the parameters.
 Each row of the JSON holds:
     case, sizes, rows, activation, loss, dtype, optimiser, threads, malloc;
     load (average of the last minute), others_cores (that other processes took meanwhile), busy (marked for these);
-    number (calls a block), rounds (paired blocks), steps (that were compared); left_out (providers that do not run, and
-    why);
-    providers: torch; manual_mlp (``backprop``); manual_mlp autograd; compile, if it is asked for. For each, median_us,
-    p20_us, p80_us, ratio and extra_us (torch over it; it minus torch; both as [median, low, high] with a 95 %
-    interval), steps_per_second, loss_difference (the largest from torch's loss, over the steps, from the same weights
-    on the same data), loss_difference_float64 (the same in float64), wrong (that is more than a millionth of the loss).
+    number (calls a block), rounds (paired blocks), steps (that were compared), flops (operations of the products in
+    torch's step), products_us (their time at this run's ceiling for the dtype); left_out (providers that do not run,
+    and why);
+    providers: torch; manual_mlp (``backprop``); manual_mlp autograd; compile, if it is asked for, and with --tiny. For
+    each, median_us, p20_us, p80_us, host_us (on CUDA: what a call takes on the host alone, until it is enqueued), ratio
+    and extra_us (torch over it; it minus torch; both as [median, low, high] with a 95 % interval), products_share
+    (products_us over its median), steps_per_second, loss_difference (the largest from torch's loss, over the steps,
+    from the same weights on the same data), loss_difference_float64 (the same in float64), wrong (that is more than a
+    millionth of the loss).
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -22,12 +26,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import command
+from benchmarks import command, products
 from benchmarks.harness import Step, fix
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.left_out import runnable
 from benchmarks.network.cases import MNIST, NARROW, SYNTAX, Case, read_case
 from benchmarks.network.providers import AUTOGRAD, step_of
+from benchmarks.tiny import shrunk
 
 CASES = (MNIST[0], Case((784, 512, 256, 10), 256, loss="cross_entropy"), NARROW._replace(rows=1 << 15))
 QUICK_CASES = CASES[:1]
@@ -37,7 +42,7 @@ OPTIMISERS: dict[str, Any] = {
 }
 PROVIDERS = (BASELINE, OURS, AUTOGRAD, "compile")
 BATCHES = 8  # that are there, in turn
-STEPS = 50  # whose losses are compared
+STEPS = 50  # whose losses are compared; with --tiny fewer
 
 
 def trainer(name: str, case: Case, optimiser: str, device: torch.device) -> Step:
@@ -70,10 +75,10 @@ def trainers(
     return runnable(makers, (BASELINE, OURS, AUTOGRAD))
 
 
-def losses(name: str, case: Case, optimiser: str, device: torch.device) -> Tensor:
+def losses(name: str, case: Case, optimiser: str, device: torch.device, steps: int) -> Tensor:
     """Train for some steps; return the loss of each."""
     step: Any = trainer(name, case, optimiser, device)
-    return torch.stack([step().double() for _ in range(STEPS)])
+    return torch.stack([step().double() for _ in range(steps)])
 
 
 def check(row: dict[str, Any], case: Case, device: torch.device) -> None:
@@ -81,9 +86,10 @@ def check(row: dict[str, Any], case: Case, device: torch.device) -> None:
     fix(row["threads"])
     torch.compiler.reset()
     for suffix, of in (("", case), ("_float64", case._replace(dtype="float64"))):
-        truth = losses(BASELINE, of, row["optimiser"], device)
+        about = of, row["optimiser"], device, row["steps"]
+        truth = losses(BASELINE, *about)
         for name, provider in row["providers"].items():
-            difference = (losses(name, of, row["optimiser"], device) - truth).abs().max().item()
+            difference = (losses(name, *about) - truth).abs().max().item()
             provider[f"loss_difference{suffix}"] = difference
     for provider in row["providers"].values():
         provider["wrong"] = not provider["loss_difference_float64"] <= 1e-6 * truth[0].item()
@@ -97,12 +103,17 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
         fix(threads)
         steps, missing = trainers(options.providers, case, optimiser, options.device)
         about = {**case._asdict(), "case": str(case), "sizes": list(case.sizes), "optimiser": optimiser}
-        about |= {"malloc": malloc, "steps": STEPS, "left_out": missing}
+        about |= {
+            "malloc": malloc,
+            "steps": shrunk(STEPS) if options.tiny else STEPS,
+            "left_out": missing,
+            **products.operations(steps[BASELINE]),
+        }
         rows.append(about | command.time_row(steps, BASELINE, options, threads))
         for provider in rows[-1]["providers"].values():
             provider["steps_per_second"] = 1e6 / provider["median_us"]
         command.progress(done, len(keys), f"{case} {optimiser}, {threads} threads, {malloc} malloc")
-    limits = {threads: command.ceilings(options.device, options.dtypes, threads) for threads in options.threads}
+    limits = products.ceilings(options, rows)
     if malloc == options.malloc[0]:
         for row, (case, *_) in zip(rows, keys, strict=True):
             check(row, case, options.device)
@@ -142,10 +153,9 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     flags.add_argument("--compile", action="store_true", help="also torch.compile")
     options = flags.parse_args(arguments)
     command.complete(flags, options, seconds=1.0)
-    options.case = tuple(dict.fromkeys(options.case or (QUICK_CASES if options.quick else CASES)))
-    options.providers = [name for name in PROVIDERS if name != "compile" or options.compile]
-    options.dtypes = tuple(dict.fromkeys(case.dtype for case in options.case))
-    options.dtype = ", ".join(options.dtypes)
+    options.case = command.cases_of(options, CASES, QUICK_CASES, options.case)
+    options.providers = [name for name in PROVIDERS if name != "compile" or options.compile or options.tiny]
+    options.dtype = ", ".join(dict.fromkeys(case.dtype for case in options.case))
     return options
 
 
@@ -156,7 +166,13 @@ def main(arguments: Sequence[str]) -> int:
         ("--time-to", "time_to"), ("--table", "literature"), ("--accuracy", "accuracy"), ("--cuda-graph", "cuda_graph"),
     ):  # fmt: skip
         if any(argument.split("=")[0] == flag for argument in arguments):
-            return int(import_module(f"benchmarks.{module}").main(arguments))
+            from manual_mlp.training.errors import InputError
+
+            try:
+                return int(import_module(f"benchmarks.{module}").main(arguments))
+            except InputError as error:
+                print(f"python -m benchmarks train: {error}", file=sys.stderr)
+                return 2
     options = read_options(arguments)
     run = command.whole_run("train", measure, options)
     print("\nTraining steps; above 1, the other is faster than torch.\n" + table(run["rows"]))

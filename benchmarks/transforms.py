@@ -12,10 +12,11 @@ Each row of the JSON holds:
     case (the transform), net (its sizes), rows, activation, threads, malloc;
     load (average of the last minute), others_cores (that other processes took meanwhile), busy (marked for these);
     number (calls a block), rounds (paired blocks);
-    providers: torch; manual_mlp (``MLP``). For each, median_us, p20_us, p80_us, ratio and extra_us (torch over it; it
-    minus torch; both as [median, low, high] with a 95 % interval), error (largest absolute, against float64, of all
-    results together: result), peak_bytes, wrong (an error more than twice torch's own and a millionth of the largest
-    entry).
+    providers: torch; manual_mlp (``MLP``). For each, median_us, p20_us, p80_us, host_us (on CUDA: what a call takes on
+    the host alone, until it is enqueued), ratio and extra_us (torch over it; it minus torch; both as [median, low,
+    high] with a 95 % interval), error (largest absolute, against float64, of all results together: result), peak_bytes,
+    wrong (an error more than twice torch's own and a millionth of the largest entry).
+Of products nothing is said: a transform batches them by itself, and their ceiling is that of large ones.
 Errors and bytes do not depend on the malloc: they are taken under the first one.
 """
 
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks import command, machine, memory
+from benchmarks import command, memory, products
 from benchmarks.harness import errors, fix, negligible
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.left_out import attempt
@@ -119,7 +120,6 @@ TRANSFORMS: dict[str, Transform] = {
 # Each takes the module whose gradients are ours and makes the provider's.
 PROVIDERS: dict[str, Callable[[MLP], nn.Module]] = {BASELINE: lambda mlp: mlp.to_sequential(), OURS: lambda mlp: mlp}
 LAYER, NET, SMALL = (64, 64), (64, 64, 64, 10), (4, 8, 1)
-ROWS = 64
 QUICK = ("grad", "per-sample", "jvp")
 
 
@@ -129,13 +129,14 @@ class Case(NamedTuple):
     transform: str
     sizes: tuple[int, ...]
     activation: str
+    rows: int = 64
 
     def tensors(self, device: torch.device, dtype: torch.dtype) -> tuple[MLP, Tensor]:
         """Make the net, with nn.Linear's own initialisation, and its input."""
         torch.manual_seed(0)
         last = self.activation if len(self.sizes) == 2 else None
         mlp = MLP(self.sizes, self.activation, last).to(device, dtype)
-        return mlp, torch.randn(ROWS, self.sizes[0]).to(device, dtype)
+        return mlp, torch.randn(self.rows, self.sizes[0]).to(device, dtype)
 
     def steps(self, mlp: MLP, x: Tensor) -> dict[str, Callable[[], Results]]:
         """Make the step of each provider, run once: what is compiled has the number of threads in its code."""
@@ -148,12 +149,13 @@ class Case(NamedTuple):
 
 def cases(options: argparse.Namespace) -> list[Case]:
     """List the cases: a layer and a net under each transform; the Hessian of a small net alone."""
-    return [
+    found = [
         Case(transform, sizes, activation)
         for transform in options.transform
         for sizes in ((SMALL,) if transform == "hessian" else (LAYER, NET))
         for activation in options.activation
     ]
+    return command.cases_of(options, found)
 
 
 def result(step: Callable[[], Results]) -> dict[str, Tensor | None]:
@@ -182,13 +184,13 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
     for done, (case, threads) in enumerate(keys, 1):
         fix(threads)
         steps = case.steps(*case.tensors(device, dtype))
-        about = {"case": case.transform, "net": "→".join(map(str, case.sizes)), "rows": ROWS}
+        about = {"case": case.transform, "net": "→".join(map(str, case.sizes)), "rows": case.rows}
         about |= {"activation": case.activation, "malloc": malloc}
         rows.append(about | command.time_row(steps, BASELINE, options, threads))
         if malloc == options.malloc[0]:
             check(rows[-1], case, device, dtype)
         command.progress(done, len(keys), f"{case.transform} {case.activation}, {threads} threads, {malloc} malloc")
-    return rows, {threads: machine.ceilings(device, dtype, threads) for threads in options.threads}
+    return rows, products.ceilings(options, rows)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

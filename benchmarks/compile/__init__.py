@@ -4,13 +4,16 @@ Each row of the JSON holds:
     group (Linear, Dense, MLP, loss), case, of (activation or loss), way (step: forward + ``.backward()``; forward:
     that alone, in no_grad), mode (of torch.compile), threads, malloc;
     load (average of the last minute), others_cores (that other processes took meanwhile), busy (marked for these);
-    number (calls a block), rounds (paired blocks);
+    number (calls a block), rounds (paired blocks), flops (operations of the products in torch's step), products_us
+    (their time at this run's ceiling);
     reached (whether the interval of torch over manual_mlp, both compiled, reaches 0.97);
     providers: torch (compiled); manual_mlp (compiled); manual_mlp eager (not compiled). For each, median_us, p20_us,
-    p80_us, ratio and extra_us (torch over it; it minus torch; both as [median, low, high] with a 95 % interval),
+    p80_us, host_us (on CUDA: what a call takes on the host alone, until it is enqueued), ratio and extra_us (torch over
+    it; it minus torch; both as [median, low, high] with a 95 % interval), products_share (products_us over its median),
     error (largest absolute, against float64: output, dinput, dweight, …), peak_bytes (the most bytes of new tensors a
-    step holds), wrong (an error more than twice torch's own and a millionth of the largest entry). manual_mlp has
-    ratios too, against each other provider, and peak_over_eager (its peak over that of manual_mlp eager).
+    step holds: under max-autotune on CUDA few, since its graphs hold theirs from step to step), wrong (an error more
+    than twice torch's own and a millionth of the largest entry). manual_mlp has ratios too, against each other
+    provider, and peak_over_eager (its peak over that of manual_mlp eager).
 What is compiled is forgotten before every row. Errors and peaks are taken under the first malloc, behind the time.
 
 Beside the rows, graphs: subject, pattern (of calls), torch and manual_mlp: graphs (of the first call), recompiled
@@ -23,11 +26,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import command, machine, memory
+from benchmarks import command, memory, products
 from benchmarks.compile import graphs
-from benchmarks.compile.rows import EAGER, GROUPS, MODES, ROWS, WAYS, Row, outcome, step_of, steps_of
+from benchmarks.compile.rows import EAGER, GROUPS, MODES, ROWS, WAYS, Row, outcome, rows_of, step_of, steps_of
 from benchmarks.harness import errors, fix, negligible
 from benchmarks.layers import BASELINE, OURS
+from benchmarks.tiny import shrunk
 
 LEAST = 0.97
 MOST_PEAK = 1.2
@@ -46,7 +50,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     command.complete(flags, options, seconds=1.5)
     options.rows = [
         row
-        for row in ROWS
+        for row in (rows_of(shrunk) if options.tiny else ROWS)
         if row.group in options.group
         and row.way in options.way
         and row.mode in options.mode
@@ -67,6 +71,8 @@ def take(row: Row, options: argparse.Namespace, malloc: str, threads: int) -> di
     made = row.make(options.device, torch.float32)
     steps = steps_of(made, row)
     about = {"group": row.group, "case": row.case, "of": row.of, "way": row.way, "mode": row.mode, "malloc": malloc}
+    # Not of what is compiled, whose products are not seen.
+    about |= products.operations(step_of(made.functions[BASELINE], made, row.way))
     taken = about | command.time_row(steps, BASELINE, options, threads, ours=(OURS,))
     providers = taken["providers"]
     taken["reached"] = providers[OURS]["ratio"][2] >= LEAST
@@ -91,7 +97,7 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
         rows.append(take(row, options, malloc, threads))
         command.progress(done, len(keys), f"{row}, {threads} threads, {malloc} malloc")
     torch.compiler.reset()
-    return rows, {threads: machine.ceilings(options.device, torch.float32, threads) for threads in options.threads}
+    return rows, products.ceilings(options, rows)
 
 
 def verdict(row: Mapping[str, Any]) -> str:
@@ -151,7 +157,7 @@ def main(arguments: Sequence[str]) -> int:
         print("\nBoth compiled; above 1, ours is faster. eager: ours without a compiler.\n" + table(rows))
         short = [row for row in rows if not row["reached"]]
         print(f"\n{len(rows) - len(short)} of {len(rows)} rows reach {LEAST}.")
-    run["graphs"] = graphs.count_all() if "graphs" in options.parts else []
+    run["graphs"] = graphs.count_all(device=options.device) if "graphs" in options.parts else []
     if run["graphs"]:
         print("\nGraphs of a pattern of calls; one figure where both are equal.\n" + graphs_table(run["graphs"]))
         more = sum(found["more"] for found in run["graphs"])

@@ -13,6 +13,7 @@ from manual_mlp import MLP, Dense, Linear, LinearCrossEntropyLoss
 from manual_mlp.activations import to_module
 
 D_IN, D_OUT = 16, 12
+CPU = torch.device("cpu")
 
 
 class Call(NamedTuple):
@@ -110,7 +111,12 @@ class Counting:
         return graph.forward
 
 
-def count(make: Callable[[], nn.Module], target: Callable[..., tuple[Tensor, ...]], calls: Sequence[Call]) -> Counts:
+def count(
+    make: Callable[[], nn.Module],
+    target: Callable[..., tuple[Tensor, ...]],
+    calls: Sequence[Call],
+    device: torch.device = CPU,
+) -> Counts:
     """Compile a module, call it as a pattern says, and count."""
     torch.compiler.reset()
     counters.clear()
@@ -121,24 +127,25 @@ def count(make: Callable[[], nn.Module], target: Callable[..., tuple[Tensor, ...
         if call.fresh:
             module = make()
             function = torch.compile(module, backend=backend)
-        module.train(call.training).to(call.dtype)
+        module.train(call.training).to(device, call.dtype)
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(not (call.frozen and name.endswith("weight")))
         with torch.set_grad_enabled(call.grad):
-            y = function(torch.randn(call.rows, D_IN, dtype=call.dtype), *target(call.rows, call.dtype))
+            operands = torch.randn(call.rows, D_IN, dtype=call.dtype), *target(call.rows, call.dtype)
+            y = function(*(operand.to(device) for operand in operands))
         if call.grad:
             y.sum().backward()
         after.append(backend.graphs)
     return Counts(after[0], after[-1] - after[0], sum(counters["graph_break"].values()))
 
 
-def count_all(subjects: Sequence[str] = tuple(SUBJECTS)) -> list[dict[str, Any]]:
+def count_all(subjects: Sequence[str] = tuple(SUBJECTS), device: torch.device = CPU) -> list[dict[str, Any]]:
     """Count for every subject and pattern, torch's and ours."""
     found = []
     for name in subjects:
         torchs, ours, target = SUBJECTS[name]
         for pattern, calls in PATTERNS.items():
-            counts = {who: count(make, target, calls) for who, make in ((BASELINE, torchs), (OURS, ours))}
+            counts = {who: count(make, target, calls, device) for who, make in ((BASELINE, torchs), (OURS, ours))}
             found.append(
                 {
                     "subject": name,

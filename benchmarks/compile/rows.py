@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import dense, output
-from benchmarks.harness import Step
+from benchmarks.harness import Step, marked
 from benchmarks.layers import BASELINE, OURS
-from benchmarks.native_rows import HEADS
+from benchmarks.native_rows import HEADS, Sized
 from benchmarks.network import cases
 from manual_mlp import Dense, Linear
 from manual_mlp.activations import to_module
@@ -86,7 +86,8 @@ def loss(case: output.Case, name: str, device: torch.device, dtype: torch.dtype)
 def compiled(made: Made, mode: str) -> dict[str, Callable[..., Tensor]]:
     """Compile both as a user does."""
     options: dict[str, Any] = {} if mode == "default" else {"mode": mode}
-    return {name: torch.compile(function, **options) for name, function in made.functions.items()}
+    device = made.cotangent.device
+    return {name: marked(torch.compile(function, **options), mode, device) for name, function in made.functions.items()}
 
 
 def step_of(function: Callable[..., Tensor], made: Made, way: str) -> Callable[[], Tensor]:
@@ -139,25 +140,30 @@ LARGE_LOSSES = {
 }
 
 
-def whats() -> Iterator[tuple[str, str, str, Make, bool]]:
+def whats(size_of: Sized) -> Iterator[tuple[str, str, str, Make, bool]]:
     """List group, case, activation or loss, how it is made and whether it is quick: small before large."""
     for small in (True, False):
         layers = LAYERS[:1] if small else LAYERS[1:]
-        for case in layers:
+        for case in map(size_of, layers):
             yield "Linear", str(case), "identity", partial(layer, case, None), small
             for name in ("relu", "gelu"):
                 yield "Dense", str(case), name, partial(layer, case, name), small
-        for net in NETWORKS[:1] if small else NETWORKS[1:]:
+        for net in map(size_of, NETWORKS[:1] if small else NETWORKS[1:]):
             yield "MLP", str(net).rpartition(", ")[0], net.activation, partial(network, net), small
         for name, large in LARGE_LOSSES.items():
-            head = SMALL_LOSS if small else large
+            head = size_of(SMALL_LOSS if small else large)
             yield "loss", str(head).removesuffix(" float32"), name, partial(loss, head, name), small
 
 
-ROWS = tuple(
-    Row(group, case, of, way, mode, make, quick)
-    for group, case, of, make, quick in whats()
-    for way in WAYS
-    for mode in MODES
-)
+def rows_of(size_of: Sized) -> tuple[Row, ...]:
+    """List the rows, with every case in the size that is asked for."""
+    return tuple(
+        Row(group, case, of, way, mode, make, quick)
+        for group, case, of, make, quick in whats(size_of)
+        for way in WAYS
+        for mode in MODES
+    )
+
+
+ROWS = rows_of(lambda case: case)
 GROUPS = tuple(dict.fromkeys(row.group for row in ROWS))

@@ -4,23 +4,25 @@ Each row of the JSON holds:
     case, sizes, rows, activation, loss, dtype (bfloat16: of autocast, over float32), threads, malloc;
     load (average of the last minute), others_cores (that other processes took meanwhile), busy (marked for these);
     number (calls a block), rounds (paired blocks), tile_rows (what ``backprop`` chose; all of them: one tile);
-    products_us (time of the products alone at this run's ceiling), floor_us (that, or where it is longer the time to
-    move input, target, parameters and gradients at the rate of a copy); left_out (providers that do not run, and why);
+    flops (operations of the products in torch's step), products_us (their time at this run's ceiling for the dtype),
+    floor_us (that, or where it is longer the time to move input, target, parameters and gradients at the rate of a
+    copy); left_out (providers that do not run, and why);
     providers: torch; manual_mlp (``backprop``); manual_mlp autograd (``MLP.forward`` and ``.backward``); compile and
     compile max-autotune; checkpoint (of the whole) and checkpoint segments; cuda graph; torch float32 (in rows of
-    another dtype). For each, median_us, p20_us, p80_us, ratio and extra_us (torch over it; it minus torch; both as
-    [median, low, high] with a 95 % interval), ratios (for ours: each other provider over it), products_share and
-    floor_share (products_us and floor_us over its median), error (largest absolute, against float64: loss and the
-    gradient dweight0, dbias0, … of each parameter), relative_error (the largest of a gradient over its largest entry),
-    kept_bytes (for backward, beside input, target and parameters, of those that build a graph), peak_bytes (the most
-    bytes of new tensors a step holds, as the profiler sees them on its own thread), wrong (an error more
-    than twice torch's own and a millionth of the largest entry), shares (of torch and ours, on one thread: products,
-    tensors, which is other work on them, python).
+    another dtype). For each, median_us, p20_us, p80_us, host_us (on CUDA: what a call takes on the host alone, until it
+    is enqueued), ratio and extra_us (torch over it; it minus torch; both as [median, low, high] with a 95 % interval),
+    ratios (for ours: each other provider over it), products_share and floor_share (products_us and floor_us over its
+    median), error (largest absolute, against float64: loss and the gradient dweight0, dbias0, … of each parameter),
+    relative_error (the largest of a gradient over its largest entry), kept_bytes (for backward, beside input, target
+    and parameters, of those that build a graph), peak_bytes (the most bytes of new tensors a step holds, on a CPU as
+    the profiler sees them on its own thread; what a CUDA graph holds from step to step is not new), wrong (an error
+    more than twice torch's own and a millionth of the largest entry), shares (on a CPU, of torch and ours, on one
+    thread: products, tensors, which is other work on them, python).
 Errors and bytes do not depend on the malloc: they are taken under the first one. Large cases get twice the seconds.
 
 Beside the rows:
     by_batch: time and bytes of torch and ``backprop`` against the batch, 64 wide. Fields as in rows, and
-    resident_bytes: how far a step raises the memory of a fresh process;
+    resident_bytes, on a CPU: how far a step raises the memory of a fresh process (with --tiny: of this one);
     kept: kept_bytes of the network alone, without a loss, in one tile, by provider;
     huge (with --huge): one step at 2^24 rows: input_bytes, seconds, resident_bytes;
     goals: goal (what is compared), case, ours, against, malloc, threads, at_least, value (against over ours, with its
@@ -33,7 +35,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import command, machine, memory
+from benchmarks import command, machine, memory, products
 from benchmarks.harness import errors, fix, negligible
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.network import goals, studies, tables
@@ -60,7 +62,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     flags = command.parser("network", "Whole networks, forward + backward, against torch's layers.", dtype=False)
     flags.add_argument("--case", type=read_case, nargs="+", metavar=SYNTAX, help="as in 64-64-10x32-gelu-cross_entropy")
     flags.add_argument(
-        "--providers", nargs="+", choices=PROVIDERS, default=USUAL,
+        "--providers", nargs="+", choices=PROVIDERS,
         help="beside torch and manual_mlp (all but checkpoint segments, and compile max-autotune, which tunes long)",
     )  # fmt: skip
     flags.add_argument("--studies", nargs="*", choices=STUDIES, help="beside the rows (all; with --case, none)")
@@ -69,10 +71,12 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     command.complete(flags, options, seconds=1.0)
     if options.studies is None:
         options.studies = () if options.case else STUDIES
-    options.case = tuple(dict.fromkeys(options.case or (QUICK_CASES if options.quick else CASES)))
-    options.providers = [name for name in PROVIDERS if name in (BASELINE, OURS, *options.providers)]
-    options.dtypes = tuple(dict.fromkeys(case.dtype for case in options.case))
-    options.dtype = ", ".join(options.dtypes)
+    if options.huge and options.device.type != "cpu":
+        flags.error(f"--huge: expected --device cpu, whose memory it measures, got {options.device}")
+    options.case = command.cases_of(options, CASES, QUICK_CASES, options.case)
+    asked = options.providers or (PROVIDERS if options.tiny else USUAL)
+    options.providers = [name for name in PROVIDERS if name in (BASELINE, OURS, *asked)]
+    options.dtype = ", ".join(dict.fromkeys(case.dtype for case in options.case))
     return options
 
 
@@ -82,22 +86,20 @@ def time_case(case: Case, options: argparse.Namespace, malloc: str, threads: int
     problem = case.problem(options.device)
     steps, missing = steps_of(that_serve(options.providers, case), problem)
     about = {**case._asdict(), "case": str(case), "sizes": list(case.sizes), "malloc": malloc, "left_out": missing}
-    about["tile_rows"] = studies.chosen_rows(problem)
+    about |= {"tile_rows": studies.chosen_rows(problem), **products.operations(steps[BASELINE])}
     row = about | command.time_row(steps, BASELINE, options, threads, case.time, ours=(OURS, AUTOGRAD))
     if threads == options.threads[0] and options.device.type == "cpu":
         fix(1)
         for name in (BASELINE, OURS, AUTOGRAD):
             if name in steps:
-                row["providers"][name]["shares"] = shares(steps[name])
+                row["providers"][name]["shares"] = shares(steps[name], options.tiny)
     return row
 
 
 def add_floor(row: dict[str, Any], case: Case, limits: Mapping[str, float]) -> None:
-    """Add to a row what its products and its bytes take at this run's ceilings, and each provider's share."""
-    row["products_us"] = case.flops / limits[f"gflops_{case.dtype}"] / 1e3
+    """Add to a row what its products or its bytes take at least at this run's ceilings, and each provider's share."""
     row["floor_us"] = max(row["products_us"], case.least_bytes / limits["copy_gbs"] / 1e3)
     for provider in row["providers"].values():
-        provider["products_share"] = row["products_us"] / provider["median_us"]
         provider["floor_share"] = row["floor_us"] / provider["median_us"]
 
 
@@ -131,7 +133,7 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
         rows.append(time_case(case, options, malloc, threads))
         command.progress(done, len(keys), f"{case}, {threads} threads, {malloc} malloc")
     # All timing comes first: the checks and ceilings free blocks larger than any row's, which malloc remembers.
-    limits = {threads: command.ceilings(options.device, options.dtypes, threads) for threads in options.threads}
+    limits = products.ceilings(options, rows)
     for row, (case, threads) in zip(rows, keys, strict=True):
         add_floor(row, case, limits[threads])
     for case in options.case:
@@ -170,7 +172,7 @@ def main(arguments: Sequence[str]) -> int:
     options = read_options(arguments)
     run = command.whole_run("network", measure, options)
     rows, found = run["rows"], studies.take(options)
-    amx = machine.features()["amx_bf16"]
+    amx = options.device.type == "cpu" and machine.features()["amx_bf16"]
     found["goals"] = goals.of_times(rows, amx) + goals.of_bytes(found.get("by_batch", []), found.get("kept", []))
     show(rows, found)
     if options.json:

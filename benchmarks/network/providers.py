@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from benchmarks import command, memory
-from benchmarks.harness import Step
+from benchmarks.harness import Step, marked
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.left_out import runnable
 from benchmarks.network.cases import Case, Problem
@@ -35,7 +35,7 @@ def _compiled(mode: str | None = None) -> Callable[[Problem], Forward]:
     def make(problem: Problem) -> Forward:
         net = problem.sequential()
         compiled: Any = torch.compile(lambda input: problem.loss(net(input)), mode=mode, dynamic=False)
-        return lambda: compiled(problem.input)
+        return marked(lambda: compiled(problem.input), mode, problem.input.device)
 
     return make
 

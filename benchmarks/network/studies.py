@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks import command, machine, memory
-from benchmarks.harness import Step, fix
+from benchmarks.harness import Step, fix, frozen
 from benchmarks.layers import BASELINE, OURS
 from benchmarks.network import cases
 from benchmarks.network.cases import Case, Problem
@@ -51,7 +51,8 @@ def against_batch(case: Case, options: argparse.Namespace, malloc: str) -> dict[
 
 def measure(options: argparse.Namespace, malloc: str) -> dict[str, list[dict[str, Any]]]:
     """Take times against batch under the malloc this process has."""
-    of_batch = [cases.NARROW._replace(rows=rows) for rows in (QUICK_BATCHES if options.quick else BATCHES)]
+    of_batch, quick = ([cases.NARROW._replace(rows=rows) for rows in rows_of] for rows_of in (BATCHES, QUICK_BATCHES))
+    of_batch = command.cases_of(options, of_batch, quick)
     if malloc != options.malloc[0]:  # once is enough for what takes eager seconds
         of_batch = [case for case in of_batch if case.rows <= cases.NARROW.rows]
     found: dict[str, list[dict[str, Any]]] = {}
@@ -76,15 +77,18 @@ def resident(name: str, case: Case, options: argparse.Namespace) -> float:
     call: Callable[..., dict[str, float]] = memory.resident_bytes
     tries = 3 if name == OURS and case.rows in PEAK_ROWS else 1
     args = (resident_step, name, case, options.device, options.threads[-1])
+    if options.tiny:  # a process takes seconds
+        return call(*args)["resident_bytes"]
     return max(machine.fresh("default", call, *args)["resident_bytes"] for _ in range(tries))
 
 
 def add_resident(by_batch: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
     """Add to the rows of the default malloc the bytes that are resident at most, in a fresh process each."""
+    (narrow,) = command.cases_of(options, [cases.NARROW], [cases.NARROW])
     for row in by_batch:
         if row["malloc"] == "default" and options.device.type == "cpu":
             for name, provider in row["providers"].items():
-                case = cases.NARROW._replace(rows=row["rows"])
+                case = narrow._replace(rows=row["rows"])
                 provider["resident_bytes"] = resident(name, case, options)
                 command.progress(0, 1, f"resident bytes, {case}, {name}")
 
@@ -110,20 +114,22 @@ def huge(options: argparse.Namespace) -> dict[str, Any]:
     """Run one step at the largest batch, in a fresh process."""
     threads = options.threads[-1]
     call: Callable[..., dict[str, float]] = memory.resident_bytes
-    found = machine.fresh("default", call, huge_step, HUGE, options.device, threads)
-    return {"case": str(HUGE), "rows": HUGE.rows, "threads": threads, "input_bytes": 4 * HUGE.rows * 64, **found}
+    (case,) = command.cases_of(options, [HUGE])
+    found = machine.fresh("default", call, huge_step, case, options.device, threads)
+    bytes_ = 4 * case.rows * case.sizes[0]
+    return {"case": str(case), "rows": case.rows, "threads": threads, "input_bytes": bytes_, **found}
 
 
 def take(options: argparse.Namespace) -> dict[str, Any]:
     """Take the studies that are asked for."""
     found: dict[str, Any] = {}
     for malloc in options.malloc:
-        measured = machine.under_malloc(malloc, measure, options, malloc)
+        measured = machine.under_malloc(malloc, frozen, measure, options, malloc)
         for name, rows in measured.items():
             found.setdefault(name, []).extend(rows)
     add_resident(found.get("by_batch", []), options)
     if "kept" in options.studies:
-        found["kept"] = [kept(case, options.device) for case in KEPT]
+        found["kept"] = [kept(case, options.device) for case in command.cases_of(options, KEPT)]
     if options.huge:
         found["huge"] = huge(options)
     return found

@@ -13,8 +13,8 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "BLOCK_SECONDS", 1e-5)
     monkeypatch.setattr(harness, "WARMUP_SECONDS", 0.0)
     monkeypatch.setattr(harness, "MIN_ROUNDS", 3)
-    fixed = {"gflops": 1.0, "copy_gbs": 1.0, "empty_call_us": 1.0}
-    monkeypatch.setattr(machine, "ceilings", lambda device, dtype, threads: fixed)
+    fixed = {"gflops": 1.0, "copy_gbs": 1.0, "empty_call_us": 1.0, "launch_us": 1.0}
+    monkeypatch.setattr(machine, "ceilings", lambda device, dtype, threads, small=False: fixed)
     monkeypatch.setattr(machine, "MALLOCS", {"default": machine._tuning(dict(machine.os.environ))})
     threads = torch.get_num_threads()
     yield

@@ -70,7 +70,7 @@ def test_every_provider_has_its_turn_in_every_round_in_changing_order(monkeypatc
 
 
 def test_autorange_doubles_until_a_block_is_long_enough(monkeypatch):
-    monkeypatch.setattr(harness, "time_block", lambda step, number: 4e-6)
+    monkeypatch.setattr(harness, "time_block", lambda step, number: harness.Block(4e-6, 4e-6))
     number = harness.autorange(lambda: None)
     assert number * 4e-6 >= harness.BLOCK_SECONDS > number * 2e-6
     assert number & (number - 1) == 0

@@ -24,7 +24,13 @@ def test_json_has_the_documented_fields(tmp_path, capsys):
     assert run.keys() == {"command", "date", "machine", "settings", "load", "ceilings", "rows"}
     assert run["command"].startswith("python -m benchmarks dense --seconds 0.001 --threads 1")
     assert {"device", "cpu", "cores", "python", "torch"} <= run["machine"].keys()
-    assert run["ceilings"]["default"]["1"].keys() == {"gflops", "copy_gbs", "empty_call_us"}
+    assert run["ceilings"]["default"]["1"].keys() == {
+        "gflops",
+        "gflops_float32",
+        "copy_gbs",
+        "empty_call_us",
+        "launch_us",
+    }
     assert [(row["case"], row["activation"]) for row in run["rows"]] == [
         (case, f) for case in ("5×7→4", "5×7→4 first") for f in ("relu", "gelu")
     ]
@@ -106,6 +112,7 @@ def test_layout_is_json_to_five_digits_with_a_row_on_one_line():
         (["output", "--dtype", "float64"], "unrecognized arguments: --dtype float64"),
         (["dense", "--activation", "rleu"], "invalid choice: 'rleu'"),
         (["dense", "--dtype", "int8"], "invalid choice: 'int8'"),
+        (["dense", "--tiny", "--quick"], "argument --quick: not allowed with argument --tiny"),
         (["dense", "--quik"], "unrecognized arguments: --quik"),
         (["dense", "--json", "--results", __file__], "expected a directory"),
         (["network", "--case", "64-64"], "expected SIZESxROWS[-ACTIVATION][-LOSS][-DTYPE]"),
@@ -158,7 +165,7 @@ def test_the_package_runs_with_torch_and_manual_mlp_alone():
     imported = set()
     # Some commands train on MNIST, which torchvision reads; one is about kernels in Triton.
     paths = set(Path(command.__file__).parent.rglob("*.py"))
-    paths = {path for path in paths if path.stem not in ("time_to", "literature", "accuracy", "cuda_graph")}
+    paths = {path for path in paths if path.stem not in ("time_to", "literature", "accuracy", "cuda_graph", "images")}
     for path in (path for path in paths if "kernels" not in path.parts):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import native as native_command
-from benchmarks import native_rows
+from benchmarks import native_rows, products
 from benchmarks.__main__ import main
 from briefly import BRIEF, CPU
 from manual_mlp.engines import native
@@ -75,7 +75,7 @@ def test_a_row_is_measured_against_plain_without_native():
 def test_the_products_are_those_of_torchs_step(name, count):
     row = next(row for row in native_command.ROWS if str(row).replace("64→64×2→10", "64×3→10") == name)
     made = row.make(CPU)
-    step = native_command.products_of(made.steps["torch"], CPU)
+    step = products.products_of(made.steps["torch"], CPU)
     with torch.autograd.profiler.profile() as profiler:
         step()
     assert sum(event.name == "aten::mm" for event in profiler.function_events) == count
@@ -85,6 +85,15 @@ def test_goals_depend_on_threads_and_on_the_malloc_where_they_say_so():
     goal = native_rows.Goal(1.9, 1.8, (3.2, 3.1))
     assert [goal.at(malloc, n) for malloc in ("tuned", "default") for n in (1, 2)] == [1.9, 1.8, 3.2, 3.1]
     assert native_rows.Goal(1.2, 1.2).at("default", 1) == 1.2
+
+
+@pytest.mark.parametrize(
+    ("group", "host", "goal"), [("layer", 9.5, 1.2), ("backprop", 9.5, 1.5), ("backprop", 5.0, 1.0), ("head", 5.0, 1.0)]
+)
+def test_on_cuda_ours_is_to_save_launches_where_they_bind(group, host, goal):
+    row = next(row for row in native_rows.ROWS if row.group == group)
+    torchs = {"median_us": 10.0, "host_us": host}
+    assert native_command.of_launches(row, {"providers": {"torch": torchs}}) == goal
 
 
 def test_a_miss_says_what_the_limit_is():

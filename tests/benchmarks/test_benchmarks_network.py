@@ -92,7 +92,7 @@ def test_a_problem_lies_on_the_device_that_is_asked_for(case):
     [
         dense.Case(9, 5, 7).tensors(META, torch.float32),
         output.Case(9, 5, 7, bias=True).tensors(META),
-        second_order.tensors(second_order.KINDS["sdf-sine"], 5, META, torch.float32),
+        second_order.Case("sdf-sine", 5).tensors(META, torch.float32),
         transforms.Case("grad", (5, 7), "tanh").tensors(META, torch.float32),
     ],
     ids=["dense", "output", "second_order", "transforms"],
@@ -344,7 +344,7 @@ def test_shares_see_the_products_and_the_python(monkeypatch, step, products, ten
         ]
         return profiler
 
-    monkeypatch.setattr(shares, "time_block", lambda step, number: seconds)
+    monkeypatch.setattr(shares, "time_block", lambda step, number: harness.Block(seconds, seconds))
     monkeypatch.setattr(shares, "autorange", lambda step: 2)
     monkeypatch.setattr(shares, "profile", profile)
     a = torch.randn(3, 3)

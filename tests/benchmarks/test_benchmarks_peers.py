@@ -118,4 +118,4 @@ def test_chunks_are_for_peers(capsys):
         output.read_options([*OUTPUT[1:], CASE, "--chunks", "2"])
     assert "--chunks and --picture are for --peers" in capsys.readouterr().err
     options = output.read_options(["--peers", "--quick", "--device", "cpu"])
-    assert options.case == peers.QUICK_CASES
+    assert options.case == [*peers.QUICK_CASES]

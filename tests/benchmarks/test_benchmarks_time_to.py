@@ -11,11 +11,12 @@ import torch.nn.functional as F
 pytest.importorskip("torchvision")
 
 from benchmarks import command, cuda_graph, time_to
+from benchmarks.__main__ import main
 from manual_mlp import MLP
 from manual_mlp.training.config import Config
 from manual_mlp.training.data import Data, Split
 from manual_mlp.training.errors import InputError
-from mnist import write_mnist
+from mnist import path_of, write_mnist
 
 
 @pytest.fixture
@@ -80,13 +81,31 @@ def test_the_plain_loop_trains_the_same_network_with_the_same_schedule():
     assert F.cross_entropy(model(images), labels).item() < 0.7 * before
 
 
-def test_a_process_trains_what_it_is_told(tmp_path):
-    flags = ["--time-to", "98", "--threads", "1", "--device", "cpu", "--data-dir", str(write_mnist(tmp_path))]
+@pytest.mark.parametrize("brief", [[], ["--tiny"]])
+def test_a_process_trains_what_it_is_told(tmp_path, brief):
+    flags = ["--time-to", "98", "--threads", "1", "--device", "cpu", "--data-dir", str(write_mnist(tmp_path)), *brief]
     found = time_to.in_a_process("manual_mlp", 3, time_to.read_options(flags))
     assert 0 <= found["accuracy"] <= 100
     # Of a real clock: they are there, and how long they are is what the command is for.
     assert found["seconds"] > 0
     assert found["ready"] > 0
+
+
+def test_without_images_the_command_says_in_one_line_what_it_needs(monkeypatch, capsys):
+    done = SimpleNamespace(returncode=2, stderr="expected mnist in a folder or a network to download it\n")
+    monkeypatch.setattr(time_to.subprocess, "run", lambda *args, **kwargs: done)
+    assert main(["train", "--time-to", "98", "--device", "cpu"]) == 2
+    said = "python -m benchmarks train: expected mnist in a folder or a network to download it\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_process_without_images_ends_with_status_2_and_the_reason(tmp_path, monkeypatch):
+    # Another size than the labels': found without a network.
+    folder = write_mnist(tmp_path)
+    path_of(folder, "train-labels").write_bytes(b"")
+    flags = ["--time-to", "98", "--threads", "1", "--device", "cpu", "--data-dir", str(folder)]
+    with pytest.raises(InputError, match="train-labels"):
+        time_to.in_a_process("manual_mlp", 0, time_to.read_options(flags))
 
 
 def test_in_memory_every_image_comes_once():

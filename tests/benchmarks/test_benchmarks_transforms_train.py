@@ -117,9 +117,8 @@ def test_every_training_row_is_right_and_documented(rows, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("optimiser", train.OPTIMISERS)
-def test_training_lowers_the_loss_and_uses_every_batch(monkeypatch, optimiser):
-    monkeypatch.setattr(train, "STEPS", 400)
-    losses = train.losses(OURS, Case((5, 16, 4), 4, "tanh", "cross_entropy"), optimiser, CPU)
+def test_training_lowers_the_loss_and_uses_every_batch(optimiser):
+    losses = train.losses(OURS, Case((5, 16, 4), 4, "tanh", "cross_entropy"), optimiser, CPU, 400)
     assert len(set(losses[: train.BATCHES].tolist())) == train.BATCHES
     assert losses[-train.BATCHES :].mean() < 0.9 * losses[: train.BATCHES].mean()
 
