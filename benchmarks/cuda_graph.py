@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import command, literature, machine
+from benchmarks.images import few
+from benchmarks.tiny import shrunk
 from manual_mlp.training.config import Config
 from manual_mlp.training.errors import InputError
 
@@ -26,12 +28,11 @@ CASES: dict[str, dict[str, Any]] = {
     "deformed": {"rotation": 15.0, "scaling": 0.15, "shear": 10.0, "translation": 1.0},
     "wide": {"hidden": (2500, 2000, 1500, 1000, 500), "precision": "bf16", "batch_size": 1024},
 }
-TINY = {"dataset": "digits", "epochs": 1}
 
 
 def run(flags: dict[str, Any], seed: int, graph: bool, options: argparse.Namespace) -> dict[str, Any]:
     """Train; return steps, seconds and accuracy (%), or why the trainer refuses, in a line."""
-    given = flags | (TINY if options.tiny else {})
+    given = shrunk(flags) | {"epochs": 1} if options.tiny else flags
     config = Config(seed=seed, cuda_graph=graph, check_every=0, data_dir=options.data_dir, **given)
     try:
         trainer, data, seconds = literature.fit(config, options.device)
@@ -107,13 +108,14 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Train, print, write; return 1 where the trainer refuses a graph on a GPU, or to train at all."""
     options = read_options(arguments)
-    rows = measure(options)
+    with few(options):
+        rows = measure(options)
     print("\nTraining with and without --cuda-graph.\n" + table(rows))
     if options.json:
         run = {
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "machine": machine.describe(options.device),
-            "settings": {"seeds": options.seeds, "quick": options.tiny, "tiny": options.tiny},
+            "settings": {"seeds": options.seeds, **command.briefly(options)},
             "load": machine.load(),
             "rows": rows,
         }

@@ -76,11 +76,8 @@ def of_loss(case: output.Case, device: torch.device) -> Subject:
 def subjects(options: argparse.Namespace) -> list[Callable[[], Subject]]:
     """List what is swept, to be made when its turn comes: from small to large."""
     cuda = options.device.type == "cuda"
-    losses = LOSSES[:1] if options.quick else LOSSES + (LOSSES_OF_CUDA if cuda else ())
-    networks = (cases.QUICK_CASES[1],) if options.quick else NETWORKS + (NETWORKS_OF_CUDA if cuda else ())
-    if options.tiny:
-        losses = tuple(dict.fromkeys(case._replace(rows=64, d_in=8, classes=32) for case in losses))
-        networks = tuple(dict.fromkeys(c._replace(sizes=tuple(min(w, 8) for w in c.sizes), rows=64) for c in networks))
+    losses = command.cases_of(options, LOSSES + (LOSSES_OF_CUDA if cuda else ()), LOSSES[:1])
+    networks = command.cases_of(options, NETWORKS + (NETWORKS_OF_CUDA if cuda else ()), cases.QUICK_CASES[1:2])
     made = {
         "chunk_rows": [partial(of_loss, case, options.device) for case in losses],
         "tile_rows": [partial(of_network, case, options.device) for case in networks],
