@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build train test test-all quick explain gradcheck grid fuzz sanitize tables docs mutants torchao dist wheel elsewhere lint tensorboard gpu
+.PHONY: help build train test test-all quick standin explain gradcheck grid fuzz sanitize tables docs mutants torchao dist wheel elsewhere lint tensorboard gpu
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ quick: .venv/native  ## the core's claims: a few minutes on two cores
 
 test-all: .venv/native  ## every claim, and the full products of their cases: twenty to forty minutes
 	$(PYTEST) --cases=all $(ARGS)
+
+standin: .venv/native  ## the CUDA half of make test without a GPU: CUDA's own code, a CPU's kernels
+	cd tests && ../$(BIN)/python -m standin pytest --numprocesses $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
 
 explain: .venv/installed  ## derive the gradients step by step, and write explain.html; flags by ARGS="--activation gelu"
 	$(BIN)/python -m manual_mlp explain --html explain.html $(ARGS)

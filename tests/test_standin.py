@@ -93,6 +93,33 @@ with torch.autocast("cuda", torch.bfloat16):
     "memory is NaN until it is written": """
 assert torch.empty(1000, device="cuda").isnan().all()
 """,
+    "a step of ours launches no more than torch's": """
+import ctypes, os
+from manual_mlp import MLP, backprop, dense, linear_cross_entropy
+launched = ctypes.c_uint64.in_dll(ctypes.CDLL(os.environ["MANUAL_MLP_STANDIN"]), "standin_launches")
+
+def launches(step, leaves):
+    for _ in range(2):
+        before = launched.value
+        for leaf in leaves:
+            leaf.grad = None
+        step()
+    return launched.value - before
+
+for narrow in (False, True):
+    for sizes, rows in (((64, 64, 64, 10), 32), ((784, 128, 10), 64)):
+        mlp = MLP(list(sizes)).cuda()
+        net = mlp.to_sequential()
+        h, t = torch.randn(rows, sizes[0], device="cuda"), torch.zeros(rows, dtype=torch.long, device="cuda")
+        with torch.autocast("cuda", torch.bfloat16, narrow):
+            ours = launches(lambda: backprop(mlp, h, t, "cross_entropy"), [*mlp.parameters()])
+            torchs = launches(lambda: F.cross_entropy(net(h), t).backward(), [*net.parameters()])
+        assert ours <= torchs, (sizes, narrow, ours, torchs)
+leaves = [torch.randn(*size, device="cuda", requires_grad=True) for size in ((32, 64), (48, 64), (48,))]
+for name, f in (("relu", torch.relu), ("gelu", F.gelu), ("tanh", torch.tanh)):
+    ours = launches(lambda: dense(*leaves, name).sum().backward(), leaves)
+    assert ours <= launches(lambda: f(F.linear(*leaves)).sum().backward(), leaves), name
+""",
     "a sparse tensor keeps to the device": """
 s = torch.eye(3, device="cuda").to_sparse()
 assert s.is_cuda and torch.equal((s @ x.t()).cpu(), x.t().cpu())

@@ -41,18 +41,11 @@ INTERPRET = "TRITON_INTERPRET"
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line; refuse what Triton cannot do here."""
     flags = command.parser("kernels", "Study kernels for small networks in Triton.", dtype=False)
-    # Until every command has the flag.
-    with contextlib.suppress(argparse.ArgumentError):
-        flags.add_argument(
-            "--tiny", action="store_true", help="every row at sizes for a CPU: to see that its code runs"
-        )
     flags.add_argument("--all", action="store_true", help="every combination is held, not pairs: an hour of compiling")
     flags.add_argument(
         "--compiled", action="store_true", help="also what they compile to for an H100, and a model of time"
     )
     options: argparse.Namespace = flags.parse_args(arguments)
-    if options.tiny:
-        options.seconds = options.seconds or 0.01
     if options.threads or options.malloc:
         flags.error("expected neither --threads nor --malloc: no kernel is timed on a CPU")
     command.complete(flags, options, seconds=1.0)
@@ -129,7 +122,6 @@ def main(arguments: Sequence[str]) -> int:
     """Hold, time, print, write; return 1 if a kernel is wrong anywhere."""
     options = read_options(arguments)
     run: dict[str, Any] = command.record(options)
-    run["settings"] |= {"quick": options.quick or options.tiny, "tiny": options.tiny}
     print(command.heading("kernels", run, options), flush=True)
     with interpreter(options.device.type == "cpu"):
         run |= run_all(options)

@@ -37,7 +37,7 @@ def device_of(run: Run) -> str:
 def read(files: Iterable[Path], quick: bool = False) -> list[Run]:
     """Read all runs, each with the name of its command; those with ``--quick`` only if they are asked for."""
     found: list[Run] = []
-    for file in sorted(files):
+    for file in sorted(files, key=lambda file: file.name):
         try:
             runs = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

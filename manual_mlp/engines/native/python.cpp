@@ -61,22 +61,17 @@ const Act* take_activation(PyObject* record) {
 
 namespace {
 
-// Autocast computes these two in float32 on CUDA, and not on a CPU.
-bool autocast_widens(const Act& f, const Tensor& input) {
-  return input.is_cuda() && (f.name == "softplus" || f.name == "squared_relu") &&
-      at::autocast::is_autocast_enabled(at::kCUDA);
-}
-
 PyObject* dense_door(PyObject*, PyObject* const* given, Py_ssize_t) {
   HANDLE_TH_ERRORS
   Tensor input, weight;
   Optional bias;
-  if (functions_are_overridden() || !take(given[0], input) || !take(given[1], weight) || !take(given[2], bias)) {
+  if (functions_are_overridden() || !take(given[0], input) || !take(given[1], weight) || !take(given[2], bias))
     Py_RETURN_NONE;
-  }
   const auto products = products_dtype(input, weight, bias);
   const Act* f = products ? take_activation(given[3]) : nullptr;
-  if (!f || autocast_widens(*f, input)) Py_RETURN_NONE;
+  // On CUDA autocast has two of them in float32.
+  const bool wide = f && input.is_cuda() && (f->name == "softplus" || f->name == "squared_relu");
+  if (!f || (wide && at::autocast::is_autocast_enabled(at::kCUDA))) Py_RETURN_NONE;
   Tensor y;
   {
     py::gil_scoped_release released;
@@ -117,9 +112,8 @@ PyObject* network_door(PyObject*, PyObject* const* given, Py_ssize_t) {
   Tensor input;
   Layers layers;
   if (functions_are_overridden() || !take(given[0], input) ||
-      at::autocast::is_autocast_enabled(input.device().type()) || !take_layers(given[1], input, false, layers)) {
+      at::autocast::is_autocast_enabled(input.device().type()) || !take_layers(given[1], input, false, layers))
     Py_RETURN_NONE;
-  }
   // Tiles and masks are those of a CPU.
   const bool drops = std::any_of(layers.begin(), layers.end(), [](const Layer& layer) { return layer.dropout > 0; });
   if (!input.is_cpu() && (drops || given[2] != Py_None)) Py_RETURN_NONE;
