@@ -288,11 +288,11 @@ def test_folders_of_the_machine_are_left_out_of_what_is_kept(text, expected):
 @pytest.mark.usefixtures("forget")
 def test_the_dry_run_runs_the_stages_and_keeps_their_rows_apart_from_results(tmp_path, capsys):
     pytest.importorskip("sklearn")
-    flags = ["--device", "cpu", "--tiny", "--logs", str(tmp_path), "--only", "doctor", "graph", "time-to-98"]
+    flags = ["--device", "cpu", "--tiny", "--logs", str(tmp_path), "--only", "doctor", "graph"]
     assert day.main(flags) == 0
     (path,) = tmp_path.glob("*.json")
     runs = json.loads(path.read_text())
-    assert runs.keys() == {"day", "cuda-graph", "time-to-98"}
+    assert runs.keys() == {"day", "cuda-graph"}
     assert all(run["settings"]["quick"] and run["settings"]["tiny"] for run in runs.values())
     documented = set(re.findall(r"\w+", day.__doc__))
     for row in runs["day"]["rows"]:
