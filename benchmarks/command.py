@@ -146,6 +146,10 @@ def time_row(
     timing = time_rounds(steps, share * options.seconds)
     others = max(0.0, machine.others_seconds() - others) / (now() - start)
     load = machine.load()
+    found = summarise(timing, baseline, ours, host=options.device.type == "cuda")
+    if not sys.stderr.isatty():
+        # A log has them even if the run is cut.
+        print({name: f"{of['median_us']:.6g} µs" for name, of in found.items()}, file=sys.stderr, flush=True)
     return {
         "threads": threads,
         "load": load,
@@ -153,7 +157,7 @@ def time_row(
         "busy": machine.busy(load, others, options.threads[-1]),
         "number": timing.number,
         "rounds": len(timing.seconds[baseline]),
-        "providers": summarise(timing, baseline, ours, host=options.device.type == "cuda"),
+        "providers": found,
     }
 
 

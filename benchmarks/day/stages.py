@@ -40,7 +40,7 @@ STAGES = (
         tiny=f"{_TESTS} tests/core/test_tiling.py",
     ),
     Stage(
-        "kernels", "python -m benchmarks kernels {measured}", 5 * MINUTE,
+        "kernels", "python -m benchmarks kernels {measured}", 10 * MINUTE,
         "the Triton kernels for small networks: right in bfloat16, then sums in registers against memory",
     ),
     Stage(

@@ -28,7 +28,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -74,20 +74,22 @@ def interpreter(on: bool) -> Iterator[None]:
             os.environ[INTERPRET] = before
 
 
-def run_all(options: argparse.Namespace) -> dict[str, Any]:
-    """Hold, time and compile the kernels, and print what was found."""
+def run_all(options: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Hold, time and compile the kernels, print what was found, and keep it after each part."""
     from benchmarks.kernels import decisions, right, tables, timed
 
     cases = QUICK if options.quick else CASES
     cuda = options.device.type == "cuda"
     found: dict[str, Any] = {"right": right.measure(options), "ceilings": {}, "rows": []}
     print("\nAgainst float64 autograd, by norms.\n" + tables.right(found["right"]), flush=True)
+    keep(found)
     if cuda or options.tiny:
         rows, limits = timed.measure([case.tiny(not cuda) for case in cases] if options.tiny else cases, options)
         found |= {"rows": rows, "ceilings": {options.malloc[0]: limits}}
         where = "" if cuda else " In Triton's interpreter: it shows that the code runs, not how fast."
         print(f"\nTimes; above 1, it is faster than torch.{where}\n" + tables.timed(rows))
         print("\n".join(left_out.lines(rows)), flush=True)
+        keep(found)
     else:
         print("\nleft out: times (they need CUDA; --tiny shows that their code runs)", flush=True)
     if options.compiled:
@@ -123,9 +125,13 @@ def main(arguments: Sequence[str]) -> int:
     options = read_options(arguments)
     run: dict[str, Any] = command.record(options)
     print(command.heading("kernels", run, options), flush=True)
+
+    def keep(found: dict[str, Any]) -> None:
+        if options.json:
+            print(f"\nwritten: {command.save('kernels', run | found, options)}", flush=True)
+
     with interpreter(options.device.type == "cpu"):
-        run |= run_all(options)
-    if options.json:
-        print(f"\nwritten: {command.save('kernels', run, options)}")
+        run |= run_all(options, keep)
+    keep({})
     kernels = {name for row in run["rows"] for name in row["providers"] if name.startswith(tuple(row["forms"]))}
     return int(bool(run["right"]["wrong"] or run["right"]["failed"]) or command.any_wrong(run["rows"], sorted(kernels)))
