@@ -79,7 +79,7 @@ elsewhere: dist  ## make quick against the installed wheel: ARGS="--python pytho
 	$(BIN)/python tests/elsewhere.py $(ARGS)
 
 # A stage that failed says so with status 1; what the others measured goes into the tables.
-gpu: .venv/native  ## all that waits for a GPU, stage by stage, then the tables: ARGS=--long, ARGS="--device cpu --tiny"
+gpu: .venv/installed  ## all that waits for a GPU, stage by stage, then the tables: ARGS=--long, ARGS="--device cpu --tiny"
 	@$(BIN)/python -m benchmarks day $(ARGS); status=$$?; test $$status -gt 1 || $(BIN)/python -m benchmarks report; exit $$status
 
 lint: .venv/installed  ## ruff, ruff format, mypy --strict

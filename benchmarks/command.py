@@ -4,10 +4,12 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from threading import Event
 from typing import Any, TypeVar
 
 import torch
@@ -39,6 +41,7 @@ from benchmarks.layout import table as table
 C = TypeVar("C")
 
 RESULTS = Path(__file__).parent / "results"
+PARTIAL = Event()  # a run that was stopped has some of its rows
 TINY = "all cases and providers, but small, in seconds: it shows that they run, not how fast"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 
@@ -75,11 +78,13 @@ def add_device(flags: Parser) -> None:
 
 
 def pick_device(flags: Parser, options: argparse.Namespace) -> None:
-    """Turn ``--device`` into a device; refuse one that is not there."""
+    """Turn ``--device`` into a device; refuse one that is not there, and results that could not be written."""
     cuda = torch.cuda.is_available()
     if options.device == "cuda" and not cuda:
         flags.error("--device cuda: torch finds no CUDA device here")
     options.device = torch.device(options.device or ("cuda" if cuda else "cpu"))
+    if options.json and options.results and options.results.exists() and not options.results.is_dir():
+        flags.error(f"--results: expected a directory, got the file {options.results}")
 
 
 def complete(flags: Parser, options: argparse.Namespace, seconds: float = 2.5) -> None:
@@ -95,8 +100,6 @@ def complete(flags: Parser, options: argparse.Namespace, seconds: float = 2.5) -
         flags.error(f"--threads: expected at most {cores} (the cores there are), got {options.threads[-1]}")
     options.malloc = tuple(dict.fromkeys(options.malloc or (machine.mallocs() if both else ("default",))))
     options.seconds = options.seconds or (tiny.SECONDS if options.tiny else 0.2 if options.quick else seconds)
-    if options.json and options.results.exists() and not options.results.is_dir():
-        flags.error(f"--results: expected a directory, got the file {options.results}")
 
 
 def cases_of(
@@ -130,6 +133,22 @@ def record(options: argparse.Namespace) -> dict[str, object]:
         },
         "load": machine.load(),
     }
+
+
+def turns(keys: list[C]) -> Iterator[tuple[int, C]]:
+    """Number the keys of a run's rows from 1 on; at SIGINT drop those that are left, so that the others are kept."""
+    interrupts: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    try:
+        for done, key in enumerate([*keys], 1):
+            if interrupts and done > 1:
+                print(f"stopped: {done - 1} of {len(keys)} rows were taken", file=sys.stderr, flush=True)
+                del keys[done - 1 :]
+                PARTIAL.set()
+                return
+            yield done, key
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def time_row(
@@ -253,6 +272,8 @@ def save(command: str, run: dict[str, Any], options: argparse.Namespace, key: st
     With a key, rows of an earlier run of today stay where this one has none of that key.
     """
     date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    if PARTIAL.is_set():
+        run = run | {"settings": run["settings"] | {"partial": True}}
     path: Path = options.results / f"{machine.slug(options.device)}-{date}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

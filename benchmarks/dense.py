@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
     device, dtype = options.device, command.DTYPES[options.dtype]
     keys = [(c, a, t) for c in options.case for a in options.activation for t in options.threads]
     rows: list[dict[str, Any]] = []
-    for done, (case, activation, threads) in enumerate(keys, 1):
+    for done, (case, activation, threads) in command.turns(keys):
         tensors, cotangent = case.tensors(device, dtype)
         steps = {name: training_step(layer, tensors, cotangent) for name, layer in providers(activation).items()}
         about = {"case": str(case), "shape": list(case[:3]), "activation": activation, "input_grad": case.input_grad}

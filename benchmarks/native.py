@@ -74,7 +74,7 @@ def of_launches(row: Row, taken: Mapping[str, Any]) -> float:
 def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, Any]], dict[int, dict[str, float]]]:
     """Take every row under the malloc this process has; return rows, and ceilings by thread count."""
     keys, rows = [(row, threads) for row in options.rows for threads in options.threads], []
-    for done, (row, threads) in enumerate(keys, 1):
+    for done, (row, threads) in command.turns(keys):
         fix(threads)
         made = row.make(options.device)
         steps = {

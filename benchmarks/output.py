@@ -317,7 +317,7 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
     one = torch.ones((), device=device)
     keys = [(c, names, t) for c, names in zip(options.case, options.providers, strict=True) for t in options.threads]
     rows: list[dict[str, Any]] = []
-    for done, (case, names, threads) in enumerate(keys, 1):
+    for done, (case, names, threads) in command.turns(keys):
         fix(threads)
         tensors, target = case.tensors(device)
         steps = {name: training_step(layer, tensors, one) for name, layer in layers_of(names, target).items()}
@@ -338,7 +338,9 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
     compare_with_usual(rows, [case for case, *_ in keys])
     if malloc == options.malloc[0]:
         for case, names in zip(options.case, options.providers, strict=True):
-            check_case([row for row, key in zip(rows, keys, strict=True) if key[0] == case], case, names, device)
+            of = [row for row, key in zip(rows, keys, strict=True) if key[0] == case]
+            if of:
+                check_case(of, case, names, device)
     return rows, limits
 
 

@@ -118,7 +118,7 @@ def check(row: dict[str, Any], layers: Mapping[str, Layer], tensors: dict[str, T
 def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, Any]], dict[int, dict[str, float]]]:
     """Take every row under the malloc this process has; return rows, and ceilings by thread count."""
     keys, rows = [(case, threads) for case in options.case for threads in options.threads], []
-    for done, (case, threads) in enumerate(keys, 1):
+    for done, (case, threads) in command.turns(keys):
         rows.append(take(case, options, malloc, threads))
         command.progress(done, len(keys), f"{case}, {threads} threads, {malloc} malloc")
     return rows, products.ceilings(options, rows)

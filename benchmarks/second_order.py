@@ -174,7 +174,7 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
     device, dtype = options.device, command.DTYPES[options.dtype]
     one = torch.ones((), device=device, dtype=dtype)
     keys, rows = [(case, threads) for case in options.case for threads in options.threads], []
-    for done, (case, threads) in enumerate(keys, 1):
+    for done, (case, threads) in command.turns(keys):
         leaves = case.tensors(device, dtype)
         steps = {name: training_step(loss, leaves, one) for name, loss in losses(KINDS[case.kind]).items()}
         about = {"case": case.kind, "width": case.width, "rows": case.rows, "malloc": malloc}

@@ -99,7 +99,7 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
     """Take every row under the malloc this process has; return rows, and ceilings by thread count."""
     keys = [(case, name, threads) for case in options.case for name in options.optimiser for threads in options.threads]
     rows: list[dict[str, Any]] = []
-    for done, (case, optimiser, threads) in enumerate(keys, 1):
+    for done, (case, optimiser, threads) in command.turns(keys):
         fix(threads)
         steps, missing = trainers(options.providers, case, optimiser, options.device)
         about = {**case._asdict(), "case": str(case), "sizes": list(case.sizes), "optimiser": optimiser}
@@ -118,6 +118,15 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
         for row, (case, *_) in zip(rows, keys, strict=True):
             check(row, case, options.device)
     return rows, limits
+
+
+# Commands of their own, which need the packages for training: a flag, and the module that has it.
+OTHERS = {
+    "--time-to": "time_to",
+    "--table": "literature",
+    "--accuracy": "accuracy",
+    "--cuda-graph": "cuda_graph",
+}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -161,18 +170,20 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, write; return 1 if ours is wrong in any row."""
-    # Commands of their own, which need the packages for training.
-    for flag, module in (
-        ("--time-to", "time_to"), ("--table", "literature"), ("--accuracy", "accuracy"), ("--cuda-graph", "cuda_graph"),
-    ):  # fmt: skip
-        if any(argument.split("=")[0] == flag for argument in arguments):
-            from manual_mlp.training.errors import InputError
+    asked = [flag for flag in OTHERS if any(argument.split("=")[0] == flag for argument in arguments)]
+    if len(asked) > 1:
+        print(
+            f"python -m benchmarks train: expected one of {', '.join(OTHERS)}, got {', '.join(asked)}", file=sys.stderr
+        )
+        return 2
+    for flag in asked:
+        from manual_mlp.training.errors import InputError
 
-            try:
-                return int(import_module(f"benchmarks.{module}").main(arguments))
-            except InputError as error:
-                print(f"python -m benchmarks train: {error}", file=sys.stderr)
-                return 2
+        try:
+            return int(import_module(f"benchmarks.{OTHERS[flag]}").main(arguments))
+        except InputError as error:
+            print(f"python -m benchmarks train: {error}", file=sys.stderr)
+            return 2
     options = read_options(arguments)
     run = command.whole_run("train", measure, options)
     print("\nTraining steps; above 1, the other is faster than torch.\n" + table(run["rows"]))

@@ -181,7 +181,7 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
     device, dtype = options.device, command.DTYPES[options.dtype]
     keys = [(case, threads) for case in cases(options) for threads in options.threads]
     rows: list[dict[str, Any]] = []
-    for done, (case, threads) in enumerate(keys, 1):
+    for done, (case, threads) in command.turns(keys):
         fix(threads)
         steps = case.steps(*case.tensors(device, dtype))
         about = {"case": case.transform, "net": "→".join(map(str, case.sizes)), "rows": case.rows}

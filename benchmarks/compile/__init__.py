@@ -93,7 +93,7 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
     """Take every row under the malloc this process has; return rows, and ceilings by thread count."""
     keys = [(row, threads) for row in options.rows for threads in options.threads]
     rows = []
-    for done, (row, threads) in enumerate(keys, 1):
+    for done, (row, threads) in command.turns(keys):
         rows.append(take(row, options, malloc, threads))
         command.progress(done, len(keys), f"{row}, {threads} threads, {malloc} malloc")
     torch.compiler.reset()

@@ -37,8 +37,9 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     flags = command.Parser(prog="python -m benchmarks day", description="All that waits for a GPU, stage by stage.")
     flags.add_argument("--list", action="store_true", help="print the stages, their limits and what they tell")
-    flags.add_argument("--only", nargs="+", choices=NAMES, metavar="STAGE", help="these stages")
-    flags.add_argument("--from", choices=NAMES, dest="first", metavar="STAGE", help="this stage, and those after it")
+    part = flags.add_mutually_exclusive_group()
+    part.add_argument("--only", nargs="+", choices=NAMES, metavar="STAGE", help="these stages")
+    part.add_argument("--from", choices=NAMES, dest="first", metavar="STAGE", help="this stage, and those after it")
     flags.add_argument("--long", action="store_true", help="also what takes hours")
     flags.add_argument("--seconds", type=command.positive_seconds, help="of all stages together (the sum of limits)")
     flags.add_argument("--logs", type=Path, default=LOGS, metavar="DIR", help="what the stages say, and checkpoints")
@@ -51,6 +52,10 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     if options.device is None and not torch.cuda.is_available():
         flags.error("expected a CUDA device, and torch finds none; a dry run: --device cpu --tiny")
     command.pick_device(flags, options)
+    if options.device.type == "cpu" and not options.tiny:
+        flags.error("--device cpu: expected --tiny with it, for a dry run")
+    if options.logs.exists() and not options.logs.is_dir():
+        flags.error(f"--logs: expected a directory, got the file {options.logs}")
     # What is no measurement stays out of the results that are kept.
     options.results = options.results or (options.logs if options.tiny else command.RESULTS)
     options.seconds = options.seconds or sum(stage.limit for stage in options.stages)
@@ -183,7 +188,7 @@ def main(arguments: Sequence[str]) -> int:
     options.logs.mkdir(parents=True, exist_ok=True)
     most = sum(stage.limit for stage in options.stages)
     print(f"{len(options.stages)} stages, at most {duration(min(most, options.seconds))}", flush=True)
-    end = time.monotonic() + options.seconds
+    began, end = time.time() - 1, time.monotonic() + options.seconds
     rows: list[dict[str, Any]] = []
     with Interrupt() as interrupt:
         for stage in options.stages:
@@ -194,10 +199,12 @@ def main(arguments: Sequence[str]) -> int:
             print(f"  {row['status']}, {row['seconds']:.0f} s  {row.get('why', '')}".rstrip(), flush=True)
             if interrupt.signal:
                 break
-    print(f"\n{table(rows)}\n\nto be sent: {path}")
+    # A day that goes on after midnight has two files.
+    files = sorted(file for file in {path, *path.parent.glob("*.json")} if file.stat().st_mtime >= began)
+    print(f"\n{table(rows)}\n\nto be sent: {', '.join(map(str, files))}")
     bad = [row["stage"] for row in rows if row["status"] in BAD]
     if bad:
         print(f"and of what failed: {', '.join(str(options.logs / f'{name}.log') for name in bad)}")
     if interrupt.signal:
-        print(f"to go on: python -m benchmarks day --from {rows[-1]['stage']}", file=sys.stderr)
+        print(f"to go on: the same command with --from {rows[-1]['stage']}", file=sys.stderr)
     return interrupt.exit_status or int(bool(bad))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 PAUSE = 0.1  # seconds between two looks
-GRACE = 20.0  # seconds that a process is given to tell what it has, after SIGINT
+GRACE = 90.0  # seconds that a process is given to tell what it has, after SIGINT
 
 
 class Ended(NamedTuple):

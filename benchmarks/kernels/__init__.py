@@ -7,7 +7,8 @@ right, and with ``--tiny`` that each row's code runs; ``--compiled`` needs no ca
 The JSON holds, beside command, date, machine, settings, load and ceilings (gflops_tf32: of float32 with 10 bits):
     right: rows (what; dtype, of the products; cases; error and torch_error, the largest of any, by norms and relative
     to float64), wrong (cases with an error of more than twice torch's and eight roundings, or other bits when run
-    again), failed (cases that did not run, and why), left_out (dtypes that this device has none of, and why);
+    again), failed (cases that did not run, and why), no_room (those that this card's shared
+    memory is too small for), left_out (dtypes that this device has none of, and why);
     rows, as the other commands': case, kind (step; cut, a step of a network cut in two; infer; field, a value with its
     gradient by the input; backward, that and the backward of both; sums, adding up the programs' shares), sizes, rows,
     activation, loss, dropout, dtype, malloc, threads, load, others_cores, busy, number, rounds, forms (by name, what
@@ -47,7 +48,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     options: argparse.Namespace = flags.parse_args(arguments)
     if options.threads or options.malloc:
-        flags.error("expected neither --threads nor --malloc: no kernel is timed on a CPU")
+        flags.error("expected neither --threads nor --malloc: kernels run on a GPU, or in Triton's interpreter")
     command.complete(flags, options, seconds=1.0)
     options.threads, options.malloc = [1], ("default",)
     if find_spec("triton") is None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources  # type: ignore[import-untyped]
 
 from benchmarks import command
 from benchmarks.harness import fix
@@ -177,6 +178,16 @@ def allowed(name: str, theirs: float, dtype: str) -> float:
     return 2 * theirs + 8 * (2.0**-10 if dtype == "tf32" else torch.finfo(dtype_of(dtype)).eps)
 
 
+def is_lost(device: torch.device) -> bool:
+    """Tell whether a kernel has taken the device down, so that nothing runs on it any more in this process."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the cases, all of them or, for a look, some; return what was found by kernel and dtype."""
     kind = options.device.type
@@ -184,6 +195,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     every = list(cases(DTYPES[kind], options.all))[:: 11 if options.tiny else 5 if options.quick else 1]
     wrong: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
+    no_room: list[dict[str, Any]] = []
     for done, (run, given) in enumerate(every, 1):
         fix(1)
         torch.manual_seed(done)
@@ -194,7 +206,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         try:
             results = list(run(given, options.device))
         except Exception as error:  # whatever a compiler, or a card without room for it, raises
-            failed.append(about | {"why": (str(error).strip() or type(error).__name__).splitlines()[0]})
+            why = {"why": (str(error).strip() or type(error).__name__).splitlines()[0]}
+            (no_room if isinstance(error, OutOfResources) else failed).append(about | why)
+            if is_lost(options.device):
+                break
             continue
         for name, tensors, truth, theirs in results:
             off, theirs_off = largest(tensors, truth), largest(theirs, truth)
@@ -206,4 +221,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 wrong.append(about | {"what": name, "error": off, "torch_error": theirs_off})
         command.progress(done, len(every), f"{given.widths}, {given.activation}, {given.dtype}")
     fix(1)
-    return {"rows": list(found.values()), "wrong": wrong, "failed": failed, "left_out": LEFT_OUT.get(kind, {})}
+    return {
+        "rows": list(found.values()),
+        "wrong": wrong,
+        "failed": failed,
+        "no_room": no_room,
+        "left_out": LEFT_OUT.get(kind, {}),
+    }

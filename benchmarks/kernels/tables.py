@@ -18,6 +18,7 @@ def right(found: Mapping[str, Any]) -> str:
         for one in found["wrong"]
     ]
     more += ["DID NOT RUN {dtype}, {case}: {why}".format(**one) for one in found["failed"]]
+    more += ["no room for {dtype}, {case}: {why}".format(**one) for one in found["no_room"]]
     more += [f"left out: {dtype} ({why})" for dtype, why in found["left_out"].items()]
     return "\n".join([command.table(titles, lines), *more])
 

@@ -129,14 +129,14 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
     """Take every row under the malloc this process has; return rows, and ceilings by thread count."""
     keys = [(case, threads) for case in options.case for threads in options.threads]
     rows: list[dict[str, Any]] = []
-    for done, (case, threads) in enumerate(keys, 1):
+    for done, (case, threads) in command.turns(keys):
         rows.append(time_case(case, options, malloc, threads))
         command.progress(done, len(keys), f"{case}, {threads} threads, {malloc} malloc")
     # All timing comes first: the checks and ceilings free blocks larger than any row's, which malloc remembers.
     limits = products.ceilings(options, rows)
     for row, (case, threads) in zip(rows, keys, strict=True):
         add_floor(row, case, limits[threads])
-    for case in options.case:
+    for case in dict.fromkeys(case for case, _ in keys):
         of = [row for row, key in zip(rows, keys, strict=True) if key[0] == case]
         for name, provider in of[0]["providers"].items():
             if "shares" in provider:  # they are those of one thread
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure, print, write; return 1 if ours is wrong in any row."""
     options = read_options(arguments)
     run = command.whole_run("network", measure, options)
-    rows, found = run["rows"], studies.take(options)
+    rows, found = run["rows"], {} if command.PARTIAL.is_set() else studies.take(options)
     amx = options.device.type == "cpu" and machine.features()["amx_bf16"]
     found["goals"] = goals.of_times(rows, amx) + goals.of_bytes(found.get("by_batch", []), found.get("kept", []))
     show(rows, found)

@@ -44,7 +44,7 @@ def measure(options: argparse.Namespace, malloc: str) -> tuple[list[dict[str, An
     """Take every sweep under the malloc this process has; there are no ceilings to hold it against."""
     keys = [(make, threads) for make in sweeps.subjects(options) for threads in options.threads]
     rows: list[dict[str, Any]] = []
-    for done, (make, threads) in enumerate(keys, 1):
+    for done, (make, threads) in command.turns(keys):
         rows.append(sweeps.sweep(make(), options, malloc, threads))
         command.progress(done, len(keys), f"{rows[-1]['argument']}, {rows[-1]['case']}, {threads} threads")
     return rows, {}

@@ -37,8 +37,10 @@ def _drop(t: Tensor, mask: Any) -> Tensor:
 
 PLAIN = Engine("plain")
 KERNELS = Engine("torch's kernels", KernelCrossEntropy)
-# A constant: a compiler that reads engine_for meets no import and no cache.
-ON_CUDA = Engine("torch's kernels and Triton", KernelCrossEntropy, _drop) if find_spec("triton") else KERNELS
+# A constant: a compiler that reads engine_for meets no import and no cache. A folder of that name has no loader.
+_TRITON = find_spec("triton")
+_HAS_TRITON = _TRITON is not None and _TRITON.loader is not None
+ON_CUDA = Engine("torch's kernels and Triton", KernelCrossEntropy, _drop) if _HAS_TRITON else KERNELS
 
 
 def engine_for(t: Tensor) -> Engine:

@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -188,3 +190,37 @@ def test_dropout_is_timed_alone_and_in_a_step(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["dropout", "--p", "1"])
     assert "--p: expected a share between 0 and 1, got 1.0" in capsys.readouterr().err
+
+
+def test_a_run_that_is_stopped_keeps_the_rows_that_it_has(tmp_path):
+    line = ["dense", "--device", "cpu", "--threads", "1", "--malloc", "default", "--seconds", "0.3", "--json"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", *line, "--results", str(tmp_path)],
+        cwd=command.RESULTS.parents[1],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for told in process.stderr:
+            if told.startswith("[2/"):
+                process.send_signal(signal.SIGINT)
+    assert process.returncode == 0
+    (path,) = tmp_path.iterdir()
+    run = json.loads(path.read_text())["dense"]
+    assert run["settings"]["partial"] is True
+    assert 2 <= len(run["rows"]) < 18
+    assert all("error" in provider for row in run["rows"] for provider in row["providers"].values())
+
+
+def test_where_results_cannot_be_written_nothing_is_measured(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for line in (["dense", "--tiny"], ["train", "--cuda-graph", "--tiny"], ["train", "--time-to", "98", "--tiny"]):
+        with pytest.raises(SystemExit) as stopped:
+            main([*line, "--device", "cpu", "--json", "--results", str(tmp_path / "file")])
+        assert stopped.value.code == 2
+        assert "--results: expected a directory, got the file" in capsys.readouterr().err
+
+
+def test_one_kind_of_training_is_asked_for(capsys):
+    assert main(["train", "--cuda-graph", "--time-to", "98"]) == 2
+    assert capsys.readouterr().err.endswith("got --time-to, --cuda-graph\n")
