@@ -35,12 +35,19 @@ def _drop(t: Tensor, mask: Any) -> Tensor:
     return drop(t, mask)
 
 
+def _has_triton() -> bool:
+    try:
+        spec = find_spec("triton")
+    except ValueError:  # something else has put a stub in its place
+        return False
+    # A folder of that name has no loader.
+    return spec is not None and spec.loader is not None
+
+
 PLAIN = Engine("plain")
 KERNELS = Engine("torch's kernels", KernelCrossEntropy)
-# A constant: a compiler that reads engine_for meets no import and no cache. A folder of that name has no loader.
-_TRITON = find_spec("triton")
-_HAS_TRITON = _TRITON is not None and _TRITON.loader is not None
-ON_CUDA = Engine("torch's kernels and Triton", KernelCrossEntropy, _drop) if _HAS_TRITON else KERNELS
+# A constant: a compiler that reads engine_for meets no import and no cache.
+ON_CUDA = Engine("torch's kernels and Triton", KernelCrossEntropy, _drop) if _has_triton() else KERNELS
 
 
 def engine_for(t: Tensor) -> Engine:

@@ -42,11 +42,20 @@ def test_an_engine_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch)
         engine_for(ON_CUDA)
 
 
-def test_without_triton_a_gpu_has_torchs_kernels() -> None:
-    code = """
-import importlib.util, types
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
+WITHOUT_TRITON = {
+    "none": "importlib.util.find_spec = lambda name, *rest: None if name == 'triton' else find(name, *rest)",
+    "a folder": "importlib.util.find_spec = lambda name, *rest: folder if name == 'triton' else find(name, *rest)",
+    "a stub": "sys.modules['triton'] = types.ModuleType('triton')",
+}
+
+
+@pytest.mark.parametrize("what", WITHOUT_TRITON)
+def test_without_triton_a_gpu_has_torchs_kernels(what: str) -> None:
+    code = f"""
+import importlib.machinery, importlib.util, sys, types
+import torch
+find, folder = importlib.util.find_spec, importlib.machinery.ModuleSpec("triton", None, is_package=True)
+{WITHOUT_TRITON[what]}
 from manual_mlp.engines import KERNELS, engine_for
 assert engine_for(types.SimpleNamespace(is_cpu=False, is_cuda=True)) is KERNELS
 """
